@@ -1,0 +1,1 @@
+"""Bird classification on CUB-200-2011 with timm."""
