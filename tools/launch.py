@@ -1,0 +1,69 @@
+"""Starts a training or evaluation module in as many processes as asked for.
+
+`NGPU=2 python -m tools.launch detection.train_net --config-file ...`
+
+The environment says how many: `NGPU` processes on this machine (default: one a GPU, one process without GPUs), `NNODES`
+machines of which this is number `NODE_RANK`, meeting at `DIST_URL` (tcp://host:port of machine 0). One process runs
+in place; several run through torch's own launcher, `torch.distributed.run`. Without GPUs several processes speak gloo.
+"""
+
+import os
+import runpy
+import sys
+from urllib.parse import urlsplit
+
+from tools.errors import UserError, exits_on_user_error
+
+
+def _count(name: str, default: int, least: int) -> int:
+    value = os.environ.get(name) or str(default)
+    if not value.isdecimal() or int(value) < least:
+        raise UserError(f"{name}={value}: expected a whole number, {least} or more")
+    return int(value)
+
+
+@exits_on_user_error
+def main() -> None:
+    """Reads the environment, checks it against the machine and runs the module named first on the command line."""
+    import torch
+
+    module, arguments = sys.argv[1], sys.argv[2:]
+    gpus = torch.cuda.device_count()
+    processes = _count("NGPU", max(gpus, 1), 1)
+    nodes = _count("NNODES", 1, 1)
+    node_rank = _count("NODE_RANK", 0, 0)
+    if gpus and processes > gpus:
+        raise UserError(f"NGPU={processes}: this machine has {gpus} GPU(s); expected at most that: give NGPU={gpus}")
+    if node_rank >= nodes:
+        raise UserError(f"NODE_RANK={node_rank}: expected 0 to {nodes - 1} with NNODES={nodes}")
+
+    if processes * nodes == 1:
+        sys.argv = [module, *arguments]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return
+
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser, run
+
+    options = [f"--nproc-per-node={processes}", f"--nnodes={nodes}", f"--node-rank={node_rank}"]
+    if nodes == 1:
+        options += ["--master-addr=127.0.0.1", "--master-port=0"]
+    else:
+        url = urlsplit(os.environ.get("DIST_URL", ""))
+        if url.scheme != "tcp" or not url.hostname or not url.port:
+            raise UserError(
+                f"DIST_URL={os.environ.get('DIST_URL', '')}: expected tcp://HOST:PORT of machine 0 with NNODES={nodes}"
+            )
+        options += [f"--master-addr={url.hostname}", f"--master-port={url.port}"]
+    if not gpus:
+        # Without this every process would take all cores, and they would fight.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    try:
+        run(get_args_parser().parse_args([*options, "--module", module, *arguments]))
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        sys.exit(2 if 2 in codes else 1)  # the process that failed has said why
+
+
+if __name__ == "__main__":
+    main()

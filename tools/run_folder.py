@@ -1,0 +1,156 @@
+"""The run folder of both halves: one layout, `output/<name>/`, whichever network was trained.
+
+    config.yaml        the whole configuration of the run
+    log.txt            what was printed
+    metrics.json       one JSON object a line, one line a step of the log; the only source of the two files below
+    results.csv        the same as a table, one row an iteration
+    results.png        losses, accuracies or APs, and learning rate
+    model_best.pth     the weights with the best validation figure
+    model_last.pth     the newest complete checkpoint, from which a run resumes
+    events.out.*       TensorBoard
+
+Every file that a later step depends on is written aside and renamed, so a run killed at any moment leaves whole files.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from tools.errors import UserError
+
+METRICS = "metrics.json"
+
+
+def create_run_folder(root: Path, name: str, resume: bool) -> Path:
+    """Makes `root/name`, or the next free `root/name-2`, `root/name-3`, ... so that no run writes into another's folder.
+
+    Args:
+        root: folder of all runs, usually `output`.
+        name: name of the run, without a number.
+        resume: return the newest existing folder of that name instead.
+
+    Raises:
+        UserError: `resume` is set and there is no such folder.
+    """
+    existing = find_run_folders(root, name)
+    if resume:
+        if not existing:
+            raise UserError(
+                f"{root / name}: no run to resume; expected a folder of that name: start one without RESUME=1"
+            )
+        return existing[-1]
+    root.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        run = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            run.mkdir()
+            return run
+        except FileExistsError:
+            number += 1
+
+
+def find_run_folders(root: Path, name: str) -> list[Path]:
+    """All folders `create_run_folder` made for `name`, in the order of their numbers."""
+    pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
+    found = [(int(match[1] or 1), path) for path in root.glob(f"{name}*") if (match := pattern.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Calls `write` with a file beside `path` and renames it to `path` once it is whole and on disk."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)  # mkstemp makes the file private
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def append_metrics(run: Path, row: dict) -> None:
+    """Appends one row to `metrics.json` and waits until it is on disk."""
+    with (run / METRICS).open("a") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """Rows of `metrics.json` in the order written; a last line that a kill cut short is left out.
+
+    Raises:
+        UserError: a line other than the last is not a JSON object.
+    """
+    path = run / METRICS
+    if not path.exists():
+        return []
+    rows = []
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            rows.append(dict(row))
+        except (ValueError, TypeError):
+            if number == len(lines):
+                break
+            raise UserError(
+                f"{path}: line {number} is {line[:40]!r}, expected a JSON object: delete the line or the file"
+            ) from None
+    return rows
+
+
+def truncate_metrics(run: Path, iteration: int) -> None:
+    """Keeps the rows before `iteration`: what was written after the checkpoint a run resumes from will come again."""
+    rows = [row for row in read_metrics(run) if row["iteration"] < iteration]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(run / METRICS, lambda file: file.write(text.encode()))
+
+
+def write_results(run: Path) -> None:
+    """Writes `results.csv` and `results.png` from `metrics.json`; without rows it does nothing."""
+    import pandas as pd  # here, since pandas and matplotlib cost a second that most command lines do not need
+
+    rows = read_metrics(run)
+    if not rows:
+        return
+    # Rows of one iteration (losses and, later, the evaluation) become one line of the table.
+    table = pd.DataFrame(rows).groupby("iteration", as_index=False).last()
+    write_atomically(run / "results.csv", lambda file: table.to_csv(file, index=False, float_format="%.6g"))
+    figure = _plot(table, run.name)
+    write_atomically(run / "results.png", lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+def _plot(table, title: str):
+    from matplotlib.figure import Figure
+
+    panels = {
+        "loss": [key for key in table if "loss" in key],
+        "accuracy": [key for key in table if key.startswith("AP") or "top1" in key or "top5" in key],
+        "learning rate": [key for key in table if key == "lr"],
+    }
+    panels = {name: keys for name, keys in panels.items() if keys}
+    figure = Figure(figsize=(4.8 * len(panels), 3.8), layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for key in keys:
+            points = table[["iteration", key]].dropna()
+            # A quantity measured seldom is drawn with its points, or a single evaluation would be invisible.
+            axes.plot(points["iteration"], points[key], marker="o" if len(points) < 30 else "", markersize=3, label=key)
+        axes.set(xlabel="iteration", title="average precision" if any(key.startswith("AP") for key in keys) else name)
+        axes.grid(alpha=0.3)
+        if name == "accuracy":
+            axes.set_ylim(0, None)
+        if len(keys) > 1:
+            axes.legend(fontsize=7)
+    return figure
