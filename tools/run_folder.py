@@ -26,7 +26,7 @@ METRICS = "metrics.json"
 
 
 def create_run_folder(root: Path, name: str, resume: bool) -> Path:
-    """Makes `root/name`, or the next free `root/name-2`, `root/name-3`, ... so that no run writes into another's folder.
+    """Makes `root/name`, or the next free `root/name-2`, `name-3`, ... so that no run writes into the folder of another.
 
     Args:
         root: folder of all runs, usually `output`.
