@@ -26,7 +26,7 @@ METRICS = "metrics.json"
 
 
 def create_run_folder(root: Path, name: str, resume: bool) -> Path:
-    """Makes `root/name`, or the next free `root/name-2`, `name-3`, ... so that no run writes into the folder of another.
+    """Makes `root/name`, or the next free of `root/name-2`, `root/name-3`, ...: runs never share a folder.
 
     Args:
         root: folder of all runs, usually `output`.
