@@ -1,0 +1,168 @@
+"""Weights in and out: checkpoints of a run, and ResNet weights of torchvision or timm for Detectron2's backbone.
+
+Nothing is ever unpickled: `.pth` files are read with `weights_only=True`, and `.pkl` files are refused.
+"""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from tools.errors import UserError
+from tools.run_folder import write_atomically
+
+logger = logging.getLogger(__name__)
+
+BACKBONE = "backbone.bottom_up."
+
+
+def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Writes a checkpoint aside and renames it: `path` is always a whole file."""
+    write_atomically(path, lambda file: torch.save(checkpoint, file))
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a `.pth` or `.safetensors` file to the CPU.
+
+    Returns:
+        What was saved; a bare state dict is wrapped as `{"model": state dict}`.
+
+    Raises:
+        UserError: the file is missing, a pickle, or not readable as tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file; expected a .pth or .safetensors file")
+    if path.suffix in (".pkl", ".pickle"):
+        raise UserError(f"{path}: is a pickle, which can run code when read; expected .pth or .safetensors: convert it")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return {"model": load_file(path)}
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for broken archives
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{path}: cannot be read as weights ({reason}); expected a whole .pth or .safetensors file"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path}: holds a {type(checkpoint).__name__}; expected a dict of tensors")
+    return checkpoint if "model" in checkpoint else {"model": checkpoint.get("state_dict", checkpoint)}
+
+
+def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
+    """Loads `cfg.MODEL.WEIGHTS` into a fresh model before training.
+
+    The source is a file or `torchvision://ResNet50_Weights.IMAGENET1K_V1`, `timm://resnet50.a1_in1k` or another name
+    of these hubs; the empty string leaves the random weights. A file may hold a ResNet or a whole detector; the layers
+    that predict classes are left at random, with a line in the log, where the file's classes are others.
+
+    Raises:
+        UserError: the weights cannot be had, or do not fit tensor for tensor.
+    """
+    source = cfg.MODEL.WEIGHTS
+    if not source:
+        logger.info("Training starts from random weights")
+        return
+    state = _fetch(source) if "://" in source else load_checkpoint(source)["model"]
+    if "layer1.0.conv1.weight" in state:
+        missing = _load(model, convert_resnet(state), source, only=BACKBONE)
+        logger.info("Loaded the backbone from %s; %d tensors of the other parts are random", source, missing)
+        return
+    own = model.state_dict()
+    other_classes = [
+        name for name, value in state.items() if name in own and value.shape != own[name].shape and is_class_layer(name)
+    ]
+    missing = _load(model, {name: value for name, value in state.items() if name not in other_classes}, source)
+    logger.info(
+        "Loaded the detector from %s; random, since the classes are others: %s", source, other_classes or "none"
+    )
+
+
+def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
+    """Loads a trained detector; every tensor must fit. Returns the checkpoint.
+
+    Raises:
+        UserError: the file is not a checkpoint of this model and number of classes.
+    """
+    checkpoint = load_checkpoint(path)
+    _load(model, checkpoint["model"], str(path))
+    return checkpoint
+
+
+def is_class_layer(name: str) -> bool:
+    """Whether a parameter's shape depends on the number of classes."""
+    return "box_predictor" in name or ".prediction" in name
+
+
+def convert_resnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Renames the tensors of torchvision's and timm's ResNet to Detectron2's `backbone.bottom_up`.
+
+    `conv1`, `bn1` become the stem; `layer1` to `layer4` become `res2` to `res5`; a block's `bnK` becomes `convK.norm`
+    and its `downsample` the `shortcut`. The classifier (`fc`) and BatchNorm's step counters are the only ones dropped.
+
+    Raises:
+        UserError: a tensor has a name that no ResNet has.
+    """
+    converted = {}
+    for name, value in state.items():
+        if name.startswith("fc.") or name.endswith("num_batches_tracked"):
+            continue
+        new = re.sub(r"^(conv1|bn1)\.", lambda match: f"stem.{match[1]}.", name)
+        new = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", new)
+        new = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", new)
+        new = new.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+        if not re.match(r"(stem|res[2-5])\.", new):
+            raise UserError(f"weights: tensor {name} belongs to no plain ResNet; expected conv1, bn1, layer1-4, fc")
+        converted[BACKBONE + new] = value
+    return converted
+
+
+def _load(model: nn.Module, state: dict[str, torch.Tensor], source: str, only: str = "") -> int:
+    """Loads `state`, which must hold every tensor of `model` below the prefix `only`; returns the number of others.
+
+    BatchNorm's step counters may be absent: a frozen BatchNorm has none.
+    """
+    own = model.state_dict()
+    wanted = {name for name in own if name.startswith(only) and not name.endswith("num_batches_tracked")}
+    wrong = {
+        "missing": sorted(wanted - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "of another shape": sorted(
+            f"{name} {tuple(value.shape)} for {tuple(own[name].shape)}"
+            for name, value in state.items()
+            if name in own and value.shape != own[name].shape
+        ),
+    }
+    faults = [f"{len(names)} tensors {kind} ({names[0]}, ...)" for kind, names in wrong.items() if names]
+    if faults:
+        raise UserError(
+            f"{source}: does not fit the model: {'; '.join(faults)}; expected weights of the same network and classes"
+        )
+    model.load_state_dict(state, strict=False)
+    return len(own.keys() - state.keys())
+
+
+def _fetch(source: str) -> dict[str, torch.Tensor]:
+    hub, name = source.split("://", 1)
+    try:
+        if hub == "torchvision":
+            from torchvision.models import get_weight
+
+            return get_weight(name).get_state_dict(progress=True, check_hash=True, weights_only=True)
+        if hub == "timm":
+            import timm
+
+            return timm.create_model(name, pretrained=True).state_dict()
+    except (OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{source}: pretrained weights cannot be fetched ({reason}); "
+            "give a file (WEIGHTS=path) or start from random weights (PRETRAINED=0)"
+        ) from error
+    raise UserError(f"MODEL.WEIGHTS {source}: expected a file, torchvision://NAME or timm://NAME")

@@ -1,0 +1,313 @@
+"""Trainer hooks. What they remember is in the checkpoint, so a resumed run goes on as if it had never stopped."""
+
+import datetime
+import logging
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from detection.data_loader import seeded
+from tools.run_folder import append_metrics, write_results
+
+logger = logging.getLogger(__name__)
+
+METRIC = "AP50_11point"
+
+
+class SeedIteration(HookBase):
+    """Seeds torch by (seed, iteration, rank), so the samples that the model draws do not depend on restarts."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_step(self) -> None:
+        """Seeds the generators of the CPU and of every GPU."""
+        torch.manual_seed(hash((self.seed, self.trainer.iter, comm.get_rank())))
+
+
+class WeightAveraging(HookBase):
+    """Exponential moving average of the weights: average = decay average + (1 - decay) weights.
+
+    Integer buffers are copied. The decay rises as (1 + i) / (10 + i) at first: a short past is not worth keeping.
+
+    Args:
+        model: the model without a distributed wrapper.
+        decay: share of the old average at each iteration, below 1.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = model
+        self.decay = decay
+        self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    def after_step(self) -> None:
+        """Moves the average towards the weights of this iteration."""
+        decay = min(self.decay, (1 + self.trainer.iter) / (10 + self.trainer.iter))
+        averages, values = [], []
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                averages.append(self.average[name])
+                values.append(value)
+            else:
+                self.average[name].copy_(value)
+        torch._foreach_lerp_(averages, values, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Puts the average into the model inside the block."""
+        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(weights)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The average itself, with the model's names."""
+        return self.average
+
+    def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """Takes over the average of a checkpoint."""
+        for name, value in state_dict.items():
+            self.average[name].copy_(value)
+
+
+class Evaluate(HookBase):
+    """Evaluates every `period` iterations and after the last one; the metrics reach the event storage of every rank.
+
+    Args:
+        period: iterations between two evaluations; 0 evaluates only at the end.
+        evaluate: returns the metrics on rank 0; called on all ranks.
+    """
+
+    def __init__(self, period: int, evaluate: Callable[[], dict[str, float]]) -> None:
+        self.period = period
+        self.evaluate = evaluate
+
+    def after_step(self) -> None:
+        """Evaluates if it is time."""
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self.period and done % self.period == 0):
+            metrics = comm.all_gather(self.evaluate())[0]
+            self.trainer.storage.put_scalars(smoothing_hint=False, **metrics)
+            comm.synchronize()
+
+
+class BestCheckpoint(HookBase):
+    """Saves `model_best.pth` whenever the metric is the highest so far, and stops training when it rises no more.
+
+    Args:
+        save: writes the best checkpoint; called on rank 0.
+        patience: evaluations without a rise before the trainer is told to stop; 0 never stops.
+        min_rise: a smaller rise does not count for the patience.
+    """
+
+    def __init__(self, save: Callable[[], None], patience: int, min_rise: float) -> None:
+        self.save = save
+        self.patience = patience
+        self.min_rise = min_rise
+        self.best = self.reference = float("-inf")
+        self.best_iteration = -1
+        self.without_rise = 0
+
+    def after_step(self) -> None:
+        """Compares the metric of this iteration, if there is one."""
+        value, iteration = self.trainer.storage.latest().get(METRIC, (float("nan"), -1))
+        if iteration != self.trainer.iter:
+            return
+        if value > self.best:
+            self.best, self.best_iteration = value, iteration
+            if comm.is_main_process():
+                self.save()
+        if value >= self.reference + self.min_rise:
+            self.reference, self.without_rise = value, 0
+        else:
+            self.without_rise += 1
+        if self.should_stop():
+            logger.info(
+                "Stopping early: %s has not risen by %g in %d evaluations; the best is %.4f after iteration %d",
+                METRIC, self.min_rise, self.without_rise, self.best, self.best_iteration,
+            )  # fmt: skip
+            self.trainer.stop_requested = True
+
+    def should_stop(self) -> bool:
+        """Whether the patience is at its end."""
+        return 0 < self.patience <= self.without_rise
+
+    def state_dict(self) -> dict[str, float]:
+        """The best value and how long ago it was."""
+        return {
+            "best": self.best,
+            "reference": self.reference,
+            "best_iteration": self.best_iteration,
+            "without_rise": self.without_rise,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Takes over what a checkpoint remembers."""
+        self.__dict__.update(state_dict)
+
+
+class MetricsWriter(HookBase):
+    """Writes a row of means to `metrics.json`, TensorBoard and the log every `period` iterations and evaluation.
+
+    In a terminal the log's lines go to `log.txt` alone and a progress bar takes their place. `results.csv` and
+    `results.png` follow at every evaluation and about twice a minute. Runs on rank 0.
+
+    Args:
+        run: the run folder.
+        period: iterations that a row averages over.
+        images_per_epoch: for the epoch in the rows.
+        batch_size: images an iteration over all processes.
+    """
+
+    def __init__(self, run: Path, period: int, images_per_epoch: int, batch_size: int) -> None:
+        self.run = run
+        self.period = period
+        self.images_per_epoch = images_per_epoch
+        self.batch_size = batch_size
+        self.sums: dict[str, float] = defaultdict(float)
+        self.count = 0
+
+    def before_train(self) -> None:
+        """Opens TensorBoard's file and the progress bar."""
+        trainer = self.trainer
+        self.tensorboard = SummaryWriter(str(self.run), purge_step=trainer.start_iter)
+        self.bar = tqdm(
+            total=trainer.max_iter,
+            initial=trainer.start_iter,
+            unit="it",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
+        self.last_results = time.monotonic()
+
+    def after_step(self) -> None:
+        """Adds this iteration to the means and writes them if it is time."""
+        iteration = self.trainer.iter
+        latest = {name: value for name, (value, when) in self.trainer.storage.latest().items() if when == iteration}
+        metrics = {
+            name: latest.pop(name) for name in list(latest) if name.startswith("AP") or name == "validation_loss"
+        }
+        for name, value in latest.items():
+            self.sums[name] += value
+        self.count += 1
+        self.bar.update()
+        self.bar.set_postfix_str(f"loss {latest['total_loss']:.3f}  lr {latest['lr']:.2g}  {_memory()}", refresh=False)
+        is_last = iteration + 1 == self.trainer.max_iter or self.trainer.stop_requested
+        if not (metrics or is_last or (iteration + 1) % self.period == 0):
+            return
+        row = {
+            "iteration": iteration,
+            "epoch": (iteration + 1) * self.batch_size / self.images_per_epoch,
+            **{name: total / self.count for name, total in self.sums.items()},
+            **metrics,
+            "lr": latest["lr"],
+        }
+        self.sums.clear()
+        self.count = 0
+        append_metrics(self.run, row)
+        for name, value in row.items():
+            self.tensorboard.add_scalar(name, value, iteration)
+        logger.info(self._line(row), extra={"is_progress": True})
+        if metrics or is_last or time.monotonic() - self.last_results > 30:
+            write_results(self.run)
+            self.last_results = time.monotonic()
+
+    def after_train(self) -> None:
+        """Closes what `before_train` opened."""
+        self.bar.close()
+        self.tensorboard.close()
+
+    def _line(self, row: dict[str, float]) -> str:
+        left = self.trainer.max_iter - self.trainer.iter - 1
+        seconds = row["time"]
+        losses = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in row.items() if "loss" in name)
+        scores = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name.startswith("AP"))
+        return "  ".join(
+            part
+            for part in (
+                f"iter {row['iteration'] + 1}/{self.trainer.max_iter}",
+                f"epoch {row['epoch']:.2f}",
+                losses,
+                scores,
+                f"lr {row['lr']:.2g}",
+                f"{self.batch_size / seconds:.1f} img/s",
+                f"data {row['data_time'] / seconds:.0%}",
+                f"eta {datetime.timedelta(seconds=round(left * seconds))}",
+                _memory(),
+            )
+            if part
+        )
+
+    def state_dict(self) -> dict[str, dict[str, float] | int]:
+        """The unfinished means."""
+        return {"sums": dict(self.sums), "count": self.count}
+
+    def load_state_dict(self, state_dict: dict[str, dict[str, float] | int]) -> None:
+        """Goes on with the means of a checkpoint."""
+        self.sums = defaultdict(float, state_dict["sums"])
+        self.count = state_dict["count"]
+
+
+class LastCheckpoint(HookBase):
+    """Saves `model_last.pth` every `period` iterations and after the last one. Comes last, so it holds all states.
+
+    Args:
+        save: writes the checkpoint; called on rank 0.
+        period: iterations between two checkpoints.
+    """
+
+    def __init__(self, save: Callable[[], None], period: int) -> None:
+        self.save = save
+        self.period = period
+
+    def after_step(self) -> None:
+        """Saves if it is time."""
+        done = self.trainer.iter + 1
+        is_last = done == self.trainer.max_iter or self.trainer.stop_requested
+        if comm.is_main_process() and (is_last or done % self.period == 0):
+            self.save()
+
+
+def validation_loss(model: nn.Module, batches: list[list[dict]], seed: int) -> dict[str, float]:
+    """Mean training loss of labelled images that are not trained on, gathered over all ranks.
+
+    The model is in training mode, since only then it computes losses, but BatchNorm uses and keeps its statistics, and
+    what the model samples is drawn from a seed of its own.
+
+    Returns:
+        `validation_loss`; empty without images.
+    """
+    total, count = 0.0, 0
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    with torch.no_grad(), seeded(seed), EventStorage():
+        for batch in batches:
+            total += float(sum(model(batch).values())) * len(batch)
+            count += len(batch)
+    model.train()
+    totals = comm.all_gather((total, count))
+    count = sum(n for _, n in totals)
+    return {"validation_loss": sum(loss for loss, _ in totals) / count} if count else {}
+
+
+def _memory() -> str:
+    if torch.cuda.is_available():
+        return f"GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GB"
+    return f"memory {psutil.Process().memory_info().rss / 2**30:.1f} GB"
