@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -309,7 +309,9 @@ def eval_only(args: argparse.Namespace) -> None:
     Raises:
         UserError: there are no weights, or data or classes do not fit them.
     """
-    weights = Path(args.weights) if args.weights else newest_weights(args)
+    weights = Path(args.weights) if args.weights else newest_weights(args.output, args.model, args.recipe)
+    if weights is None:
+        raise UserError(f"{args.output}: no trained {LEAF[args.model]} in it; expected WEIGHTS=path, or train first")
     cfg, model = load_detector(weights)
     register_voc(Path(args.data or cfg.DATASETS.ROOT))
     if args.data:
@@ -325,18 +327,12 @@ def eval_only(args: argparse.Namespace) -> None:
         )  # fmt: skip
 
 
-def newest_weights(args: argparse.Namespace) -> Path:
-    """`model_best.pth` of the newest run of this model and recipe, on the sample if only that was trained on.
-
-    Raises:
-        UserError: nothing was trained yet.
-    """
-    name = leaf_name(args.model, args.recipe)
-    runs = find_run_folders(args.output, name) + find_run_folders(args.output, f"{name}-sample")
+def newest_weights(output: Path, model: str, recipe: str) -> Path | None:
+    """`model_best.pth` of the newest run of this model and recipe, on whatever data; None if there is none."""
+    name = leaf_name(model, recipe)
+    runs = find_run_folders(output, name) + find_run_folders(output, f"{name}-sample")
     found = [run / "model_best.pth" for run in runs if (run / "model_best.pth").exists()]
-    if not found:
-        raise UserError(f"{args.output / name}: no trained weights there; expected WEIGHTS=path or a run: train first")
-    return max(found, key=lambda path: path.stat().st_mtime)
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def check_classes(cfg: CfgNode, weights: Path) -> None:
@@ -373,8 +369,8 @@ def setup_logging(run: Path | None = None) -> None:
     logging.getLogger("detectron2.evaluation.evaluator").setLevel(logging.WARNING)  # the bar shows what it would say
 
 
-def parse_args() -> argparse.Namespace:
-    """The command line; empty strings, which make passes for variables not given, count as not given."""
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads a command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=sorted(LEAF), default="faster_rcnn")
     parser.add_argument("--recipe", choices=["best", "study"], default="best")
@@ -385,13 +381,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with the newest run of this name")
     parser.add_argument("--eval-only", action="store_true")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs over the configuration")
-    return parser.parse_args([argument for argument in sys.argv[1:] if argument])
+    return parser.parse_args(argv)
 
 
 @exits_on_user_error
 def main() -> None:
     """Trains or evaluates in every process that was started."""
-    args = parse_args()
+    args = parse_args(sys.argv[1:])
     setup_distributed()
     setup_logging()
     try:

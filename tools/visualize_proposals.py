@@ -1,0 +1,166 @@
+"""Shows what Faster R-CNN's first stage proposes beside what the second makes of it, from one forward pass.
+
+For each image one picture: left the proposals, coloured by objectness, right the final detections. Beside them
+`proposals.json`, and the recall of the proposals against the number kept where ground truth is known.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.structures import Boxes, Instances
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from torch import nn
+from tqdm import tqdm
+
+from detection.dataset_mapper import DatasetMapper, read_image
+from detection.drawing import class_colors, draw_boxes
+from detection.modeling import load_detector
+from detection.proposals import proposal_recall, record_proposals, to_original
+from detection.train_net import newest_weights, parse_args, setup_logging, train
+from detection.voc import register_voc
+from tools.data_root import resolve_data_root
+from tools.errors import UserError, exits_on_user_error
+from tools.images import find_images
+from tools.run_folder import write_atomically
+
+CHOICE_SEED = 0
+
+
+def propose_and_detect(cfg: CfgNode, model: nn.Module, path: str | Path) -> tuple[Instances, Instances]:
+    """Proposals and detections of one image from the same forward pass, both in pixels of the original image."""
+    entry = DatasetMapper(cfg, False)({"file_name": str(path)})
+    with torch.inference_mode(), record_proposals(model) as recorded:
+        detections = model([entry])[0]["instances"].to("cpu")
+    return to_original(recorded[0].to("cpu"), entry["height"], entry["width"]), detections
+
+
+def picture(
+    path: str | Path, proposals: Instances, detections: Instances, classes: Sequence[str], topk: int, score: float
+) -> Figure:
+    """The picture of one image: the `topk` best proposals left, the detections of at least `score` right."""
+    image = read_image(path)
+    height, width = image.shape[1:]
+    figure = Figure(figsize=(13, 6.2 * height / width + 0.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+
+    shown = proposals[:topk]
+    colormap = colormaps["plasma"]
+    order = torch.arange(len(shown)).flip(0)  # the best on top
+    draw_boxes(left, image, shown.proposal_boxes.tensor[order], colormap(shown.scores[order].numpy()))
+    left.set_title(f"first stage: {len(shown)} best of {len(proposals)} proposals", fontsize=11)
+    figure.colorbar(ScalarMappable(cmap=colormap), ax=left, label="objectness", fraction=0.03, pad=0.01)
+
+    shown = detections[detections.scores >= score]
+    shown = shown[shown.scores.argsort()]
+    labels = [f"{classes[c]} {s:.2f}" for c, s in zip(shown.pred_classes, shown.scores, strict=True)]
+    draw_boxes(right, image, shown.pred_boxes.tensor, class_colors(len(classes))[shown.pred_classes.numpy()], labels)
+    right.set_title(f"second stage: {len(shown)} detections with score {score:g} or more", fontsize=11)
+    return figure
+
+
+def recall_figure(recall: pd.DataFrame, title: str) -> Figure:
+    """Recall against the number of proposals kept."""
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(recall["proposals"], recall["recall"], marker="o")
+    for k, value in zip(recall["proposals"], recall["recall"], strict=True):
+        axes.annotate(f"{value:.2f}", (k, value), textcoords="offset points", xytext=(0, -14), ha="center", fontsize=8)
+    axes.set(xscale="log", xlabel="proposals kept", ylabel="recall at IoU 0.5", ylim=(0, 1.05), title=title)
+    axes.set_xticks(recall["proposals"], recall["proposals"])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+@exits_on_user_error
+def main() -> None:
+    """Draws the pictures into the run folder of the weights."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images", nargs="*", help="files, folders or patterns; default four test images")
+    parser.add_argument("--weights", type=Path, help="default: the best weights of the newest run")
+    parser.add_argument("--recipe", choices=["best", "study"], default="best")
+    parser.add_argument("--data", help="data root; default that of the run")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
+    parser.add_argument("--topk", type=int, default=100, help="proposals drawn")
+    parser.add_argument("--score", type=float, default=0.5, help="detections drawn have at least this score")
+    parser.add_argument("--recall-images", type=int, default=100, help="test images that recall is measured on")
+    args = parser.parse_args()
+    if args.topk < 1:
+        raise UserError(f"TOPK={args.topk}: expected 1 or more")
+
+    paths: list[str | Path] = list(find_images(args.images))
+    weights = args.weights or newest_weights(args.output, "faster_rcnn", args.recipe)
+    if weights is None:
+        if args.data or not resolve_data_root(None, ["VOC2007", "VOC2012"])[1]:
+            raise UserError(
+                f"{args.output}: no trained Faster R-CNN in it; expected WEIGHTS=path: run make train-frcnn"
+            )
+        print("Nothing is trained yet: training on the drawn sample first, a few minutes.")
+        setup_logging()
+        weights = train(parse_args(["--recipe", args.recipe, "--output", str(args.output)])) / "model_best.pth"
+    cfg, model = load_detector(weights)
+    if not hasattr(model, "proposal_generator"):
+        raise UserError(
+            f"{weights}: is a {cfg.MODEL.META_ARCHITECTURE}, which has no proposals; expected a Faster R-CNN"
+        )
+    folder = weights.parent / "proposals"
+    folder.mkdir(exist_ok=True)
+
+    measured: list[dict] = []
+    if not paths:
+        register_voc(Path(args.data or cfg.DATASETS.ROOT))
+        entries = [entry for name in cfg.DATASETS.TEST for entry in DatasetCatalog.get(name)]
+        with_objects = [entry for entry in entries if entry["annotations"]]
+        order = np.random.default_rng(CHOICE_SEED).permutation(len(with_objects))
+        paths = [with_objects[index]["file_name"] for index in order[:4]]
+        measured = [with_objects[index] for index in order[: args.recall_images]]
+
+    records = []
+    for path in tqdm(paths, unit="image", desc="pictures", disable=None):
+        proposals, detections = propose_and_detect(cfg, model, path)
+        figure = picture(path, proposals, detections, cfg.MODEL.CLASSES, args.topk, args.score)
+        _save(figure, folder / f"{Path(path).stem}.png")
+        boxes = proposals.proposal_boxes.tensor
+        records.append(
+            {
+                "file_name": str(path),
+                "height": proposals.image_size[0],
+                "width": proposals.image_size[1],
+                "proposals": [
+                    {"bbox": [round(v, 2) for v in (*box[:2], *(box[2:] - box[:2]))], "objectness": score}
+                    for box, score in zip(boxes.double().numpy(), proposals.scores.tolist(), strict=True)
+                ],
+            }
+        )
+    write_atomically(folder / "proposals.json", lambda file: file.write(json.dumps(records, indent=1).encode()))
+
+    if measured:
+        found, targets = [], []
+        for entry in tqdm(measured, unit="image", desc="recall", disable=None):
+            found.append(propose_and_detect(cfg, model, entry["file_name"])[0].proposal_boxes)
+            boxes = [annotation["bbox"] for annotation in entry["annotations"] if not annotation["difficult"]]
+            targets.append(Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)))
+        recall = pd.DataFrame(proposal_recall(found, targets).items(), columns=["proposals", "recall"])
+        recall.to_csv(folder / "recall.csv", index=False, float_format="%.4f")
+        title = f"{len(measured)} images of {', '.join(cfg.DATASETS.TEST)}, {sum(map(len, targets))} objects"
+        _save(recall_figure(recall, title), folder / "recall.png")
+        print(f"Recall of the proposals at IoU 0.5 on {title}, difficult ones left out:")
+        print(recall.to_string(index=False, float_format="%.3f"))
+    print(f"{len(paths)} pictures and proposals.json (boxes x, y, width, height in pixels, from 0) are in {folder}")
+
+
+if __name__ == "__main__":
+    main()
