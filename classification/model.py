@@ -1,0 +1,185 @@
+"""Networks by name with a head for the birds, their weights, and the two groups of their parameters."""
+
+import difflib
+import logging
+import pickle
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import huggingface_hub
+import safetensors
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from tools.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+ALEXNET = "alexnet"  # timm has none
+
+
+class PretrainedWeightsUnavailable(UserError):
+    """ImageNet weights were asked for, no file was named, and the hub cannot be reached."""
+
+
+def build_model(
+    name: str, num_classes: int, pretrained: bool = False, weights: Path | None = None, drop_rate: float | None = None
+) -> nn.Module:
+    """Builds a network whose last layer has `num_classes` outputs.
+
+    Args:
+        name: a timm model, with or without a weights tag (`resnet18`, `resnet18.tv_in1k`), or `alexnet`.
+        num_classes: outputs of the head, which starts at random unless `weights` holds one of that size.
+        pretrained: start from the ImageNet weights of timm's or torchvision's hub.
+        weights: take them from this file instead.
+        drop_rate: dropout before the head; None keeps the model's own.
+
+    Raises:
+        UserError: no such model, or `weights` is of another model.
+        PretrainedWeightsUnavailable: the hub has no answer.
+    """
+    if name != ALEXNET and not timm.is_model(name):
+        close = difflib.get_close_matches(name, [ALEXNET, *timm.list_models()], n=3) or ["resnet18"]
+        raise UserError(f"MODEL={name}: timm has no such model; did you mean {' or '.join(close)}?")
+    from_hub = pretrained and weights is None
+    try:
+        if name == ALEXNET:
+            model = _build_alexnet(num_classes, from_hub, **({} if drop_rate is None else {"dropout": drop_rate}))
+        else:
+            model = _build_timm(name, num_classes, from_hub, **({} if drop_rate is None else {"drop_rate": drop_rate}))
+    except OSError as error:
+        logger.debug("The hub said: %s", error)
+        raise PretrainedWeightsUnavailable(
+            f"{name}: its ImageNet weights cannot be had from the hub ({type(error).__name__});"
+            " give a file, WEIGHTS=<path of a .pth or .safetensors>, or start at random, PRETRAINED=0"
+        ) from None
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def _build_timm(name: str, num_classes: int, from_hub: bool, **dropout: float) -> nn.Module:
+    overlay = None
+    if from_hub:
+        config = timm.get_pretrained_cfg(name)
+        if config is None or not config.has_weights:
+            raise UserError(f"MODEL={name}: timm has no ImageNet weights of it; give WEIGHTS=<file> or PRETRAINED=0")
+        cached = (
+            huggingface_hub.try_to_load_from_cache(config.hf_hub_id, "model.safetensors") if config.hf_hub_id else None
+        )
+        if isinstance(cached, str):
+            overlay = {"file": cached}
+        else:
+            # Ask once whether anybody answers: without network the hub's client would try for most of a minute.
+            try:
+                urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=10).close()
+            except urllib.error.HTTPError:
+                pass
+    return timm.create_model(
+        name, pretrained=from_hub, pretrained_cfg_overlay=overlay, num_classes=num_classes, **dropout
+    )
+
+
+def _build_alexnet(num_classes: int, from_hub: bool, **dropout: float) -> nn.Module:
+    model = torchvision.models.alexnet(weights="IMAGENET1K_V1" if from_hub else None, **dropout)
+    model.classifier[6] = nn.Linear(model.classifier[6].in_features, num_classes)
+    return model
+
+
+def head_modules(model: nn.Module) -> list[nn.Module]:
+    """The last layer (layers, for models with several heads): what a new set of classes replaces."""
+    if isinstance(model, torchvision.models.AlexNet):
+        return [model.classifier[6]]
+    head = model.get_classifier()
+    return list(head) if isinstance(head, tuple | list) else [head]
+
+
+def head_names(model: nn.Module) -> set[str]:
+    """Names in the state dict of the parameters of the head."""
+    ours = {id(parameter) for head in head_modules(model) for parameter in head.parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in ours}
+
+
+def parameter_groups(model: nn.Module, backbone_lr_scale: float) -> list[dict]:
+    """Groups for timm's optimizer and scheduler factories: the head at the full rate, all else at a part of it.
+
+    timm's schedulers multiply a group's rate by its `lr_scale`.
+    """
+    heads = head_names(model)
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for name, parameter in trained if name in heads], "lr_scale": 1.0},
+        {"params": [parameter for name, parameter in trained if name not in heads], "lr_scale": backbone_lr_scale},
+    ]
+
+
+def mean_and_std(model: nn.Module) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation, in RGB on a range of 0 to 1, of the images that the model's weights expect."""
+    config = resolve_model_data_config({} if isinstance(model, torchvision.models.AlexNet) else model)
+    return list(config["mean"]), list(config["std"])
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Reads a `.safetensors` or `.pth` file without running any code in it.
+
+    Raises:
+        UserError: there is no such file, or it is not of either kind.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected weights as .pth or .safetensors")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{path}: cannot be read as weights ({line}); expected tensors in a .pth or .safetensors file"
+        ) from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path}: holds a {type(checkpoint).__name__}, expected a dict of tensors")
+    return checkpoint
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Loads weights from a file, every tensor accounted for.
+
+    A head of another size, or none, leaves the model's own head as it is, and the log says so. Nothing else may be
+    missing or left over.
+
+    Raises:
+        UserError: the file's tensors are not those of this model.
+    """
+    state = read_checkpoint(path)
+    for key in ("model", "state_dict"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+    state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    own = model.state_dict()
+    heads = head_names(model)
+    left_out = sorted(name for name in heads if name not in state or state[name].shape != own[name].shape)
+    state = {name: value for name, value in state.items() if name not in left_out}
+    expected = own.keys() - set(left_out)
+    # Counters of seen batches are missing in files of old; BatchNorm does without them.
+    missing = sorted(name for name in expected - state.keys() if not name.endswith("num_batches_tracked"))
+    unexpected = sorted(state.keys() - own.keys())
+    shapes = sorted(name for name in expected & state.keys() if state[name].shape != own[name].shape)
+    problems = [
+        f"{len(names)} {kind} ({names[0]}, ...)"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise UserError(
+            f"{path}: weights of another model than {type(model).__name__}: {'; '.join(problems)} of {len(expected)}"
+            " tensors: name the MODEL the file was made for"
+        )
+    model.load_state_dict(state, strict=False)
+    logger.info("%s: %d tensors loaded", path, len(expected & state.keys()))
+    if left_out:
+        logger.info("%s: left out, the head of other classes: %s", path, ", ".join(left_out))

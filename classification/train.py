@@ -1,0 +1,426 @@
+"""One training run: recipe in, run folder out.
+
+`python -m classification.train [RECIPE] [KEY=VALUE ...] [--data DATA] [--resume]`, alone or under torchrun.
+"""
+
+import argparse
+import ctypes
+import dataclasses
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import torch
+import torch.distributed as dist
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from classification.cub import FOLDER, Bird, BirdDataset, Cub, ImageCache, hold_out, read_cub
+from classification.engine import BatchAugmentation, Trainer, TrainingStream, evaluate
+from classification.model import (
+    PretrainedWeightsUnavailable,
+    build_model,
+    mean_and_std,
+    parameter_groups,
+    read_checkpoint,
+)
+from classification.recipe import Recipe, differences, load_recipe, save_recipe
+from tools.data_root import resolve_data_root
+from tools.errors import UserError, exits_on_user_error
+from tools.run_folder import append_metrics, create_run_folder, truncate_metrics, write_atomically, write_results
+
+logger = logging.getLogger("classification.train")
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def train(recipe: Recipe, cub: Cub, model: nn.Module, run: Path, device: torch.device) -> dict:
+    """Trains a model, or goes on from `run/model_last.pth`, and keeps the best.
+
+    Args:
+        recipe: all settings.
+        cub: the data set.
+        model: as `build_model` made it; trained in place.
+        run: an existing folder, the same in all processes.
+        device: of this process.
+
+    Returns:
+        What `run/result.json` holds: `top1` and `top5` on the test split in percent, the epoch they are of, what it was
+        chosen on, its validation figures, and the settings that name the run.
+
+    Raises:
+        UserError: an image cannot be read, the batch does not fit the data or the processes, or the loss diverges.
+    """
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    train_birds, validation_birds = cub.train, cub.test
+    chosen_on = "test split"
+    if recipe.holdout:
+        train_birds, validation_birds = hold_out(cub.train, recipe.holdout, recipe.seed)
+        chosen_on = f"{len(validation_birds)} images held out of the training split"
+    if recipe.batch_size > len(train_birds) or recipe.batch_size % ranks:
+        raise UserError(
+            f"batch_size={recipe.batch_size}: expected at most the {len(train_birds)} training images and a multiple of"
+            f" the {ranks} processes: OPTS=batch_size=..."
+        )
+
+    model.to(device, memory_format=torch.channels_last)
+    mean, std = mean_and_std(model)
+    stream = TrainingStream(len(train_birds), recipe.batch_size, recipe.seed, rank, ranks)
+    train_loader = build_loader(recipe, train_birds, stream, device, training=True)
+    validation_loader = build_loader(
+        recipe, validation_birds, _shares(len(validation_birds), recipe, rank, ranks), device
+    )
+    prepare = BatchAugmentation(mean, std)
+    trainer = _build_trainer(recipe, model, stream.iterations, len(cub.class_names), mean, std, ranks)
+
+    card = {
+        "model_name": recipe.model,
+        "class_names": cub.class_names,
+        "image_size": recipe.image_size,
+        "crop_pct": recipe.crop_pct,
+        "mean": mean,
+        "std": std,
+    }
+    best: dict = {}
+    last = run / "model_last.pth"
+    if last.is_file():
+        state = read_checkpoint(last)
+        trainer.load_state_dict(state["trainer"])
+        best = state["best"]
+        logger.info("Resumed at iteration %d", trainer.iteration)
+
+    def save_last() -> None:
+        write_atomically(last, lambda file: torch.save({**card, "trainer": trainer.state_dict(), "best": best}, file))
+
+    writer = None
+    if rank == 0:
+        truncate_metrics(run, trainer.iteration)
+        writer = SummaryWriter(str(run), purge_step=trainer.iteration)
+
+    def finished() -> bool:
+        epoch = trainer.iteration // stream.iterations
+        return epoch >= recipe.epochs or bool(recipe.patience and best and epoch - best["epoch"] >= recipe.patience)
+
+    while not finished():
+        epoch = trainer.iteration // stream.iterations + 1
+        stream.start_at(trainer.iteration)
+        progress = tqdm(
+            total=len(stream),
+            desc=f"epoch {epoch}/{recipe.epochs}",
+            unit="it",
+            leave=False,
+            disable=not _is_shown(rank),
+        )
+
+        def on_iteration(progress: tqdm = progress) -> None:
+            progress.update()
+            done = trainer.iteration % stream.iterations
+            if done and done % recipe.checkpoint_every == 0:
+                trainer.gather_sums()
+                if rank == 0:
+                    save_last()
+                    if progress.disable:
+                        logger.info("epoch %s iteration %d/%d", epoch, done, stream.iterations)
+
+        try:
+            row = trainer.train_one_epoch(train_loader, on_iteration)
+        except FloatingPointError as error:
+            raise UserError(f"{run}: {error}: the run diverged; lower the rate, LR={recipe.lr / 4:g}") from None
+        finally:
+            progress.close()
+        row |= evaluate(trainer.measured_model, validation_loader, prepare, recipe.precision)
+        if rank == 0:
+            row = {"iteration": trainer.iteration - 1, "epoch": epoch, **row}
+            append_metrics(run, row)
+            write_results(run)
+            for key, value in row.items():
+                writer.add_scalar(key, value, row["iteration"])
+        is_better = not best or row["validation_top1"] > best["validation_top1"]
+        if is_better:
+            best = {"epoch": epoch, **{key: value for key, value in row.items() if key.startswith("validation_")}}
+        if rank == 0:
+            if is_better:
+                weights = trainer.measured_model.state_dict()
+                write_atomically(
+                    run / "model_best.pth",
+                    lambda file, weights=weights: torch.save({**card, **best, "model": weights}, file),
+                )
+            save_last()
+            logger.info(
+                "epoch %d/%d  loss %.3f  top-1 %.2f %%  |  validation loss %.3f  top-1 %.2f %%  top-5 %.2f %%%s  |"
+                "  lr %.2g  %.1f img/s  waiting for data %.1f %%",
+                *(epoch, recipe.epochs, row["train_loss"], row["train_top1"], row["validation_loss"]),
+                *(row["validation_top1"], row["validation_top5"], " (best)" if is_better else ""),
+                *(row["lr"], row["images_per_second"], row["data_share"]),
+            )
+
+    if trainer.iteration < recipe.epochs * stream.iterations:
+        logger.info("Stopped early: no better validation top-1 in %d epochs", recipe.patience)
+    result = {"top1": best["validation_top1"], "top5": best["validation_top5"]}
+    if recipe.holdout:
+        model.load_state_dict(read_checkpoint(run / "model_best.pth")["model"])
+        test_loader = build_loader(recipe, cub.test, _shares(len(cub.test), recipe, rank, ranks), device, cache=False)
+        measured = evaluate(model, test_loader, prepare, recipe.precision)
+        result = {"top1": measured["validation_top1"], "top5": measured["validation_top5"]}
+    result |= {**best, "chosen_on": chosen_on, "test_images": len(cub.test), **_identity(recipe)}
+    if rank == 0:
+        writer.close()
+        write_atomically(run / "result.json", lambda file: file.write(json.dumps(result, indent=2).encode()))
+    logger.info(
+        "Test split, %d images: top-1 %.2f %%, top-5 %.2f %% (epoch %d, chosen on the %s)",
+        *(len(cub.test), result["top1"], result["top5"], result["epoch"], chosen_on),
+    )
+    return result
+
+
+def build_loader(
+    recipe: Recipe,
+    birds: Sequence[Bird],
+    batches: Sequence[list[tuple[int, int]]] | TrainingStream,
+    device: torch.device,
+    training: bool = False,
+    cache: bool = True,
+) -> DataLoader:
+    """Batches of uint8 images, labels and seeds.
+
+    Args:
+        recipe: image size, crop, cache and workers.
+        birds: the photographs.
+        batches: which of them make up each batch, as `(index, seed)`.
+        device: where they are going.
+        training: crop as for training.
+        cache: whether they are looked at more than once.
+    """
+    size, side = recipe.image_size, int(recipe.image_size / recipe.crop_pct)
+    crop = v2.CenterCrop(size)
+    if training and recipe.train_crop == "random":
+        crop = v2.RandomCrop(size)
+    elif training and recipe.train_crop == "random_resized":
+        crop = v2.RandomResizedCrop(size, scale=(recipe.crop_scale, 1.0), antialias=True)
+
+    def progress(images):
+        return tqdm(images, desc="decoding", total=len(birds), leave=False, disable=not _is_shown())
+
+    images = ImageCache.build(birds, side, progress) if cache and recipe.cache else None
+    # On a CPU, cropping a decoded image costs less than handing it from one process to another.
+    workers = 0 if images and device.type == "cpu" else recipe.workers
+    return DataLoader(
+        BirdDataset(birds, side, crop, images),
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)
+
+
+def _shares(length: int, recipe: Recipe, rank: int, ranks: int) -> list[list[tuple[int, int]]]:
+    """Batches of the images rank, rank + ranks, ...: every image is in exactly one process."""
+    mine = [(index, 0) for index in range(rank, length, ranks)]
+    size = recipe.batch_size // ranks
+    return [mine[start : start + size] for start in range(0, len(mine), size)]
+
+
+def _build_trainer(
+    recipe: Recipe, model: nn.Module, iterations: int, num_classes: int, mean: list, std: list, ranks: int
+) -> Trainer:
+    optimizer = create_optimizer_v2(
+        parameter_groups(model, recipe.backbone_lr_scale if recipe.pretrained else 1.0),
+        opt=recipe.optimizer,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        momentum=recipe.momentum,
+    )
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=recipe.schedule,
+        num_epochs=recipe.epochs,
+        decay_milestones=recipe.milestones,
+        warmup_epochs=recipe.warmup_epochs,
+        warmup_lr=0.0,
+        step_on_epochs=False,
+        updates_per_epoch=iterations,
+    )
+    mixup = None
+    if recipe.mixup or recipe.cutmix:
+        mixup = Mixup(
+            mixup_alpha=recipe.mixup,
+            cutmix_alpha=recipe.cutmix,
+            prob=recipe.mix_prob,
+            label_smoothing=recipe.label_smoothing,
+            num_classes=num_classes,
+        )
+    device = next(model.parameters()).device
+    forward = model
+    if ranks > 1:
+        forward = nn.parallel.DistributedDataParallel(
+            model, device_ids=[device.index] if device.type == "cuda" else None
+        )
+    if recipe.compile:
+        forward = torch.compile(forward)
+    return Trainer(
+        model,
+        optimizer,
+        scheduler,
+        BatchAugmentation(mean, std, recipe.flip, recipe.rotation, recipe.random_erasing),
+        label_smoothing=recipe.label_smoothing,
+        mixup=mixup,
+        ema=ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None,
+        forward=forward,
+        precision=recipe.precision,
+        clip_grad=recipe.clip_grad,
+        seed=recipe.seed,
+    )
+
+
+def _identity(recipe: Recipe) -> dict:
+    keys = ("model", "pretrained", "weights", "lr", "epochs", "image_size", "seed")
+    return {key: value for key, value in dataclasses.asdict(recipe).items() if key in keys}
+
+
+def _is_shown(rank: int = 0) -> bool:
+    return rank == 0 and int(os.environ.get("RANK", 0)) == 0 and sys.stderr.isatty()
+
+
+def build_model_for(recipe: Recipe, num_classes: int, is_sample: bool) -> tuple[nn.Module, Recipe]:
+    """Builds the recipe's model; on the drawn sample, and only there, without weights from the hub if need be.
+
+    Returns:
+        The model, and the recipe as it was followed.
+    """
+    torch.manual_seed(recipe.seed)
+    weights = Path(recipe.weights) if recipe.weights else None
+    try:
+        return build_model(recipe.model, num_classes, recipe.pretrained, weights, recipe.drop_rate), recipe
+    except PretrainedWeightsUnavailable as error:
+        if not is_sample:
+            raise
+        logger.warning("No ImageNet weights: the hub cannot be reached. THE SAMPLE RUN STARTS FROM RANDOM WEIGHTS.")
+        logger.debug("%s", error)
+        torch.manual_seed(recipe.seed)
+        recipe = dataclasses.replace(recipe, pretrained=False)
+        return build_model(recipe.model, num_classes, drop_rate=recipe.drop_rate), recipe
+
+
+def start_process() -> torch.device:
+    """Joins the other processes that torchrun started, if any, and returns this one's device."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("classification").setLevel(logging.INFO if int(os.environ.get("RANK", 0)) == 0 else logging.ERROR)
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    elif sys.platform == "linux":
+        # glibc hands large blocks back to the system at every free, and faulting their pages in again costs a tenth
+        # of a training step on CPU: keep them (M_TRIM_THRESHOLD, M_MMAP_MAX).
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 2**31 - 1)
+        libc.mallopt(-4, 0)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+@exits_on_user_error
+def main() -> None:
+    """Reads the command line and trains."""
+    parser = argparse.ArgumentParser(description="Fine-tune a classifier on CUB-200-2011.")
+    parser.add_argument("recipe", nargs="?", help="name or path of a recipe; study, or sample on the drawn sample")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the recipe to change")
+    parser.add_argument("--data", help=f"folder that holds {FOLDER}")
+    parser.add_argument("--resume", action="store_true", help="go on with the newest run of this name")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
+    parser.add_argument("--name", help="name of the run folder, instead of the one made of model and recipe")
+    arguments = parser.parse_args()
+    if arguments.recipe and "=" in arguments.recipe:
+        arguments.overrides.insert(0, arguments.recipe)
+        arguments.recipe = None
+
+    device = start_process()
+    start = time.perf_counter()
+    root, is_sample = _on_first_process(resolve_data_root, arguments.data, [FOLDER])
+    path = recipe_path(arguments.recipe, is_sample)
+    recipe = load_recipe(path, arguments.overrides)
+    cub = read_cub(root)
+    model, recipe = build_model_for(recipe, len(cub.class_names), is_sample)
+    name = arguments.name or run_name(recipe, path, is_sample)
+    run = _on_first_process(create_run_folder, arguments.output, name, arguments.resume)
+    if int(os.environ.get("RANK", 0)) == 0:
+        _keep_recipe(recipe, run)
+        handler = logging.FileHandler(run / "log.txt")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger("classification").addHandler(handler)
+    logger.info(
+        "%s: %s on %s, %d training and %d test images of %d classes%s",
+        *(run, recipe.model, root / FOLDER, len(cub.train), len(cub.test), len(cub.class_names)),
+        " (DRAWN SAMPLE, no real birds)" if is_sample else "",
+    )
+    logger.info("%s weights, recipe %s, %s", "Pretrained" if recipe.pretrained else "Random", path.stem, device)
+    train(recipe, cub, model, run, device)
+    logger.info("%s: finished in %.0f s", run, time.perf_counter() - start)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def recipe_path(named: str | None, is_sample: bool) -> Path:
+    """The file of a recipe: a path as it is, a bare name in recipes/, nothing for the default of this data."""
+    if named and ("/" in named or named.endswith(".yaml")):
+        return Path(named)
+    return RECIPES / f"{named or ('sample' if is_sample else 'study')}.yaml"
+
+
+def run_name(recipe: Recipe, path: Path, is_sample: bool) -> str:
+    """Such as resnet18-study, resnet18-best-random, resnet18-sample-random."""
+    parts = [recipe.model.partition(".")[0], path.stem]
+    if is_sample and path.stem != "sample":
+        parts.append("sample")
+    return "-".join([*parts, *([] if recipe.pretrained else ["random"])])
+
+
+def _keep_recipe(recipe: Recipe, run: Path) -> None:
+    kept = run / "config.yaml"
+    if kept.is_file():
+        if changed := differences(load_recipe(kept), recipe):
+            raise UserError(
+                f"{kept}: the run was started with other settings ({', '.join(changed)}): give the same ones"
+            )
+    else:
+        save_recipe(recipe, kept)
+
+
+def _on_first_process(function, *arguments):
+    """Calls a function that writes files in one process and hands its result to all."""
+    if not dist.is_initialized():
+        return function(*arguments)
+    outcome: list = [None]
+    if dist.get_rank() == 0:
+        try:
+            outcome = [function(*arguments)]
+        except UserError as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome)
+    if isinstance(outcome[0], UserError):
+        raise outcome[0]
+    return outcome[0]
+
+
+if __name__ == "__main__":
+    main()
