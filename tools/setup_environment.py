@@ -1,0 +1,268 @@
+"""Sets up the Python environment: a virtual environment where asked for, the pinned packages, and Detectron2.
+
+    python3 -m tools.setup_environment --venv .venv     # make setup
+    python -m tools.setup_environment                   # make PYTHON=python setup: into the environment that is active
+
+Runs before anything is installed, so it needs the standard library alone. It does nothing when nothing has changed:
+a stamp in the environment, written last, names what was installed. An interrupted set-up leaves no such stamp and is
+finished by the next call.
+
+Detectron2 publishes no wheels, so it comes from the package registry as `sal-detectron2`, a wheel of its sources. Its
+tag says Python 3.10, which holds for a compiled extension that neither model needs; so only its folder `detectron2/` is
+unpacked, once the checksum was right. The variable DETECTRON2 names any other pip requirement instead, built with the
+installed torch; that choice holds until the variable names another one.
+"""
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - the one module that an older Python may meet
+    found = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    sys.exit(f"error: Python {found} is too old; expected 3.11 or newer: install it, or use conda and environment.yml")
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+import textwrap
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tools.errors import UserError, exits_on_user_error
+
+DETECTRON2 = "sal-detectron2==0.7.2"
+DETECTRON2_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
+LOCK, STAMP = ".setup.lock", ".setup.json"  # in the environment's folder
+
+
+class Environment(NamedTuple):
+    """The environment that packages go into."""
+
+    folder: Path
+    python: str
+    version: str  # `sys.version`: another build of Python is another environment
+    site_packages: Path
+
+
+@exits_on_user_error
+def main() -> None:
+    """Command line: sets up the environment named, or the active one."""
+    parser = argparse.ArgumentParser(description="Installs the pinned packages and Detectron2.")
+    parser.add_argument(
+        "--venv", type=Path, help="virtual environment to create or use; default: the active environment"
+    )
+    parser.add_argument("--requirements", type=Path, default=Path("requirements.txt"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    try:
+        set_up(arguments.venv, arguments.requirements, os.environ.get("DETECTRON2", ""))
+    except KeyboardInterrupt:
+        raise UserError("set-up was interrupted; the same command goes on with it") from None
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or 'set-up'}: {error.strerror}; mend that and run the same command"
+        ) from error
+
+
+def set_up(venv: Path | None, requirements: Path, detectron2: str) -> None:
+    """Brings an environment up to date; does nothing, in a few hundredths of a second, when it is.
+
+    Args:
+        venv: folder of the virtual environment, created where needed; None for the running interpreter's environment.
+        requirements: file of pip requirements.
+        detectron2: pip requirement of Detectron2; empty for the last one chosen, at first `DETECTRON2`.
+
+    Raises:
+        UserError: the folder is something else, a package cannot be had, a checksum is wrong, or packages conflict.
+    """
+    folder = venv or Path(sys.prefix)
+    environment = _find_environment(venv)
+    if environment and _is_up_to_date(environment, requirements, detectron2):
+        return
+    _refuse_foreign(venv)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder / LOCK):
+        environment = _find_environment(venv)
+        if environment and _is_up_to_date(environment, requirements, detectron2):  # by the call that held the lock
+            return
+        if venv:
+            environment = _create_venv(venv, environment)
+        _install(environment, requirements, detectron2)
+
+
+def _find_environment(venv: Path | None) -> Environment | None:
+    """Asks the environment's own Python; None where that does not run or is too old."""
+    python = str(venv.absolute() / "bin" / "python") if venv else sys.executable
+    question = "import json, sys, sysconfig; print(json.dumps([sys.version, sysconfig.get_path('purelib')]))"
+    try:
+        answer = subprocess.run([python, "-I", "-c", question], capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    version, site_packages = json.loads(answer)
+    if tuple(map(int, version.split(".")[:2])) < (3, 11):
+        return None
+    return Environment(venv or Path(sys.prefix), python, version, Path(site_packages))
+
+
+def _refuse_foreign(venv: Path | None) -> None:
+    """Packages are neither put into a folder that is something else nor among those of the operating system."""
+    if venv and venv.is_dir():
+        names = {path.name for path in venv.iterdir()}
+        if names and not names & {LOCK, "pyvenv.cfg"}:
+            raise UserError(f"{venv}: exists and is no virtual environment; move it away and run the same command")
+    if not venv and sys.prefix == sys.base_prefix and Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists():
+        python = Path(sys.executable)
+        raise UserError(f"{python}: belongs to the operating system; run without PYTHON, or activate an environment")
+
+
+def _read_stamp(environment: Environment) -> dict[str, str]:
+    try:
+        return json.loads((environment.folder / STAMP).read_text())
+    except (OSError, ValueError):
+        return {"detectron2": DETECTRON2, "digest": ""}
+
+
+def _write_stamp(environment: Environment, detectron2: str, digest: str) -> None:
+    aside = environment.folder / f"{STAMP}.part"
+    aside.write_text(json.dumps({"detectron2": detectron2, "digest": digest}))
+    aside.replace(environment.folder / STAMP)
+
+
+def _digest(environment: Environment, requirements: Path, detectron2: str) -> str:
+    """Hash of everything that decides what is installed."""
+    try:
+        pins = requirements.read_text()
+    except FileNotFoundError:
+        raise UserError(f"{requirements}: no such file; run from the root of the checkout") from None
+    parts = [pins, detectron2, DETECTRON2_SHA256, environment.version]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _is_up_to_date(environment: Environment, requirements: Path, detectron2: str) -> bool:
+    stamp = _read_stamp(environment)
+    return stamp["digest"] == _digest(environment, requirements, detectron2 or stamp["detectron2"])
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another set-up is at work in this environment; waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _create_venv(venv: Path, environment: Environment | None) -> Environment:
+    """Creates the virtual environment, or finishes one that was interrupted."""
+    if environment and any(environment.site_packages.glob("pip-*.dist-info/INSTALLER")):  # the last file of pip's
+        return environment
+    with _step(f"virtual environment {venv} with Python {sys.version.split()[0]}"):
+        if not environment:
+            for path in venv.iterdir():  # of a broken environment; the lock stays, as others may wait for it
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
+            _run([sys.executable, "-m", "venv", "--without-pip", str(venv)], f"{venv}: could not be created")
+            environment = _find_environment(venv)
+        _run(
+            [environment.python, "-m", "ensurepip", "--upgrade", "--default-pip"],
+            "pip could not be installed (on Debian: apt install python3-venv)",
+        )
+    return environment
+
+
+def _install(environment: Environment, requirements: Path, detectron2: str) -> None:
+    before = _read_stamp(environment)["detectron2"]
+    detectron2 = detectron2 or before
+    digest = _digest(environment, requirements, detectron2)
+    _write_stamp(environment, before, digest="")  # from here until the end the environment is in no known state
+
+    with _step(f"packages of {requirements} (the first time about 3 GB)"):
+        _pip(environment, ["install", "-r", str(requirements)], f"{requirements}: could not be installed")
+    if detectron2 == DETECTRON2:
+        with _step(f"Detectron2: the sources in {detectron2}"):
+            _unpack_detectron2(environment)
+    else:
+        with _step(f"Detectron2: {detectron2} (compiling takes minutes)"):
+            _remove_detectron2(environment)
+            _pip(environment, ["install", "--no-build-isolation", detectron2], f"{detectron2}: could not be installed")
+    with _step("pip check"):
+        _run([environment.python, "-m", "pip", "check"], f"{environment.folder}: packages in conflict")
+    _write_stamp(environment, detectron2, digest)
+
+
+def _unpack_detectron2(environment: Environment) -> None:
+    """Puts the folder `detectron2/` of the wheel into site-packages, without the extension compiled for Python 3.10."""
+    with tempfile.TemporaryDirectory() as download:
+        # The tag is the wheel's, not that of the Python at hand: pip would refuse to install it, and downloads it.
+        tag = ["--only-binary=:all:", "--python-version", "3.10", "--implementation", "cp"]
+        _pip(
+            environment,
+            ["download", "--no-deps", *tag, "--dest", download, DETECTRON2],
+            f"{DETECTRON2}: could not be fetched",
+        )
+        (wheel,) = Path(download).iterdir()
+        found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        if found != DETECTRON2_SHA256:
+            raise UserError(
+                f"{wheel.name}: its sha256 is {found}, expected {DETECTRON2_SHA256}; it was not unpacked: "
+                "look into the package source that pip uses here, then run the same command"
+            )
+        aside = environment.site_packages / "detectron2.part"
+        shutil.rmtree(aside, ignore_errors=True)
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if name.startswith("detectron2/") and not name.endswith(".so")]
+            archive.extractall(aside, names)
+    _remove_detectron2(environment)
+    (aside / "detectron2").rename(environment.site_packages / "detectron2")
+    aside.rmdir()
+
+
+def _remove_detectron2(environment: Environment) -> None:
+    """Removes Detectron2, whether pip installed it (then pip knows its files) or this module did."""
+    _pip(environment, ["uninstall", "--yes", "detectron2"], "detectron2: could not be removed")
+    shutil.rmtree(environment.site_packages / "detectron2", ignore_errors=True)
+
+
+def _pip(environment: Environment, arguments: list[str], failure: str) -> None:
+    # In a terminal pip shows its progress; in a log only the lines of `_step` are worth keeping.
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    _run([environment.python, "-m", "pip", *arguments, *quiet], f"{failure} (is the package registry reachable?)")
+
+
+def _run(command: list[str], failure: str) -> None:
+    """Runs a command and turns its failure into one line, with the first error that it named."""
+    process = subprocess.run(command, stderr=subprocess.PIPE, stdout=None if sys.stdout.isatty() else subprocess.PIPE)
+    if process.returncode == 0:
+        return
+    lines = (process.stderr + (process.stdout or b"")).decode(errors="replace").strip().splitlines()
+    if os.environ.get("DEBUG") == "1":
+        print(*lines, sep="\n", file=sys.stderr)
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-1:]
+    reason = textwrap.shorten(errors[0], 160) if errors else f"exit code {process.returncode}"
+    raise UserError(f"{failure}: {reason}; mend that and run the same command (DEBUG=1 tells more)")
+
+
+@contextmanager
+def _step(text: str) -> Iterator[None]:
+    print(f"setup: {text} ...", end="\n" if sys.stdout.isatty() else " ", flush=True)
+    start, outcome = time.monotonic(), "failed"
+    try:
+        yield
+        outcome = "done"
+    finally:
+        print(f"{outcome} after {time.monotonic() - start:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
