@@ -1,0 +1,129 @@
+"""Anchors of YOLOv3: where they lie, what the network says about them, and which sizes suit a data set."""
+
+import math
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+# No predicted side is longer than this times its anchor's: exp must not overflow (the value of Detectron2's R-CNN).
+SCALE_CLAMP = math.log(1000.0 / 16)
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class YOLOAnchorGenerator(nn.Module):
+    """Anchors of free width and height, the same A in every cell of a level, each centred on its cell.
+
+    Attributes:
+        sizes: (L, A, 2) width and height in pixels, levels finest first.
+        strides: (L,) side of a cell in pixels.
+    """
+
+    @configurable
+    def __init__(self, *, sizes: list[list[tuple[float, float]]], strides: list[int]):
+        """All lists have one entry a level, finest first.
+
+        Args:
+            sizes: width and height in pixels of each anchor.
+            strides: side of a cell in pixels.
+
+        Raises:
+            ValueError: sizes and strides are not of as many levels.
+        """
+        super().__init__()
+        if len(sizes) != len(strides):
+            raise ValueError(f"anchors for {len(sizes)} levels, but {len(strides)} strides")
+        self.register_buffer("sizes", torch.tensor(sizes, dtype=torch.float32), persistent=False)
+        self.register_buffer("strides", torch.tensor(strides), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
+        """Reads `MODEL.YOLOV3.ANCHORS`."""
+        return {"sizes": cfg.MODEL.YOLOV3.ANCHORS, "strides": [shape.stride for shape in input_shape]}
+
+    @property
+    def num_anchors(self) -> int:
+        """Anchors a cell, A."""
+        return self.sizes.shape[1]
+
+    def forward(self, features: list[Tensor]) -> list[Boxes]:
+        """The H * W * A anchors of each level, row by row, cell by cell, for features (N, C, H, W) finest first."""
+        anchors = []
+        for sizes, stride, feature in zip(self.sizes, self.strides, features, strict=True):
+            height, width = feature.shape[-2:]
+            y = (torch.arange(height, device=sizes.device) + 0.5) * stride
+            x = (torch.arange(width, device=sizes.device) + 0.5) * stride
+            centres = torch.cartesian_prod(y, x).flip(1)[:, None]  # (H * W, 1, 2)
+            anchors.append(Boxes(torch.cat([centres - sizes / 2, centres + sizes / 2], dim=2).view(-1, 4)))
+        return anchors
+
+
+class YOLOBox2BoxTransform:
+    """Boxes as deltas from anchors: the centre's place in its cell, and the logarithm of the sizes' ratio.
+
+    With cell corner c, stride s and anchor size a, a box of centre b and size d has the deltas (b - c) / s, in [0, 1]
+    where the centre lies in the cell, and log(d / a) (Redmon and Farhadi, 2018, section 2.1).
+    """
+
+    def get_deltas(self, anchors: Tensor, boxes: Tensor, strides: Tensor) -> Tensor:
+        """The deltas (N, 4) that turn anchors into boxes: x, y, log width, log height.
+
+        Args:
+            anchors: (N, 4) x1, y1, x2, y2 in pixels, centred on their cells.
+            boxes: (N, 4) likewise, of positive size.
+            strides: (N,) side of each anchor's cell in pixels.
+        """
+        anchor_centres, anchor_sizes = _centres_and_sizes(anchors)
+        centres, sizes = _centres_and_sizes(boxes)
+        return torch.cat([(centres - anchor_centres) / strides[:, None] + 0.5, (sizes / anchor_sizes).log()], dim=1)
+
+    def apply_deltas(self, deltas: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:
+        """The boxes (N, 4) x1, y1, x2, y2 in pixels; the inverse of `get_deltas`, with the same arguments."""
+        anchor_centres, anchor_sizes = _centres_and_sizes(anchors)
+        centres = anchor_centres + (deltas[:, :2] - 0.5) * strides[:, None]
+        half_sizes = anchor_sizes * deltas[:, 2:].clamp(max=SCALE_CLAMP).exp() / 2
+        return torch.cat([centres - half_sizes, centres + half_sizes], dim=1)
+
+
+def shape_iou(sizes1: Tensor, sizes2: Tensor) -> Tensor:
+    """IoU (N, M) of boxes that share their centre, from their widths and heights (N, 2) and (M, 2)."""
+    intersection = torch.minimum(sizes1[:, None], sizes2).prod(dim=2)
+    return intersection / (sizes1.prod(dim=1)[:, None] + sizes2.prod(dim=1) - intersection)
+
+
+def kmeans_anchors(sizes: Tensor, num_anchors: int, max_iterations: int = 300) -> Tensor:
+    """Clusters box sizes with the distance 1 - IoU (Redmon and Farhadi, "YOLO9000", 2017, section 2).
+
+    It starts from evenly spaced quantiles of the area, so the same boxes always give the same anchors.
+
+    Args:
+        sizes: (N, 2) width and height of the objects, in pixels of the network's input; N >= num_anchors.
+        num_anchors: number of clusters.
+        max_iterations: rounds at most; it stops as soon as no object changes its cluster.
+
+    Returns:
+        (num_anchors, 2) width and height, smallest area first.
+    """
+    by_area = sizes[sizes.prod(dim=1).argsort(stable=True)]
+    anchors = by_area[((torch.arange(num_anchors) + 0.5) * len(sizes) / num_anchors).long()]
+    nearest = torch.full((len(sizes),), -1)
+    for _ in range(max_iterations):
+        previous, nearest = nearest, shape_iou(sizes, anchors).argmax(dim=1)
+        if torch.equal(previous, nearest):
+            break
+        count = nearest.bincount(minlength=num_anchors)[:, None]
+        mean = torch.zeros_like(anchors).index_add_(0, nearest, sizes) / count
+        anchors = torch.where(count > 0, mean, anchors)  # a cluster that lost its last object stays where it is
+    return anchors[anchors.prod(dim=1).argsort(stable=True)]
+
+
+def mean_best_iou(sizes: Tensor, anchors: Tensor) -> float:
+    """Mean over objects (N, 2) of the IoU with the anchor (M, 2) that fits best by shape."""
+    return shape_iou(sizes, anchors).amax(dim=1).mean().item()
+
+
+def _centres_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    return (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]

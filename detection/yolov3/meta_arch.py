@@ -1,0 +1,171 @@
+"""YOLOv3 as a Detectron2 meta-architecture."""
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import batched_nms
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_anchor_generator, build_backbone
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform
+from detection.yolov3.head import YOLOv3Head
+from detection.yolov3.losses import YOLOv3Loss
+from detection.yolov3.targets import Grid, assign_targets
+
+
+@META_ARCH_REGISTRY.register()
+class YOLOv3(DenseDetector):
+    """Redmon and Farhadi, "YOLOv3: An Incremental Improvement", 2018.
+
+    Decoding, targets and losses work in float32, also where the network runs under autocast.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        head: nn.Module,
+        head_in_features: list[str],
+        anchor_generator: YOLOAnchorGenerator,
+        box2box_transform: YOLOBox2BoxTransform,
+        loss: YOLOv3Loss,
+        num_classes: int,
+        ignore_thresh: float = 0.7,
+        test_score_thresh: float = 0.01,
+        test_topk_candidates: int = 1000,
+        test_nms_thresh: float = 0.45,
+        max_detections_per_image: int = 100,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+    ):
+        """Takes its parts built.
+
+        Args:
+            backbone: gives `head_in_features`.
+            head: maps them to raw predictions (N, A * (5 + K), H, W) for each level.
+            head_in_features: names of the backbone's features, finest first.
+            anchor_generator: anchors of the same levels.
+            box2box_transform: decodes boxes.
+            loss: of predictions, grid and targets.
+            num_classes: number of foreground classes K.
+            ignore_thresh: a prediction that overlaps an object by more than this IoU is no background example.
+            test_score_thresh: detections must score more; the score is objectness times class probability.
+            test_topk_candidates: number of pairs of prediction and class that enter non-maximum suppression.
+            test_nms_thresh: IoU above which the worse of two detections of one class is suppressed.
+            max_detections_per_image: number of detections to return at most.
+            pixel_mean: subtracted from each channel, in the order of `INPUT.FORMAT`.
+            pixel_std: divides each channel.
+        """
+        super().__init__(backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std)
+        self.anchor_generator = anchor_generator
+        self.box2box_transform = box2box_transform
+        self.loss = loss
+        self.num_classes = num_classes
+        self.ignore_thresh = ignore_thresh
+        self.test_score_thresh = test_score_thresh
+        self.test_topk_candidates = test_topk_candidates
+        self.test_nms_thresh = test_nms_thresh
+        self.max_detections_per_image = max_detections_per_image
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        """Reads `MODEL.YOLOV3`, and builds the backbone from `MODEL.BACKBONE`."""
+        backbone = build_backbone(cfg)
+        shapes = [backbone.output_shape()[name] for name in cfg.MODEL.YOLOV3.IN_FEATURES]
+        transform = YOLOBox2BoxTransform()
+        return {
+            "backbone": backbone,
+            "head": YOLOv3Head(cfg, shapes),
+            "head_in_features": cfg.MODEL.YOLOV3.IN_FEATURES,
+            "anchor_generator": build_anchor_generator(cfg, shapes),
+            "box2box_transform": transform,
+            "loss": YOLOv3Loss(
+                transform=transform,
+                box_reg_loss_type=cfg.MODEL.YOLOV3.BBOX_REG_LOSS_TYPE,
+                box_reg_loss_weight=cfg.MODEL.YOLOV3.BBOX_REG_LOSS_WEIGHT,
+                focal_loss_alpha=cfg.MODEL.YOLOV3.FOCAL_LOSS_ALPHA,
+                focal_loss_gamma=cfg.MODEL.YOLOV3.FOCAL_LOSS_GAMMA,
+                label_smoothing=cfg.MODEL.YOLOV3.LABEL_SMOOTHING,
+            ),
+            "num_classes": cfg.MODEL.YOLOV3.NUM_CLASSES,
+            "ignore_thresh": cfg.MODEL.YOLOV3.IGNORE_THRESH,
+            "test_score_thresh": cfg.MODEL.YOLOV3.SCORE_THRESH_TEST,
+            "test_topk_candidates": cfg.MODEL.YOLOV3.TOPK_CANDIDATES_TEST,
+            "test_nms_thresh": cfg.MODEL.YOLOV3.NMS_THRESH_TEST,
+            "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """Losses in training, detections in evaluation.
+
+        Args:
+            batched_inputs: for each image `image`, (C, H, W) with values 0 to 255 in the channel order of
+                `INPUT.FORMAT`; for training also `instances` with `gt_boxes` in its pixels and `gt_classes`; in
+                evaluation, where wanted, `height` and `width` of the output.
+
+        Returns:
+            In training the losses by name; in evaluation for each image `instances` with `pred_boxes`, `scores` and
+            `pred_classes`, best first. What is found in an image does not depend on the rest of its batch: only
+            images that are padded to the same size run together.
+        """
+        if self.training:
+            return super().forward(batched_inputs)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        multiple = self.backbone.size_divisibility
+        for index, inputs in enumerate(batched_inputs):
+            padded = tuple(-(-side // multiple) * multiple for side in inputs["image"].shape[-2:])
+            groups.setdefault(padded, []).append(index)
+        outputs: dict[int, dict[str, Instances]] = {}
+        for indices in groups.values():
+            group = super().forward([batched_inputs[index] for index in indices])
+            outputs.update(zip(indices, group, strict=True))
+        return [outputs[index] for index in range(len(batched_inputs))]
+
+    def forward_training(
+        self, images: ImageList, features: list[Tensor], predictions: list[Tensor], gt_instances: list[Instances]
+    ) -> dict[str, Tensor]:
+        """The losses by name."""
+        with torch.autocast(self.device.type, enabled=False):
+            grid = Grid.of(self.anchor_generator, features)
+            flat = self._flatten(predictions)
+            targets = assign_targets(flat[..., :4], grid, self.box2box_transform, gt_instances, self.ignore_thresh)
+            return self.loss(flat, grid, targets)
+
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: list[Tensor]
+    ) -> list[Instances]:
+        """The detections in each image, in pixels of the network's input."""
+        with torch.autocast(self.device.type, enabled=False):
+            grid = Grid.of(self.anchor_generator, features)
+            return [
+                self.inference_single_image(predictions_per_image, grid, image_size)
+                for predictions_per_image, image_size in zip(
+                    self._flatten(predictions), images.image_sizes, strict=True
+                )
+            ]
+
+    def inference_single_image(self, predictions: Tensor, grid: Grid, image_size: tuple[int, int]) -> Instances:
+        """Decodes the best of predictions (R, 5 + K) and suppresses duplicates, each class by itself.
+
+        One prediction may be detected as several classes.
+        """
+        objectness = predictions[:, 4].sigmoid()
+        candidates = (objectness > self.test_score_thresh).nonzero()[:, 0]  # no score exceeds its objectness
+        scores = objectness[candidates, None] * predictions[candidates, 5:].sigmoid()
+        above = scores > self.test_score_thresh
+        rows, classes = above.nonzero(as_tuple=True)
+        scores, best = scores[above].topk(min(len(rows), self.test_topk_candidates))
+        candidates, classes = candidates[rows[best]], classes[best]
+        deltas = predictions[candidates, :4]
+        deltas[:, :2] = deltas[:, :2].sigmoid()
+        boxes = self.box2box_transform.apply_deltas(deltas, grid.anchors[candidates], grid.anchor_strides[candidates])
+        keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)[: self.max_detections_per_image]
+        return Instances(image_size, pred_boxes=Boxes(boxes[keep]), scores=scores[keep], pred_classes=classes[keep])
+
+    def _flatten(self, predictions: list[Tensor]) -> Tensor:
+        """Predictions of all levels as one tensor (N, R, 5 + K) in float32."""
+        return torch.cat([permute_to_N_HWA_K(level.float(), 5 + self.num_classes) for level in predictions], dim=1)

@@ -1,0 +1,178 @@
+"""Which prediction answers for which object, and which ones are no background examples.
+
+Everything works on all objects of a batch at once. Predictions are numbered level by level (finest first), row by row,
+cell by cell, anchor by anchor: 0 to R - 1, in the order of `YOLOAnchorGenerator`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import Boxes, Instances
+from detectron2.structures.boxes import matched_pairwise_iou
+from torch import Tensor
+
+from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform, shape_iou
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All anchors for one input size. L levels, finest first, with A anchors a cell make R predictions.
+
+    Attributes:
+        sizes: (L, A, 2) width and height of the anchors, in pixels.
+        strides: (L,) side of a cell in pixels.
+        cells: (L, 2) columns and rows.
+        offsets: (L,) number of each level's first prediction.
+        anchors: (R, 4) the anchor of each prediction, x1, y1, x2, y2 in pixels.
+        anchor_strides: (R,) side of its cell in pixels.
+    """
+
+    sizes: Tensor
+    strides: Tensor
+    cells: Tensor
+    offsets: Tensor
+    anchors: Tensor
+    anchor_strides: Tensor
+
+    @classmethod
+    def of(cls, generator: YOLOAnchorGenerator, features: list[Tensor]) -> "Grid":
+        """The grid for features (N, C, H, W), finest first."""
+        cells = torch.tensor([[f.shape[-1], f.shape[-2]] for f in features], device=generator.strides.device)
+        counts = cells.prod(dim=1) * generator.num_anchors
+        return cls(
+            sizes=generator.sizes,
+            strides=generator.strides,
+            cells=cells,
+            offsets=counts.cumsum(0) - counts,
+            anchors=Boxes.cat(generator(features)).tensor,
+            anchor_strides=generator.strides.repeat_interleave(counts),
+        )
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a batch of N images should have predicted. P objects have a prediction of their own.
+
+    Attributes:
+        images: (P,) image of each object.
+        predictions: (P,) number of the prediction that answers for it; no pair of image and prediction occurs twice.
+        boxes: (P, 4) its box, x1, y1, x2, y2 in pixels.
+        classes: (P,) its class.
+        ignored: (N, R) predictions that overlap an object too well to be called background.
+    """
+
+    images: Tensor
+    predictions: Tensor
+    boxes: Tensor
+    classes: Tensor
+    ignored: Tensor
+
+
+@torch.no_grad()
+def assign_targets(
+    deltas: Tensor, grid: Grid, transform: YOLOBox2BoxTransform, gt_instances: list[Instances], ignore_thresh: float
+) -> Targets:
+    """Assigns each object to one prediction, and finds the predictions to ignore.
+
+    The prediction is that of the cell in which the object's centre lies, with the anchor, of all levels, whose shape
+    has the highest IoU with the object's. Where several objects claim one prediction the last of them gets it, as in
+    Darknet. Boxes without an area are skipped.
+
+    Args:
+        deltas: (N, R, 4) predicted deltas: logits of x and y, logarithms of width and height.
+        grid: the anchors.
+        transform: decodes `deltas`.
+        gt_instances: N with `gt_boxes` and `gt_classes`.
+        ignore_thresh: IoU, in (0, 1), above which a predicted box is ignored.
+
+    Returns:
+        The targets; a prediction may be both an object's and ignored.
+    """
+    boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances]).to(deltas)
+    classes = torch.cat([instances.gt_classes for instances in gt_instances])
+    counts = torch.tensor([len(instances) for instances in gt_instances], device=deltas.device)
+    images = torch.arange(len(gt_instances), device=deltas.device).repeat_interleave(counts)
+    proper = Boxes(boxes).nonempty()
+    boxes, classes, images = boxes[proper], classes[proper], images[proper]
+
+    ignored = _find_ignored(deltas, grid, transform, boxes, images, ignore_thresh)
+    predictions = match_anchors(boxes, grid)
+    claims, order = torch.sort(images * len(grid.anchors) + predictions, stable=True)
+    is_last = torch.ones_like(claims, dtype=torch.bool)
+    is_last[:-1] = claims[1:] != claims[:-1]
+    kept = order[is_last]
+    return Targets(images[kept], predictions[kept], boxes[kept], classes[kept], ignored)
+
+
+def match_anchors(boxes: Tensor, grid: Grid) -> Tensor:
+    """Number (G,) of the prediction that answers for each box (G, 4) x1, y1, x2, y2 in pixels."""
+    num_anchors = grid.sizes.shape[1]
+    best = shape_iou(boxes[:, 2:] - boxes[:, :2], grid.sizes.flatten(0, 1)).argmax(dim=1)
+    level, anchor = best // num_anchors, best % num_anchors
+    cell = (boxes[:, :2] + boxes[:, 2:]) / 2 // grid.strides[level, None]
+    cell = cell.long().clamp(min=grid.cells.new_zeros(2), max=grid.cells[level] - 1)  # a centre on the far edge
+    return grid.offsets[level] + (cell[:, 1] * grid.cells[level, 0] + cell[:, 0]) * num_anchors + anchor
+
+
+def _find_ignored(
+    deltas: Tensor, grid: Grid, transform: YOLOBox2BoxTransform, boxes: Tensor, images: Tensor, thresh: float
+) -> Tensor:
+    """Mask (N, R) of the predictions whose IoU with a box of their image exceeds `thresh`.
+
+    Most pairs of box and prediction are ruled out before any IoU is computed: for an IoU above t both centre and size
+    must agree along each axis.
+    """
+    ignored = torch.zeros(deltas.shape[:2], dtype=torch.bool, device=deltas.device)
+    deltas = deltas.flatten(0, 1)
+    log_anchors = (grid.anchors[:, 2:] - grid.anchors[:, :2]).log()
+    log_boxes = (boxes[:, 2:] - boxes[:, :2]).log()
+    owners, near = _near_predictions(boxes, grid, thresh)
+    slots = (images * len(grid.anchors))[owners] + near
+    for axis in (0, 1):
+        log_ratios = deltas[:, 2 + axis][slots] + log_anchors[:, axis][near] - log_boxes[:, axis][owners]
+        similar = (log_ratios.abs() < 1e-3 - math.log(thresh)).nonzero()[:, 0]
+        owners, near, slots = owners[similar], near[similar], slots[similar]
+    near_deltas = deltas[slots]
+    near_deltas[:, :2] = near_deltas[:, :2].sigmoid()
+    near_boxes = transform.apply_deltas(near_deltas, grid.anchors[near], grid.anchor_strides[near])
+    overlaps = matched_pairwise_iou(Boxes(near_boxes), Boxes(boxes[owners])) > thresh
+    ignored.view(-1)[slots[overlaps]] = True
+    return ignored
+
+
+def _near_predictions(boxes: Tensor, grid: Grid, thresh: float) -> tuple[Tensor, Tensor]:
+    """Pairs of a box and a prediction whose centres are close enough for an IoU above `thresh`.
+
+    For an IoU above t the intervals of both boxes along each axis must have one as well, which they can only with
+    centres closer than w (1 - t) / 2t, for a box of width w. A predicted centre never leaves its cell, so only the
+    cells that this window touches remain, a few in a hundred.
+
+    Returns:
+        Indices of the boxes (M,) and numbers of the predictions (M,).
+    """
+    num_levels, num_anchors = grid.sizes.shape[:2]
+    centres, sizes = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2, boxes[:, None, 2:] - boxes[:, None, :2]
+    reach = sizes * (1 - thresh) / (2 * thresh) + 1e-2  # pixels, for rounding errors
+    zero, strides = grid.cells.new_zeros(2), grid.strides[:, None]
+    first = ((centres - reach) // strides).long().clamp(min=zero, max=grid.cells - 1)  # (G, L, 2): x, y
+    last = ((centres + reach) // strides).long().clamp(min=zero, max=grid.cells - 1)
+
+    # One window for each box and level, of so many rows, each a run of consecutive predictions.
+    lengths, heights = ((last - first + 1) * grid.cells.new_tensor([num_anchors, 1])).flatten(0, 1).unbind(1)
+    windows, rows = _ranges(first[..., 1].flatten(), heights)
+    levels = windows % num_levels
+    cells = rows * grid.cells[levels, 0] + first[..., 0].flatten()[windows]
+    runs, predictions = _ranges(grid.offsets[levels] + cells * num_anchors, lengths[windows])
+    return (windows // num_levels)[runs], predictions
+
+
+def _ranges(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The integers of the ranges [start, start + length), one range after the other, and the range each belongs to.
+
+    Returns:
+        Indices of the ranges and the integers, both (sum of the lengths,).
+    """
+    owners = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    shifts = starts - (lengths.cumsum(0) - lengths)
+    return owners, torch.arange(len(owners), device=lengths.device) + shifts[owners]
