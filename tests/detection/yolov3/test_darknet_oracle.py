@@ -51,7 +51,7 @@ def randomise(model: nn.Module) -> None:
             nn.init.normal_(norm.bias, std=0.2)
             norm.momentum = 1.0
     for level in model.head.levels:
-        nn.init.normal_(level.prediction.weight, std=0.02)
+        nn.init.normal_(level.prediction.weight, std=0.005)
     model.train()
     model.head(list(model.backbone(torch.rand(2, 3, 128, 128)).values()))
     model.eval()
