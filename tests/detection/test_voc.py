@@ -158,6 +158,26 @@ def test_change_of_the_time_alone_is_noticed(voc):
     assert load(voc)[1]["annotations"][0]["bbox"] == [2, 3, 5, 7]
 
 
+def test_change_of_the_size_alone_is_noticed(voc):
+    load(voc)
+    xml = voc / "Annotations/a.xml"
+    before = xml.stat()
+    xml.write_text(xml.read_text().replace("<ymax>6<", "<ymax>17<"))
+    os.utime(xml, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert load(voc)[1]["annotations"][0]["bbox"] == [2, 3, 5, 17]
+
+
+def test_files_of_equal_size_and_time_are_not_mistaken_for_one_another(tmp_path):
+    annotations = {"x": annotation(("dog", 1, 1, 9, 9)), "y": annotation(("cat", 1, 1, 9, 9))}
+    write(tmp_path, "train", annotations)
+    for image_id in annotations:
+        os.utime(tmp_path / "Annotations" / f"{image_id}.xml", ns=(0, 0))
+    load(tmp_path)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("y\nx\n")
+    names = [VOC_CLASSES[entry["annotations"][0]["category_id"]] for entry in load(tmp_path)]
+    assert names == ["cat", "dog"]
+
+
 def test_added_removed_and_reordered_ids_are_noticed(voc):
     load(voc)
     write(voc, "other", {"new": annotation(("cow", 1, 1, 10, 10))})
@@ -177,7 +197,9 @@ def test_removed_annotation_is_noticed(voc):
         load(voc)
 
 
-@pytest.mark.parametrize("damage", ["not an archive", "cut", "another box", "empty", "other arrays", "folder"])
+@pytest.mark.parametrize(
+    "damage", ["not an archive", "cut", "another box", "empty", "other arrays", "no names", "folder"]
+)
 def test_damaged_cache_is_built_anew(voc, damage):
     expected = load(voc)
     cache = voc / ".voc_cache/train.npz"
@@ -187,6 +209,9 @@ def test_damaged_cache_is_built_anew(voc, damage):
         cache.mkdir()
     elif damage == "other arrays":
         np.savez(cache, ids=np.array(["b", "a", "000003"]), images=np.zeros(3), objects=np.zeros(3), names=np.zeros(0))
+    elif damage == "no names":
+        with np.load(cache) as arrays:
+            np.savez(cache, **{**arrays, "names": np.array([], dtype=str)})
     else:
         cache.write_bytes(
             {
@@ -200,6 +225,24 @@ def test_damaged_cache_is_built_anew(voc, damage):
     if damage != "folder":
         assert cache.read_bytes()[:2] == b"PK"
         assert load(voc) == expected
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_pickle_in_a_cache_is_never_loaded(voc, tmp_path):
+    expected = load(voc)
+    objects = np.array([Payload(tmp_path / "executed")], dtype=object)
+    np.savez(voc / ".voc_cache/train.npz", ids=objects, images=objects, objects=objects, names=objects)
+    assert load(voc) == expected
+    assert not (tmp_path / "executed").exists()
 
 
 def test_cache_goes_to_the_users_folder_where_the_data_cannot_be_written(voc, tmp_path, monkeypatch):
