@@ -1,0 +1,424 @@
+"""The evaluator against hand-computed numbers, a slow plain devkit, Detectron2's and COCO's own evaluators."""
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation.pascal_voc_evaluation import voc_eval
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detection.evaluation import Detections, Evaluation, VOCEvaluator, area_ap, eleven_point_ap, evaluate_voc
+
+CLASSES = ["cat", "dog", "hen", "cow", "owl", "ant"]
+NO_GT, ONLY_DIFFICULT, NO_DETECTIONS = 3, 4, 5  # what is special about the last three
+ONE_BASED = np.array([1, 1, 0, 0])  # from continuous pixels counted from 0 to inclusive ones counted from 1
+THRESHOLDS = [percent / 100 for percent in range(50, 100, 5)]
+
+
+def scene(seed: int, images: int = 40, tied: bool = True) -> tuple[list[dict], Detections]:
+    """Crowded scenes with difficult and repeated objects, images without objects and images without detections.
+
+    All coordinates are quarters of a pixel, on which floating-point areas are exact in any convention.
+    """
+    rng = np.random.default_rng(seed)
+
+    def boxes(n: int) -> np.ndarray:
+        corner = rng.integers(0, 60, (n, 2))
+        return np.concatenate([corner, corner + rng.integers(5, 40, (n, 2))], axis=1).astype(float)
+
+    records, image, category, box = [], [], [], []
+    for number in range(images):
+        n = 0 if number % 7 == 0 else int(rng.integers(1, 8))
+        gt = boxes(n)
+        if n > 2:
+            gt[1] = gt[0]  # the same box twice
+        labels = rng.choice([0, 0, 1, 2, ONLY_DIFFICULT, NO_DETECTIONS], n)
+        difficult = (rng.random(n) < 0.3) | (labels == ONLY_DIFFICULT)
+        annotations = [
+            {"bbox": b.tolist(), "category_id": int(c), "difficult": int(d)}
+            for b, c, d in zip(gt, labels, difficult, strict=True)
+        ]
+        records.append({"image_id": f"{number:06d}", "annotations": annotations})
+        if number % 5 == 0:
+            continue
+        near = np.repeat(gt, 3, axis=0) + rng.integers(-10, 11, (3 * n, 4)) / 4
+        near[:, 2:] = np.maximum(near[:, 2:], near[:, :2])  # some are empty
+        far = boxes(6)
+        hits = np.where(rng.random(3 * n) < 0.9, np.repeat(labels, 3), 2)
+        labels = np.concatenate([np.where(hits == NO_DETECTIONS, 0, hits), rng.integers(0, NO_DETECTIONS, 6)])
+        box.append(np.concatenate([near, far]))
+        category.append(labels)
+        image.append(np.full(len(labels), number))
+    box = np.concatenate(box)
+    score = rng.integers(0, 10, len(box)) / 10 if tied else rng.permutation(len(box)) / len(box)
+    order = rng.permutation(len(box))
+    return records, Detections(
+        np.concatenate(image)[order], np.concatenate(category)[order].astype(np.int64), score[order], box[order]
+    )
+
+
+def plain_devkit(records: list[dict], detections: Detections, category: int, threshold: float) -> dict[str, float]:
+    """The devkit's rules in plain loops, on inclusive pixels counted from 1 as it has them."""
+    objects = [
+        [
+            (a["bbox"][0] + 1, a["bbox"][1] + 1, a["bbox"][2], a["bbox"][3], a["difficult"])
+            for a in record["annotations"]
+            if a["category_id"] == category
+        ]
+        for record in records
+    ]
+    gts = sum(not difficult for boxes in objects for *_, difficult in boxes)
+    rows = [row for row in range(len(detections.score)) if detections.category[row] == category]
+    rows.sort(key=lambda row: -detections.score[row])  # Python's sort is stable
+    claimed, true, false, points = set(), 0, 0, []
+    for row in rows:
+        image = int(detections.image[row])
+        x0, y0, x1, y1 = detections.box[row] + ONE_BASED
+        best, best_object = 0.0, None
+        for number, (left, top, right, bottom, _) in enumerate(objects[image]):
+            width = max(min(x1, right) - max(x0, left) + 1, 0)
+            height = max(min(y1, bottom) - max(y0, top) + 1, 0)
+            union = (x1 - x0 + 1) * (y1 - y0 + 1) + (right - left + 1) * (bottom - top + 1) - width * height
+            if width * height / union > best:
+                best, best_object = width * height / union, number
+        if best > threshold:
+            if objects[image][best_object][4]:
+                pass
+            elif (image, best_object) in claimed:
+                false += 1
+            else:
+                claimed.add((image, best_object))
+                true += 1
+        else:
+            false += 1
+        points.append((true / gts if gts else math.nan, true / max(true + false, 1e-300)))
+    if not gts:
+        return {"gts": 0, "dets": len(rows), "recall": math.nan, "eleven": math.nan, "area": math.nan}
+    eleven = sum(max((p for r, p in points if r >= 0.1 * i), default=0.0) for i in range(11)) / 11
+    area, last = 0.0, 0.0
+    for recall in sorted({r for r, _ in points}):
+        area += (recall - last) * max(p for r, p in points if r >= recall)
+        last = recall
+    return {"gts": gts, "dets": len(rows), "recall": last, "eleven": eleven, "area": area}
+
+
+def objects(*boxes: tuple[float, ...], difficult: tuple[int, ...] = ()) -> list[dict]:
+    """One image with objects of class 0."""
+    annotations = [{"bbox": list(b), "category_id": 0, "difficult": int(i in difficult)} for i, b in enumerate(boxes)]
+    return [{"image_id": "000001", "annotations": annotations}]
+
+
+def detect(*rows: tuple[float, ...]) -> Detections:
+    """Detections (score, x0, y0, x1, y1) of class 0 on image 0."""
+    table = np.array(rows, dtype=float).reshape(-1, 5)
+    zeros = np.zeros(len(table), dtype=np.int64)
+    return Detections(zeros, zeros, table[:, 0], table[:, 1:])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_agrees_with_a_plain_devkit(seed: int):
+    records, detections = scene(seed)
+    evaluation = evaluate_voc(records, detections, CLASSES)
+    means = {name: [] for name in evaluation.metrics}
+    for category, name in enumerate(CLASSES):
+        expected = [plain_devkit(records, detections, category, threshold) for threshold in THRESHOLDS]
+        row = {key: expected[0][key] for key in ("gts", "dets", "recall")}
+        row |= {"AP50_11point": expected[0]["eleven"], "AP50": expected[0]["area"], "AP75": expected[5]["area"]}
+        row |= {"AP": sum(at["area"] for at in expected) / 10}
+        assert evaluation.per_class[name] == pytest.approx(row, abs=1e-9, nan_ok=True)
+        for key, values in means.items():
+            values.append(row[key])
+    expected = {key: np.nanmean(values) for key, values in means.items()}
+    assert evaluation.metrics == pytest.approx(expected, abs=1e-9)
+    # The scene holds what it is meant to hold.
+    assert evaluation.per_class["cow"]["gts"] == evaluation.per_class["owl"]["gts"] == 0
+    assert evaluation.per_class["ant"]["dets"] == 0 == evaluation.per_class["ant"]["AP50"]
+    assert 0.05 < evaluation.metrics["AP"] < evaluation.metrics["AP50"] < 0.9
+
+
+def test_agrees_with_detectron2_on_its_own_files(tmp_path: Path):
+    records, detections = scene(seed=100, images=60, tied=False)  # Detectron2's sort is not stable
+    for record in records:
+        lines = [
+            f"<object><name>{CLASSES[a['category_id']]}</name><pose>Left</pose><truncated>0</truncated>"
+            f"<difficult>{a['difficult']}</difficult><bndbox><xmin>{int(a['bbox'][0]) + 1}</xmin>"
+            f"<ymin>{int(a['bbox'][1]) + 1}</ymin><xmax>{int(a['bbox'][2])}</xmax><ymax>{int(a['bbox'][3])}</ymax>"
+            "</bndbox></object>"
+            for a in record["annotations"]
+        ]
+        (tmp_path / f"{record['image_id']}.xml").write_text(f"<annotation>{''.join(lines)}</annotation>")
+    (tmp_path / "test.txt").write_text("\n".join(record["image_id"] for record in records))
+    for category, name in enumerate(CLASSES):
+        lines = [
+            " ".join([records[image]["image_id"], *(repr(float(x)) for x in (score, *(box + ONE_BASED)))])
+            for image, label, score, box in zip(*vars(detections).values(), strict=True)
+            if label == category
+        ]
+        (tmp_path / f"{name}.det").write_text("\n".join(lines))
+
+    evaluation = evaluate_voc(records, detections, CLASSES)
+    for name in CLASSES[:3]:
+        files = f"{tmp_path}/{{}}.det", f"{tmp_path}/{{}}.xml", f"{tmp_path}/test.txt", name
+        areas = [voc_eval(*files, ovthresh=threshold)[2] for threshold in THRESHOLDS]
+        recall, _, eleven = voc_eval(*files, ovthresh=0.5, use_07_metric=True)
+        row = evaluation.per_class[name]
+        assert row["AP50_11point"] == pytest.approx(eleven, abs=1e-9)
+        assert row["recall"] == pytest.approx(recall[-1], abs=1e-9)
+        assert [row["AP50"], row["AP75"], row["AP"]] == pytest.approx([areas[0], areas[5], np.mean(areas)], abs=1e-9)
+
+
+def test_both_metrics_by_hand():
+    # Right, wrong, right on two objects: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1.
+    records = objects((0, 0, 10, 10), (50, 50, 60, 60))
+    detections = detect((0.9, 0, 0, 10, 10), (0.8, 20, 20, 30, 30), (0.7, 50, 50, 60, 60))
+    evaluation = evaluate_voc(records, detections, ["cat"])
+    assert evaluation.metrics == pytest.approx(
+        {"AP50_11point": (6 * 1 + 5 * 2 / 3) / 11, "AP50": 5 / 6, "AP75": 5 / 6, "AP": 5 / 6}
+    )
+    assert evaluation.per_class["cat"] == evaluation.metrics | {"gts": 2, "dets": 3, "recall": 1.0}
+    recall, precision = evaluation.curves["cat"]
+    assert recall.tolist() == [0.5, 1.0] and precision == pytest.approx([1, 2 / 3])
+
+
+def test_average_precision_formulas_by_hand():
+    assert eleven_point_ap(np.array([]), np.array([])) == area_ap(np.array([]), np.array([])) == 0
+    recall, precision = np.array([0.25, 0.5, 0.75]), np.array([0.5, 1.0, 0.6])
+    assert area_ap(recall, precision) == pytest.approx(0.5 * 1 + 0.25 * 0.6)
+    assert eleven_point_ap(recall, precision) == pytest.approx((6 * 1 + 2 * 0.6) / 11)  # 0 to 0.5, then 0.6 and 0.7
+    # The devkit's third step is 0.1 * 3 = 0.30000000000000004: three objects of ten do not reach it.
+    assert eleven_point_ap(np.array([0.1, 0.2, 3 / 10]), np.ones(3)) == pytest.approx(3 / 11)
+
+
+def test_each_rule_of_the_devkit_alone():
+    cat = (0, 0, 10, 10)
+    half = (0, 0, 10, 5)  # IoU exactly 0.5
+
+    def ap(records: list[dict], *rows: tuple[float, ...]) -> float:
+        return evaluate_voc(records, detect(*rows), ["cat"]).metrics["AP50"]
+
+    assert ap(objects(cat), (0.9, *half)) == 0, "the overlap must be greater than the threshold"
+    assert ap(objects(cat), (0.9, 0, 0, 10, 5.01)) == 1
+    assert ap(objects(cat), (0.9, *cat), (0.8, *cat)) == 1
+    assert ap(objects(cat, (50, 0, 60, 10)), (0.9, *cat), (0.8, *cat), (0.7, 50, 0, 60, 10)) == pytest.approx(5 / 6)
+    # The second detection overlaps the taken box most, so it is wrong although the other box is free and near.
+    assert ap(objects(cat, (2, 0, 12, 10)), (0.9, *cat), (0.8, 0.5, 0, 10.5, 10)) == 0.5
+    # On a difficult box detections do not count, however many.
+    difficult = objects((50, 0, 60, 10), cat, difficult=(0,))
+    assert ap(difficult, (0.9, 50, 0, 60, 10), (0.8, 50, 0, 60, 10), (0.7, *cat)) == 1
+    # Of equal scores the first given comes first.
+    assert ap(objects(cat), (0.5, *cat), (0.5, 80, 80, 90, 90)) == 1
+    assert ap(objects(cat), (0.5, 80, 80, 90, 90), (0.5, *cat)) == 0.5
+    # An annotation that says nothing about difficulty is not difficult.
+    assert evaluate_voc([{"annotations": [{"bbox": cat, "category_id": 0}]}], detect(), ["cat"]).per_class["cat"] == {
+        "gts": 1, "dets": 0, "recall": 0.0, "AP50_11point": 0.0, "AP50": 0.0, "AP75": 0.0, "AP": 0.0
+    }  # fmt: skip
+
+
+def test_nothing_at_all_is_nan_and_not_an_error():
+    evaluation = evaluate_voc([], detect(), CLASSES)
+    assert all(math.isnan(value) for value in evaluation.metrics.values())
+    assert "mAP" in evaluation.format_table()
+
+
+@pytest.mark.parametrize(
+    "detections",
+    [
+        Detections(np.array([1]), np.array([0]), np.array([0.5]), np.zeros((1, 4))),
+        Detections(np.array([0]), np.array([-1]), np.array([0.5]), np.zeros((1, 4))),
+        Detections(np.array([0]), np.array([0]), np.array([0.5, 0.5]), np.zeros((2, 4))),
+        Detections(np.array([0]), np.array([0]), np.array([0.5]), np.zeros(4)),
+    ],
+)
+def test_impossible_detections_are_refused(detections: Detections):
+    with pytest.raises(ValueError, match="detections"):
+        evaluate_voc(objects((0, 0, 1, 1)), detections, ["cat"])
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]:
+    folder = tmp_path_factory.mktemp("evaluation") / "new" / "folder"
+    evaluation = evaluate_voc(*scene(seed=3), CLASSES)
+    evaluation.write(folder)
+    return evaluation, folder
+
+
+def test_json_has_the_documented_keys(written: tuple[Evaluation, Path]):
+    evaluation, folder = written
+    content = json.loads((folder / "evaluation.json").read_text())
+    assert list(content) == ["AP50_11point", "AP50", "AP75", "AP", "per_class"]
+    assert {key: content[key] for key in evaluation.metrics} == evaluation.metrics
+    assert list(content["per_class"]) == CLASSES
+    assert all(list(row) == ["gts", "dets", "recall", "AP50_11point", "AP50"] for row in content["per_class"].values())
+    assert content["per_class"]["cat"] == {key: evaluation.per_class["cat"][key] for key in content["per_class"]["cat"]}
+    assert content["per_class"]["cow"] | {"dets": 0} == {
+        "gts": 0, "dets": 0, "recall": None, "AP50_11point": None, "AP50": None
+    }  # fmt: skip
+
+
+def test_table_csv_and_markdown_hold_the_same_numbers(written: tuple[Evaluation, Path]):
+    evaluation, folder = written
+    rows = {row["class"]: row for row in csv.DictReader((folder / "evaluation.csv").open())}
+    assert list(rows) == [*CLASSES, "mAP"]
+    for name in CLASSES:
+        expected = evaluation.per_class[name]
+        assert {key: float(rows[name][key] or "nan") for key in expected} == pytest.approx(expected, nan_ok=True)
+    assert {key: float(rows["mAP"][key]) for key in evaluation.metrics} == pytest.approx(evaluation.metrics)
+
+    for text in (evaluation.format_table(), (folder / "evaluation.md").read_text()):
+        lines = {cells[0]: cells[1:] for line in text.splitlines() if len(cells := line.replace("|", " ").split()) == 8}
+        assert lines["class"] == ["gts", "dets", "recall", "AP50_11point", "AP50", "AP75", "AP"]
+        cat = evaluation.per_class["cat"]
+        figures = [f"{cat[key]:.3f}" for key in ("recall", "AP50_11point", "AP50", "AP75", "AP")]
+        assert lines["cat"] == [str(cat["gts"]), str(cat["dets"]), *figures]
+        assert lines["mAP"] == ["-", "-", "-", *(f"{value:.3f}" for value in evaluation.metrics.values())]
+
+
+def test_picture_has_a_panel_for_each_class(written: tuple[Evaluation, Path]):
+    evaluation, folder = written
+    figure = evaluation._plot_curves()
+    titles = [axes.get_title() for axes in figure.axes if axes.axison]
+    assert titles[0] == f"cat  {evaluation.per_class['cat']['AP50']:.3f}" and titles[3] == "cow  no objects"
+    assert len(titles) == len(CLASSES)
+    # What is filled is the AP.
+    path = figure.axes[0].collections[0].get_paths()[0].vertices
+    shoelace = abs(np.sum(path[:-1, 0] * path[1:, 1] - path[1:, 0] * path[:-1, 1])) / 2
+    assert shoelace == pytest.approx(evaluation.per_class["cat"]["AP50"])
+    assert (folder / "pr_curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def register(name: str, records: list[dict]) -> None:
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(thing_classes=CLASSES)
+
+
+@pytest.fixture
+def registered(request: pytest.FixtureRequest):
+    """Registers dataset dicts under the name of the test, for its duration."""
+    name = request.node.name
+
+    def register_here(records: list[dict]) -> str:
+        register(name, records)
+        return name
+
+    yield register_here
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def feed(evaluator: VOCEvaluator, records: list[dict], detections: Detections, images: list[int]) -> None:
+    for image in images:
+        rows = detections.image == image
+        instances = Instances((100, 100))
+        instances.pred_boxes = Boxes(torch.tensor(detections.box[rows], dtype=torch.float32))
+        instances.scores = torch.tensor(detections.score[rows], dtype=torch.float32)
+        instances.pred_classes = torch.tensor(detections.category[rows])
+        evaluator.process([records[image]], [{"instances": instances}])
+
+
+def test_evaluator_gathers_what_the_model_says(registered: Callable, tmp_path: Path):
+    records, detections = scene(seed=7)
+    evaluator = VOCEvaluator(registered(records), tmp_path)
+    feed(evaluator, records, detections, [0, 1, 2])
+    evaluator.reset()
+    feed(evaluator, records, detections, list(range(1, len(records))))  # all but one image
+    result = evaluator.evaluate()
+    rows = np.argsort(detections.image, kind="stable")
+    rows = rows[detections.image[rows] > 0]
+    expected = evaluate_voc(records, Detections(*(array[rows] for array in vars(detections).values())), CLASSES)
+    assert set(result["bbox"]) == {"AP50_11point", "AP50", "AP75", "AP"}
+    # Single precision keeps the order and the ties of these scores and every digit of these boxes.
+    assert result["bbox"] == pytest.approx(expected.metrics)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["AP"] == result["bbox"]["AP"]
+
+
+def test_scores_keep_every_digit(registered: Callable):
+    record = objects((60, 60, 70, 70))[0]
+    instances = Instances((100, 100), pred_boxes=Boxes([[0, 0, 9, 9], [60, 60, 70, 70]]))
+    instances.scores = torch.tensor([0.1, 0.10000001])  # neighbours in single precision
+    instances.pred_classes = torch.tensor([0, 0])
+    assert instances.scores[0] < instances.scores[1]
+    evaluator = VOCEvaluator(registered([record]))
+    evaluator.process([record], [{"instances": instances}])
+    assert evaluator.evaluate()["bbox"]["AP50"] == 1
+
+
+def test_detections_file_is_in_coco_results_form(registered: Callable, tmp_path: Path):
+    """COCO's own evaluator reads the file, and on objects far apart its matching is the same as the devkit's."""
+    rng = np.random.default_rng(0)
+    records, image, box, category = [], [], [], []
+    for number in range(30):
+        corner = np.stack(np.meshgrid(np.arange(0, 400, 100.0), np.arange(0, 200, 100.0)), axis=-1).reshape(-1, 2)
+        gt = np.concatenate([corner, corner + rng.integers(30, 60, corner.shape)], axis=1)
+        labels = rng.integers(0, len(CLASSES), len(gt))
+        annotations = [{"bbox": b.tolist(), "category_id": int(c)} for b, c in zip(gt, labels, strict=True)]
+        records.append({"image_id": f"{number:06d}", "annotations": annotations})
+        found = rng.integers(0, len(gt), 12)
+        box.append(gt[found] + rng.integers(-8, 9, (12, 4)))
+        category.append(np.where(rng.random(12) < 0.8, labels[found], 0))
+        image.append(np.full(12, number))
+    score = rng.permutation(30 * 12) / 360
+    detections = Detections(np.concatenate(image), np.concatenate(category), score, np.concatenate(box))
+    evaluator = VOCEvaluator(registered(records), tmp_path)
+    feed(evaluator, records, detections, list(range(30)))
+    evaluator.evaluate()
+
+    truth = COCO()
+    boxes = [(record["image_id"], a["category_id"] + 1, a["bbox"]) for record in records for a in record["annotations"]]
+    truth.dataset = {
+        "info": {},
+        "images": [{"id": record["image_id"]} for record in records],
+        "categories": [{"id": number} for number in range(1, len(CLASSES) + 1)],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": category_id,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+                "area": (x1 - x0) * (y1 - y0),
+                "iscrowd": 0,
+            }
+            for number, (image_id, category_id, (x0, y0, x1, y1)) in enumerate(boxes, start=1)
+        ],
+    }
+    truth.createIndex()
+    coco = COCOeval(truth, truth.loadRes(str(tmp_path / "detections.json")), "bbox")
+    coco.evaluate()
+    coco.accumulate()
+
+    curves = evaluate_voc(records, detections, CLASSES).curves
+    for category, (recall, precision) in enumerate(curves.values()):
+        assert recall[-1] == pytest.approx(coco.eval["recall"][0, category, 0, -1])
+        sampled = [max(precision[recall >= r], default=0) for r in coco.params.recThrs]
+        assert sampled == pytest.approx(coco.eval["precision"][0, :, category, 0, -1])
+
+
+def evaluate_in_two_processes(rank: int, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    comm.create_local_process_group(2)
+    records, detections = scene(seed=7)
+    register("shared_out", records)
+    evaluator = VOCEvaluator("shared_out", folder / str(rank))
+    images = list(range(rank, len(records), 2))
+    feed(evaluator, records, detections, [*images, 1])  # a sampler that pads gives both processes image 1
+    (folder / f"result{rank}.json").write_text(json.dumps(evaluator.evaluate()))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_agree_with_one(registered: Callable, tmp_path: Path):
+    records, detections = scene(seed=7)
+    evaluator = VOCEvaluator(registered(records))
+    feed(evaluator, records, detections, list(range(len(records))))
+    mp.spawn(evaluate_in_two_processes, args=(tmp_path,), nprocs=2)
+    assert json.loads((tmp_path / "result0.json").read_text()) == evaluator.evaluate()
+    assert json.loads((tmp_path / "result1.json").read_text()) == {}
+    assert (tmp_path / "0" / "evaluation.json").exists() and not (tmp_path / "1").exists()

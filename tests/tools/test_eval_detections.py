@@ -1,0 +1,161 @@
+"""Scoring a file of detections from the command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tools.eval_detections import main, read_detections
+
+ROOT = Path(__file__).resolve().parents[2]
+GOOD = {"image_id": "000001", "category": "dog", "bbox": [10, 20, 30, 40], "score": 0.9}
+UNNAMED = {key: value for key, value in GOOD.items() if key != "category"}
+
+
+def write_voc(folder: Path, images: dict[str, list[tuple]]) -> None:
+    """A VOC-layout folder with a test split: image id -> (class, xmin, ymin, xmax, ymax, difficult), from 1."""
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    (folder / "ImageSets/Main/test.txt").write_text("\n".join(images))
+    for image_id, objects in images.items():
+        cv2.imwrite(str(folder / "JPEGImages" / f"{image_id}.jpg"), np.zeros((100, 200, 3), np.uint8))
+        lines = [
+            f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>"
+            f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
+            for name, x0, y0, x1, y1, difficult in objects
+        ]
+        (folder / "Annotations" / f"{image_id}.xml").write_text(
+            "<annotation><size><width>200</width><height>100</height><depth>3</depth></size>"
+            f"{''.join(lines)}</annotation>"
+        )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data root")
+    images = {
+        "000001": [("dog", 11, 21, 40, 60, 0), ("cat", 101, 1, 200, 100, 0)],
+        "000002": [("dog", 1, 1, 50, 50, 0), ("dog", 60, 1, 100, 50, 1)],
+        "000003": [],
+    }
+    write_voc(root / "VOC2007", images)
+    return root
+
+
+def run(data: Path, path: Path, entries: object, *options: str) -> None:
+    path.write_text(entries if isinstance(entries, str) else json.dumps(entries))
+    main([str(path), "--split", "voc07_test", "--data", str(data), *options])
+
+
+def test_scores_a_file_end_to_end(data: Path, tmp_path: Path):
+    detections = tmp_path / "mine.json"
+    detections.write_text(
+        json.dumps(
+            [
+                GOOD,  # the dog of image 1, exactly
+                {"image_id": "000003", "category": "dog", "bbox": [0, 0, 9, 9], "score": 0.8},  # nothing there
+                {"image_id": "000002", "category_id": 12, "bbox": [59, 0, 41, 50], "score": 0.7},  # a difficult dog
+                {"image_id": "000002", "category_id": 12, "bbox": [0, 0, 50, 50], "score": 0.6},  # the other dog
+                {"image_id": "000001", "category": "cat", "bbox": [0, 0, 9, 0.0], "score": -1},  # wrong and empty
+            ]
+        )
+    )
+    command = [sys.executable, "-m", "tools.eval_detections", detections, "--split", "voc07_test", "--data", data]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    dog = {"gts": 2, "dets": 4, "recall": 1.0, "AP50_11point": (6 + 5 * 2 / 3) / 11, "AP50": 5 / 6}
+    assert content["per_class"]["dog"] == pytest.approx(dog)
+    assert content["per_class"]["cat"] == {"gts": 1, "dets": 1, "recall": 0.0, "AP50_11point": 0.0, "AP50": 0.0}
+    assert content["per_class"]["sofa"]["AP50"] is None
+    # The mean is over the two classes that have objects.
+    means = {"AP50_11point": dog["AP50_11point"] / 2, "AP50": 5 / 12, "AP75": 5 / 12, "AP": 5 / 12}
+    assert {key: content[key] for key in means} == pytest.approx(means)
+    assert "5 detections on voc07_test, 3 images" in done.stdout and "sample" not in done.stdout
+    mean = next(line for line in done.stdout.splitlines() if "mAP" in line)
+    assert mean.replace("|", " ").split() == ["mAP", "-", "-", "-", "0.424", "0.417", "0.417", "0.417"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "mine.json", "evaluation.json", "evaluation.csv", "evaluation.md", "pr_curves.png"
+    }  # fmt: skip
+
+
+def test_out_names_the_folder_of_the_results(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    run(data, tmp_path / "d.json", [], "--out", str(tmp_path / "a" / "b"))
+    assert json.loads((tmp_path / "a" / "b" / "evaluation.json").read_text())["AP50"] == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"d.json", "a"}
+    assert str(tmp_path / "a" / "b") in capsys.readouterr().out
+
+
+def test_a_folder_with_classes_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture):
+    write_voc(tmp_path / "own", {"x": [("crab", 1, 1, 50, 50, 0)]})
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps([{"image_id": "x", "category": "crab", "bbox": [0, 0, 50, 50], "score": 1}]))
+    (tmp_path / "own/ImageSets/Main/train.txt").write_text("x\n")
+    main([str(path), "--data", str(tmp_path / "own")])  # no split named: the root's own test split
+    assert "voc_test" in capsys.readouterr().out
+    assert json.loads((tmp_path / "evaluation.json").read_text())["per_class"] == {
+        "crab": {"gts": 1, "dets": 1, "recall": 1.0, "AP50_11point": 1.0, "AP50": 1.0}
+    }
+
+
+def test_coordinates_and_scores_are_read_exactly(tmp_path: Path):
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps([GOOD | {"bbox": [0.1, 2, 0.2, 3.5], "score": 1 / 3}, GOOD | {"score": 2}]))
+    detections = read_detections(path, ["x", "000001"], ["cat", "dog"])
+    assert detections.box.tolist() == [[0.1, 2, 0.1 + 0.2, 5.5], [10, 20, 40, 60]]
+    assert detections.score.tolist() == [1 / 3, 2]
+    assert detections.image.tolist() == detections.category.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("entries", "found"),
+    [
+        ("[{", "not a JSON file"),
+        ({"annotations": []}, "expected a JSON list"),
+        ([GOOD, 3], "entry 1 (counted from 0): is 3"),
+        ([GOOD, GOOD | {"image_id": "9"}], 'entry 1 (counted from 0): image_id "9" is not in the split'),
+        ([GOOD | {"image_id": 1}], 'image_id 1 is not in the split, expected a string such as "000001"'),
+        ([GOOD | {"category": "wolf"}], 'category "wolf" is unknown, expected one of aeroplane,'),
+        ([GOOD | {"category": ["dog"]}], 'category ["dog"] is unknown'),
+        ([UNNAMED | {"category_id": 0}], "category_id 0 is unknown, expected 1 to 20"),
+        ([UNNAMED | {"category_id": True}], "category_id true"),
+        ([UNNAMED], "no 'category' and no 'category_id'"),
+        *(([{k: v for k, v in GOOD.items() if k != key}], f"has no '{key}'") for key in ("image_id", "bbox", "score")),
+        ([GOOD | {"bbox": [0, 0, 1]}], "bbox [0, 0, 1], expected four finite numbers"),
+        ([GOOD | {"bbox": [0, 0, float("inf"), 1]}], "bbox [0, 0, Infinity, 1], expected four finite numbers"),
+        ([GOOD | {"bbox": [0, 0, "5", 1]}], "expected four finite numbers"),
+        ([GOOD | {"bbox": [50, 50, -10, 20]}], "has a negative size"),
+        ([GOOD | {"score": float("nan")}], "score NaN, expected a finite number"),
+        ([GOOD | {"score": 10**400}], "expected a finite number"),
+        ([GOOD | {"score": None}], "score null, expected a finite number"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_in_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture, entries: object, found: str
+):
+    with pytest.raises(SystemExit) as exit_:
+        run(data, tmp_path / "wrong.json", entries)
+    printed = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert printed.err.startswith(f"error: {tmp_path / 'wrong.json'}: ") and found in printed.err
+    assert printed.err.count("\n") == 1 and len(printed.err) < 500
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_missing_files_splits_and_folders_are_told(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    path = tmp_path / "d.json"
+    path.write_text("[]")
+    for arguments, found in (
+        ([str(tmp_path / "none.json"), "--data", str(data), "--split", "voc07_test"], "none.json: No such file"),
+        ([str(path), "--data", str(tmp_path / "nowhere")], "nowhere: no such folder"),
+        ([str(path), "--data", str(data), "--split", "voc_2007_test"], "no split 'voc_2007_test', expected one of voc"),
+        ([str(path), "--data", str(data), "--split", "voc07_val"], "val.txt"),
+        ([str(path), "--data", str(data), "--split", "voc07_test", "--out", str(path / "x")], "cannot be written"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        error = capsys.readouterr().err
+        assert exit_.value.code == 2 and found in error and error.count("\n") == 1

@@ -1,0 +1,43 @@
+"""Which folder the data comes from when the user names none."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.errors import UserError
+from tools.sample_data import draw_sample
+
+OFFICIAL = Path("datasets")
+SAMPLE = OFFICIAL / "sample"
+
+
+def resolve_data_root(data: str | None, needed: Sequence[str]) -> tuple[Path, bool]:
+    """Finds the data root: the folder named, else `datasets/`, else the drawn sample in `datasets/sample/`.
+
+    The sample stands in only where nothing of the needed data is present, and it is drawn if it is not there yet.
+
+    Args:
+        data: the folder that the user named, or None.
+        needed: subfolders that must be in `datasets/`, such as `VOC2007` and `VOC2012`.
+
+    Returns:
+        The root, and whether it is the sample chosen in place of the official data.
+
+    Raises:
+        UserError: the folder named does not exist, or `datasets/` holds only a part of what is needed.
+    """
+    if data is not None:
+        root = Path(data)
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder; expected the data root, see `make check-datasets`")
+        return root, False
+    missing = [name for name in needed if not (OFFICIAL / name).is_dir()]
+    if not missing:
+        return OFFICIAL, False
+    if len(missing) < len(needed):
+        raise UserError(
+            f"{OFFICIAL}: {', '.join(missing)} is missing, expected {', '.join(needed)}: see what is there with "
+            "`make check-datasets`, fetch the rest with `make datasets`, or name another root with DATA="
+        )
+    if not all((SAMPLE / name).is_dir() for name in needed):
+        draw_sample(SAMPLE, seed=0)
+    return SAMPLE, True
