@@ -1,0 +1,153 @@
+"""The check on small data sets written here, each with one damage whose report is known."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tools import check_datasets
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_voc(folder: Path, splits: dict[str, list[str]]) -> None:
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for split, ids in splits.items():
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{id_}\n" for id_ in ids))
+        for id_ in ids:
+            Image.new("RGB", (40, 30), "teal").save(folder / "JPEGImages" / f"{id_}.jpg")
+            (folder / "Annotations" / f"{id_}.xml").write_text("<annotation/>")
+
+
+def write_cub(folder: Path) -> None:
+    files = [f"{species}/{number}.jpg" for species in ("001.Auk", "002.Wren") for number in range(3)]
+    for file in files:
+        (folder / "images" / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), "teal").save(folder / "images" / file)
+    (folder / "classes.txt").write_text("1 001.Auk\n2 002.Wren\n")
+    (folder / "images.txt").write_text("".join(f"{i} {file}\n" for i, file in enumerate(files, 1)))
+    (folder / "image_class_labels.txt").write_text("".join(f"{i} {1 + (i > 3)}\n" for i in range(1, 7)))
+    (folder / "train_test_split.txt").write_text("".join(f"{i} {int(i % 3 == 0)}\n" for i in range(1, 7)))
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """A root with all three data sets, whose official sizes are set to those that it has."""
+    write_voc(tmp_path / "VOC2007", {"trainval": ["000001", "000002", "000003"], "test": ["000004", "000005"]})
+    write_voc(tmp_path / "VOC2012", {"trainval": ["2008_000001"]})
+    write_cub(tmp_path / "CUB_200_2011")
+    official = {
+        "voc2007": ("VOC2007", {"trainval": 3, "test": 2}),
+        "voc2012": ("VOC2012", {"trainval": 1}),
+        "cub": ("CUB_200_2011", {"train": 2, "test": 4}),
+    }
+    monkeypatch.setattr(check_datasets, "OFFICIAL_SPLITS", official)
+    return tmp_path
+
+
+def states(root: Path, name: str, deep: bool = False) -> list[tuple[str, int, int]]:
+    return [(report.state, report.found, report.expected) for report in check_datasets.check_official(root, name, deep)]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "tools.check_datasets", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_everything_complete(root):
+    assert states(root, "voc2007", deep=True) == [("complete", 3, 3), ("complete", 2, 2)]
+    assert states(root, "voc2012") == [("complete", 1, 1)]
+    assert states(root, "cub", deep=True) == [("complete", 2, 2), ("complete", 4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected", "remark"),
+    [
+        (lambda voc: (voc / "JPEGImages/000002.jpg").unlink(), ("incomplete", 2, 3), "missing: JPEGImages/000002.jpg"),
+        (
+            lambda voc: (voc / "Annotations/000003.xml").unlink(),
+            ("incomplete", 2, 3),
+            "missing: Annotations/000003.xml",
+        ),
+        (
+            lambda voc: (voc / "JPEGImages/000001.jpg").write_bytes(b""),
+            ("broken", 2, 3),
+            "broken: JPEGImages/000001.jpg",
+        ),
+        (lambda voc: (voc / "ImageSets/Main/trainval.txt").unlink(), ("missing", 0, 0), "ImageSets/Main/trainval.txt"),
+        (lambda voc: (voc / "ImageSets/Main/trainval.txt").write_text(""), ("broken", 0, 0), "trainval.txt (empty)"),
+        (
+            lambda voc: [path.unlink() for path in (voc / "Annotations").iterdir()],
+            ("incomplete", 0, 3),
+            "missing: Annotations/000001.xml and 2 more",
+        ),
+    ],
+)
+def test_damages_of_voc(root, damage, expected, remark):
+    damage(root / "VOC2007")
+    report = check_datasets.check_official(root, "voc2007")[0]
+    assert (report.state, report.found, report.expected) == expected
+    assert remark in report.remark
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "remark"),
+    [
+        ("train_test_split.txt", "1 0\n", "train_test_split.txt (not the images of images.txt)"),
+        ("image_class_labels.txt", "".join(f"{i} 3\n" for i in range(1, 7)), "a class that classes.txt lacks"),
+        ("images.txt", "nonsense\n", "images.txt"),
+        ("images/001.Auk/2.jpg", "", "images/001.Auk/2.jpg"),
+    ],
+)
+def test_damages_of_cub(root, file, text, remark):
+    (root / "CUB_200_2011" / file).write_text(text)
+    report = check_datasets.check_official(root, "cub")[0]
+    assert report.state == "broken"
+    assert remark in report.remark
+
+
+def test_a_cut_photograph_is_found_by_a_deep_check_only(root):
+    path = root / "VOC2007" / "JPEGImages" / "000005.jpg"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert states(root, "voc2007")[1] == ("complete", 2, 2)
+    assert states(root, "voc2007", deep=True)[1] == ("broken", 1, 2)
+
+
+def test_only_an_official_data_set_or_nothing_is_mended_by_a_download(root, tmp_path):
+    (root / "VOC2007/JPEGImages/000002.jpg").unlink()
+    assert check_datasets.is_downloadable(check_datasets.check_official(root, "voc2007"))
+    assert check_datasets.is_downloadable(check_datasets.check_official(tmp_path / "empty", "cub"))
+    write_voc(root / "VOC2012", {"trainval": ["2008_000001", "2008_000002"]})
+    report = check_datasets.check_official(root, "voc2012")
+    assert not check_datasets.is_downloadable(report)
+    assert report[0].state == "complete" and "not the official size, 1" in report[0].remark
+
+
+def test_command_line(root):
+    """The command knows the real official sizes, so this root holds smaller data sets."""
+    process = run("--root", str(root))
+    assert process.returncode == 0
+    assert process.stdout.count("not the official size") == 5
+
+    (root / "VOC2012/Annotations/2008_000001.xml").unlink()
+    process = run("voc2007", "voc2012", "--root", str(root))
+    assert process.returncode == 2
+    assert "put back what is named" in process.stdout and "CUB" not in process.stdout
+
+    process = run("--root", str(root / "no such"))
+    assert process.returncode == 2
+    assert f"make datasets DATA='{root / 'no such'}'" in process.stdout
+    assert "0 of 11,540" in process.stdout
+
+
+def test_a_root_that_is_one_folder_in_voc_layout(tmp_path):
+    write_voc(tmp_path, {"train": ["a", "b"], "val": ["c"]})
+    process = run("--root", str(tmp_path))
+    assert process.returncode == 0
+    assert [line.split()[1:] for line in process.stdout.splitlines()[2:]] == [
+        ["train", "complete", "2", "of", "2"],
+        ["val", "complete", "1", "of", "1"],
+    ]

@@ -1,0 +1,237 @@
+"""Tells what is there of the data sets under a root: complete, incomplete, broken or missing, and what mends it.
+
+    python -m tools.check_datasets [voc2007 voc2012 cub] --root datasets [--deep]     # make check-datasets
+
+The lists of a data set say which files it must have. Folders are listed and no file of theirs is opened (but for
+`--deep`), so the whole of VOC07+12 and CUB takes a second. A root that is itself a folder in VOC's layout, with any
+classes and lists, is checked alike.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+from tabulate import tabulate
+from tqdm import tqdm
+
+from tools.errors import exits_on_user_error
+
+OFFICIAL_SPLITS: dict[str, tuple[str, dict[str, int]]] = {
+    "voc2007": ("VOC2007", {"trainval": 5011, "test": 4952}),
+    "voc2012": ("VOC2012", {"trainval": 11540}),
+    "cub": ("CUB_200_2011", {"train": 5994, "test": 5794}),
+}
+"""Folder of every official data set, and the number of images in each of its splits."""
+
+VOC_SPLITS = ("train", "val", "trainval", "test")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass
+class Report:
+    """What was found of one split of a data set."""
+
+    name: str
+    official: int | None  # images in the official split; None for a split of no official data set
+    expected: int = 0  # images in the list
+    found: int = 0  # of these, with all their files
+    missing: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+
+    @property
+    def state(self) -> str:
+        """One of `complete`, `incomplete`, `broken`, and `missing` where not even the list is there."""
+        if self.broken:
+            return "broken"
+        if self.missing:
+            return "incomplete" if self.expected else "missing"
+        return "complete"
+
+    @property
+    def remark(self) -> str:
+        """The first file of each kind of trouble and the number of the others."""
+        remarks = []
+        for kind, files in (("missing", self.missing), ("broken", self.broken)):
+            if files:
+                remarks.append(f"{kind}: {files[0]}" + (f" and {len(files) - 1:,} more" if len(files) > 1 else ""))
+        if self.expected and self.official and self.expected != self.official:
+            remarks.append(f"not the official size, {self.official:,}")
+        return "; ".join(remarks)
+
+
+@exits_on_user_error
+def main() -> None:
+    """Command line: prints the table; the exit code is 2 unless everything is complete."""
+    parser = argparse.ArgumentParser(description="Tells what is there of the data sets and what mends them.")
+    parser.add_argument("names", nargs="*", type=data_set_name, help=f"{', '.join(OFFICIAL_SPLITS)}; default: all")
+    parser.add_argument("--root", type=Path, default=Path("datasets"), help="default: %(default)s")
+    parser.add_argument("--deep", action="store_true", help="decode every image as well")
+    arguments = parser.parse_args()
+
+    root, deep = arguments.root, arguments.deep
+    if (root / "JPEGImages").is_dir() or (root / "Annotations").is_dir():
+        lists = {split: None for split in VOC_SPLITS if _voc_list(root, split).is_file()}
+        data_sets = [check_voc(root, lists or {"trainval": None}, deep)]
+    else:
+        data_sets = [check_official(root, name, deep) for name in arguments.names or OFFICIAL_SPLITS]
+
+    download = "make datasets" + ("" if root == Path("datasets") else f" DATA={shlex.quote(str(root))}")
+    rows = []
+    for reports in data_sets:
+        mend = download if is_downloadable(reports) else "put back what is named"
+        for report in reports:
+            found = f"{report.found:,} of {report.expected or report.official or 0:,}"
+            rows.append([report.name, report.state, found, report.remark, "" if report.state == "complete" else mend])
+    print(tabulate(rows, ["data set", "state", "images", "remark", "mend it with"], disable_numparse=True))
+    if any(report.state != "complete" for reports in data_sets for report in reports):
+        sys.exit(2)
+
+
+def data_set_name(text: str) -> str:
+    """Type of the command lines' argument that names an official data set.
+
+    `choices` of argparse would do, but refuses an empty list of names in Python 3.11.
+    """
+    if text not in OFFICIAL_SPLITS:
+        raise argparse.ArgumentTypeError(f"no data set {text!r}; expected {', '.join(OFFICIAL_SPLITS)}")
+    return text
+
+
+def check_official(root: Path, name: str, deep: bool = False) -> list[Report]:
+    """Checks one of the official data sets, or a smaller one in its layout, below a root.
+
+    Args:
+        root: folder that holds `VOC2007/`, `VOC2012/` and `CUB_200_2011/`, or some of them.
+        name: a key of `OFFICIAL_SPLITS`.
+        deep: decode every image as well.
+    """
+    folder, splits = OFFICIAL_SPLITS[name]
+    return (check_cub if name == "cub" else check_voc)(root / folder, splits, deep)
+
+
+def is_downloadable(reports: Sequence[Report]) -> bool:
+    """Whether a data set is the official one, or nothing yet, so that the official files may be put into its folder."""
+    return all(report.official and report.expected in (0, report.official) for report in reports)
+
+
+def check_voc(folder: Path, splits: dict[str, int] | dict[str, None], deep: bool = False) -> list[Report]:
+    """Checks that every image of the lists has its picture and its annotation, neither of them empty.
+
+    Args:
+        folder: folder with `Annotations/`, `ImageSets/Main/` and `JPEGImages/`.
+        splits: the lists, each with its official length or None.
+        deep: decode every image as well.
+    """
+    sizes = _file_sizes(folder, ["JPEGImages", "Annotations"])
+    pictures = {}
+    for file in sizes:
+        path = PurePosixPath(file)
+        if path.parts[0] == "JPEGImages" and path.suffix.lower() in IMAGE_SUFFIXES:
+            pictures[path.stem] = file
+    reports = []
+    for split, official in splits.items():
+        path = _voc_list(folder, split)
+        report = Report(f"{folder.resolve().name} {split}", official)
+        try:
+            ids = path.read_text(encoding="utf-8", errors="replace").split()
+        except OSError:
+            report.missing.append(str(path.relative_to(folder)))
+        else:
+            items = [(pictures.get(id_, f"JPEGImages/{id_}.jpg"), f"Annotations/{id_}.xml") for id_ in ids]
+            if not ids or len(ids) != len(set(ids)):
+                report.broken.append(f"{path.relative_to(folder)} ({'an id twice' if ids else 'empty'})")
+            _look_for(report, folder, items, sizes, deep)
+        reports.append(report)
+    return reports
+
+
+def check_cub(folder: Path, splits: dict[str, int], deep: bool = False) -> list[Report]:
+    """Checks that the four index files of a CUB folder agree, and that every image of theirs is there and not empty.
+
+    Args:
+        folder: folder with `images/`, `images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt`.
+        splits: `train` and `test`, each with its official length.
+        deep: decode every image as well.
+    """
+    reports = {split: Report(f"{folder.name} {split}", official) for split, official in splits.items()}
+    indices = {}
+    for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt"):
+        try:
+            text = (folder / name).read_text(encoding="utf-8", errors="replace")
+            indices[name] = dict(line.split(maxsplit=1) for line in text.splitlines() if line.strip())
+        except (OSError, ValueError) as error:
+            for report in reports.values():
+                (report.missing if isinstance(error, OSError) else report.broken).append(name)
+    if len(indices) < 4:
+        return list(reports.values())
+
+    files, labels, parts, classes = indices.values()
+    wrong = [
+        f"{name} ({trouble})"
+        for name, trouble, found in (
+            ("image_class_labels.txt", "not the images of images.txt", labels.keys() != files.keys()),
+            ("image_class_labels.txt", "a class that classes.txt lacks", not set(labels.values()) <= classes.keys()),
+            ("train_test_split.txt", "not the images of images.txt", parts.keys() != files.keys()),
+            ("train_test_split.txt", "something else than 0 and 1", not set(parts.values()) <= {"0", "1"}),
+        )
+        if found
+    ]
+    sizes = _file_sizes(folder, sorted({f"images/{PurePosixPath(file).parent}" for file in files.values()}))
+    for split, report in reports.items():
+        part = "1" if split == "train" else "0"
+        report.broken.extend(wrong)
+        items = [(f"images/{file}",) for image_id, file in files.items() if parts.get(image_id) == part]
+        _look_for(report, folder, items, sizes, deep)
+    return list(reports.values())
+
+
+def _voc_list(folder: Path, split: str) -> Path:
+    return folder / "ImageSets" / "Main" / f"{split}.txt"
+
+
+def _file_sizes(folder: Path, subfolders: Sequence[str]) -> dict[str, int]:
+    """Sizes in bytes by path, from one listing a folder: asking for each file by its name is slow on a network disk."""
+    sizes = {}
+    for subfolder in subfolders:
+        if (folder / subfolder).is_dir():
+            with os.scandir(folder / subfolder) as entries:
+                sizes.update(
+                    {f"{subfolder}/{entry.name}": entry.stat().st_size for entry in entries if entry.is_file()}
+                )
+    return sizes
+
+
+def _look_for(report: Report, folder: Path, items: list[tuple[str, ...]], sizes: dict[str, int], deep: bool) -> None:
+    """Enters into the report what is there of the images' files; the first file of each is the picture."""
+    missing = [file for files in items for file in files if file not in sizes]
+    broken = [file for files in items for file in files if sizes.get(file) == 0]
+    if deep:
+        pictures = [files[0] for files in items if sizes.get(files[0])]
+        with ThreadPoolExecutor() as pool:
+            decoded = pool.map(_decodes, [folder / picture for picture in pictures])
+            progress = tqdm(decoded, report.name, len(pictures), disable=None)
+            broken += [picture for picture, whole in zip(pictures, progress, strict=True) if not whole]
+    unusable = {*missing, *broken}
+    report.expected = len(items)
+    report.found = sum(unusable.isdisjoint(files) for files in items)
+    report.missing += missing
+    report.broken += broken
+
+
+def _decodes(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError):  # what PIL raises for damaged files, depending on the format
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()
