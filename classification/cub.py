@@ -17,8 +17,9 @@ Source: C. Wah, S. Branson, P. Welinder, P. Perona, S. Belongie. The Caltech-UCS
 import logging
 import mmap
 import os
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional
+from tqdm import tqdm
 
 from tools.errors import UserError
 
@@ -94,7 +96,8 @@ def read_cub(root: Path) -> Cub:
             )
         if split[image] not in birds:
             raise UserError(
-                f"{folder / 'train_test_split.txt'}: image {image} has {split[image]!r}, expected 1 (training) or 0 (test)"
+                f"{folder / 'train_test_split.txt'}: image {image} has {split[image]!r},"
+                " expected 1 (training) or 0 (test)"
             )
         birds[split[image]].append(Bird(folder / "images" / relative, int(labels[image]) - 1))
 
@@ -220,7 +223,7 @@ class ImageCache:
         return self._memory[start : start + 3 * height * width].view(3, height, width)
 
     @classmethod
-    def build(cls, birds: Sequence[Bird], side: int, progress: Callable = iter) -> "ImageCache | None":
+    def build(cls, birds: Sequence[Bird], side: int) -> "ImageCache | None":
         """Decodes all images with all cores, or says why not and returns None when they would not fit.
 
         Among the processes of one machine (torchrun's `LOCAL_RANK`) the first makes the memory and all fill it.
@@ -228,7 +231,6 @@ class ImageCache:
         Args:
             birds: the photographs.
             side: short side in pixels.
-            progress: wraps the iterator over finished images, for a progress bar.
 
         Raises:
             UserError: an image cannot be read.
@@ -247,7 +249,9 @@ class ImageCache:
                 cache[index].copy_(image)
 
             rank, ranks = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            for _ in progress(pool.map(fill, range(rank, len(birds), ranks))):
+            mine = range(rank, len(birds), ranks)
+            shown = rank == 0 and sys.stderr.isatty()
+            for _ in tqdm(pool.map(fill, mine), "decoding images", len(mine), leave=False, disable=not shown):
                 pass
         if torch.distributed.is_initialized():
             torch.distributed.barrier()

@@ -1,5 +1,6 @@
 """Networks by name with a head for the birds, their weights, and the two groups of their parameters."""
 
+import contextlib
 import difflib
 import logging
 import pickle
@@ -76,10 +77,8 @@ def _build_timm(name: str, num_classes: int, from_hub: bool, **dropout: float) -
             overlay = {"file": cached}
         else:
             # Ask once whether anybody answers: without network the hub's client would try for most of a minute.
-            try:
+            with contextlib.suppress(urllib.error.HTTPError):
                 urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=10).close()
-            except urllib.error.HTTPError:
-                pass
     return timm.create_model(
         name, pretrained=from_hub, pretrained_cfg_overlay=overlay, num_classes=num_classes, **dropout
     )
@@ -183,3 +182,38 @@ def load_weights(model: nn.Module, path: Path) -> None:
     logger.info("%s: %d tensors loaded", path, len(expected & state.keys()))
     if left_out:
         logger.info("%s: left out, the head of other classes: %s", path, ", ".join(left_out))
+
+
+def describe(name: str, model: nn.Module, class_names: list[str], image_size: int, crop_pct: float) -> dict:
+    """What a checkpoint says about its network beside the weights, so that the file alone is enough to use it."""
+    mean, std = mean_and_std(model)
+    return {
+        "model_name": name,
+        "class_names": class_names,
+        "image_size": image_size,
+        "crop_pct": crop_pct,
+        "mean": mean,
+        "std": std,
+    }
+
+
+def load_classifier(path: Path) -> tuple[nn.Module, dict]:
+    """Rebuilds the network of a `model_best.pth` or `model_last.pth`.
+
+    Returns:
+        The model in evaluation mode, and its description (see `describe`).
+
+    Raises:
+        UserError: the file is not such a checkpoint.
+    """
+    checkpoint = read_checkpoint(path)
+    if "model_name" not in checkpoint:
+        raise UserError(
+            f"{path}: holds no classifier of this project (no model_name among {', '.join(list(checkpoint)[:3])}, ...);"
+            " expected model_best.pth of a run of `make finetune`"
+        )
+    trainer = checkpoint.pop("trainer", {})
+    weights = checkpoint.pop("model", None) or trainer.get("ema") or trainer["model"]
+    model = build_model(checkpoint["model_name"], len(checkpoint["class_names"]))
+    model.load_state_dict(weights)
+    return model.eval(), checkpoint

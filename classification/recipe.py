@@ -28,6 +28,7 @@ class Recipe:
     """Settings of one run; the defaults are the plainest training there is, and a recipe file says what differs.
 
     Attributes:
+        data: folder that holds CUB_200_2011; without it `datasets`, or the drawn sample where that is empty.
         model: a timm model name, with or without a weights tag, or `alexnet` (torchvision's).
         pretrained: start from ImageNet weights; without them every layer learns at the full rate.
         weights: file to take them from instead of the hub (.pth or .safetensors).
@@ -65,6 +66,7 @@ class Recipe:
         checkpoint_every: iterations between checkpoints within an epoch; every epoch ends with one.
     """
 
+    data: str | None = None
     model: str = "resnet18"
     pretrained: bool = True
     weights: str | None = None

@@ -1,6 +1,6 @@
 """One training run: recipe in, run folder out.
 
-`python -m classification.train [RECIPE] [KEY=VALUE ...] [--data DATA] [--resume]`, alone or under torchrun.
+`python -m classification.train [RECIPE] [KEY=VALUE ...] [--resume]`, alone or under torchrun.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -32,7 +32,7 @@ from classification.engine import BatchAugmentation, Trainer, TrainingStream, ev
 from classification.model import (
     PretrainedWeightsUnavailable,
     build_model,
-    mean_and_std,
+    describe,
     parameter_groups,
     read_checkpoint,
 )
@@ -76,23 +76,15 @@ def train(recipe: Recipe, cub: Cub, model: nn.Module, run: Path, device: torch.d
         )
 
     model.to(device, memory_format=torch.channels_last)
-    mean, std = mean_and_std(model)
+    card = describe(recipe.model, model, cub.class_names, recipe.image_size, recipe.crop_pct)
+    prepare = BatchAugmentation(card["mean"], card["std"])
     stream = TrainingStream(len(train_birds), recipe.batch_size, recipe.seed, rank, ranks)
     train_loader = build_loader(recipe, train_birds, stream, device, training=True)
     validation_loader = build_loader(
         recipe, validation_birds, _shares(len(validation_birds), recipe, rank, ranks), device
     )
-    prepare = BatchAugmentation(mean, std)
-    trainer = _build_trainer(recipe, model, stream.iterations, len(cub.class_names), mean, std, ranks)
+    trainer = _build_trainer(recipe, model, stream.iterations, card, ranks)
 
-    card = {
-        "model_name": recipe.model,
-        "class_names": cub.class_names,
-        "image_size": recipe.image_size,
-        "crop_pct": recipe.crop_pct,
-        "mean": mean,
-        "std": std,
-    }
     best: dict = {}
     last = run / "model_last.pth"
     if last.is_file():
@@ -100,81 +92,62 @@ def train(recipe: Recipe, cub: Cub, model: nn.Module, run: Path, device: torch.d
         trainer.load_state_dict(state["trainer"])
         best = state["best"]
         logger.info("Resumed at iteration %d", trainer.iteration)
-
-    def save_last() -> None:
-        write_atomically(last, lambda file: torch.save({**card, "trainer": trainer.state_dict(), "best": best}, file))
-
     writer = None
     if rank == 0:
         truncate_metrics(run, trainer.iteration)
         writer = SummaryWriter(str(run), purge_step=trainer.iteration)
 
-    def finished() -> bool:
-        epoch = trainer.iteration // stream.iterations
-        return epoch >= recipe.epochs or bool(recipe.patience and best and epoch - best["epoch"] >= recipe.patience)
+    def save_last() -> None:
+        _save(last, {**card, "trainer": trainer.state_dict(), "best": best})
 
-    while not finished():
+    def on_iteration() -> None:
+        epoch, done = divmod(trainer.iteration, stream.iterations)
+        if done and done % recipe.checkpoint_every == 0:
+            trainer.gather_sums()
+            if rank == 0:
+                save_last()
+                logger.debug("epoch %d, iteration %d/%d: checkpoint", epoch + 1, done, stream.iterations)
+
+    while not _is_finished(recipe, trainer.iteration // stream.iterations, best):
         epoch = trainer.iteration // stream.iterations + 1
         stream.start_at(trainer.iteration)
-        progress = tqdm(
-            total=len(stream),
-            desc=f"epoch {epoch}/{recipe.epochs}",
-            unit="it",
-            leave=False,
-            disable=not _is_shown(rank),
-        )
-
-        def on_iteration(progress: tqdm = progress) -> None:
-            progress.update()
-            done = trainer.iteration % stream.iterations
-            if done and done % recipe.checkpoint_every == 0:
-                trainer.gather_sums()
-                if rank == 0:
-                    save_last()
-                    if progress.disable:
-                        logger.info("epoch %s iteration %d/%d", epoch, done, stream.iterations)
-
         try:
-            row = trainer.train_one_epoch(train_loader, on_iteration)
+            row = trainer.train_one_epoch(_progress(train_loader, f"epoch {epoch}/{recipe.epochs}", "it"), on_iteration)
         except FloatingPointError as error:
             raise UserError(f"{run}: {error}: the run diverged; lower the rate, LR={recipe.lr / 4:g}") from None
-        finally:
-            progress.close()
         row |= evaluate(trainer.measured_model, validation_loader, prepare, recipe.precision)
+        is_better = not best or row["validation_top1"] > best["validation_top1"]
+        if is_better:
+            best = {"epoch": epoch, **{key: value for key, value in row.items() if key.startswith("validation_")}}
         if rank == 0:
+            # The rows before the checkpoint, the best before the last: what a kill loses is then done again in full.
             row = {"iteration": trainer.iteration - 1, "epoch": epoch, **row}
             append_metrics(run, row)
             write_results(run)
             for key, value in row.items():
                 writer.add_scalar(key, value, row["iteration"])
-        is_better = not best or row["validation_top1"] > best["validation_top1"]
-        if is_better:
-            best = {"epoch": epoch, **{key: value for key, value in row.items() if key.startswith("validation_")}}
-        if rank == 0:
             if is_better:
-                weights = trainer.measured_model.state_dict()
-                write_atomically(
-                    run / "model_best.pth",
-                    lambda file, weights=weights: torch.save({**card, **best, "model": weights}, file),
-                )
+                _save(run / "model_best.pth", {**card, **best, "model": trainer.measured_model.state_dict()})
             save_last()
-            logger.info(
-                "epoch %d/%d  loss %.3f  top-1 %.2f %%  |  validation loss %.3f  top-1 %.2f %%  top-5 %.2f %%%s  |"
-                "  lr %.2g  %.1f img/s  waiting for data %.1f %%",
-                *(epoch, recipe.epochs, row["train_loss"], row["train_top1"], row["validation_loss"]),
-                *(row["validation_top1"], row["validation_top5"], " (best)" if is_better else ""),
-                *(row["lr"], row["images_per_second"], row["data_share"]),
-            )
+            _log_epoch(row, recipe.epochs, is_better)
 
     if trainer.iteration < recipe.epochs * stream.iterations:
         logger.info("Stopped early: no better validation top-1 in %d epochs", recipe.patience)
-    result = {"top1": best["validation_top1"], "top5": best["validation_top5"]}
+    measured = best
     if recipe.holdout:
         model.load_state_dict(read_checkpoint(run / "model_best.pth")["model"])
         test_loader = build_loader(recipe, cub.test, _shares(len(cub.test), recipe, rank, ranks), device, cache=False)
         measured = evaluate(model, test_loader, prepare, recipe.precision)
-        result = {"top1": measured["validation_top1"], "top5": measured["validation_top5"]}
-    result |= {**best, "chosen_on": chosen_on, "test_images": len(cub.test), **_identity(recipe)}
+    result = {
+        "top1": measured["validation_top1"],
+        "top5": measured["validation_top5"],
+        "chosen_on": chosen_on,
+        **best,
+        **{
+            key: getattr(recipe, key)
+            for key in ("model", "pretrained", "weights", "lr", "epochs", "image_size", "seed")
+        },
+    }
     if rank == 0:
         writer.close()
         write_atomically(run / "result.json", lambda file: file.write(json.dumps(result, indent=2).encode()))
@@ -183,6 +156,31 @@ def train(recipe: Recipe, cub: Cub, model: nn.Module, run: Path, device: torch.d
         *(len(cub.test), result["top1"], result["top5"], result["epoch"], chosen_on),
     )
     return result
+
+
+def _is_finished(recipe: Recipe, epochs_done: int, best: dict) -> bool:
+    out_of_patience = bool(recipe.patience and best) and epochs_done - best["epoch"] >= recipe.patience
+    return epochs_done >= recipe.epochs or out_of_patience
+
+
+def _save(path: Path, checkpoint: dict) -> None:
+    write_atomically(path, lambda file: torch.save(checkpoint, file))
+
+
+def _progress(iterable: Iterable, title: str, unit: str) -> tqdm:
+    """One line that vanishes when done, in the first process and in a terminal only."""
+    shown = int(os.environ.get("RANK", 0)) == 0 and sys.stderr.isatty()
+    return tqdm(iterable, desc=title, unit=unit, leave=False, disable=not shown)
+
+
+def _log_epoch(row: dict, epochs: int, is_better: bool) -> None:
+    logger.info(
+        "epoch %d/%d  loss %.3f  top-1 %.2f %%  |  validation loss %.3f  top-1 %.2f %%  top-5 %.2f %%%s  |"
+        "  lr %.2g  %.1f img/s  waiting for data %.1f %%",
+        *(row["epoch"], epochs, row["train_loss"], row["train_top1"], row["validation_loss"], row["validation_top1"]),
+        *(row["validation_top5"], " (best)" if is_better else ""),
+        *(row["lr"], row["images_per_second"], row["data_share"]),
+    )
 
 
 def build_loader(
@@ -210,10 +208,7 @@ def build_loader(
     elif training and recipe.train_crop == "random_resized":
         crop = v2.RandomResizedCrop(size, scale=(recipe.crop_scale, 1.0), antialias=True)
 
-    def progress(images):
-        return tqdm(images, desc="decoding", total=len(birds), leave=False, disable=not _is_shown())
-
-    images = ImageCache.build(birds, side, progress) if cache and recipe.cache else None
+    images = ImageCache.build(birds, side) if cache and recipe.cache else None
     # On a CPU, cropping a decoded image costs less than handing it from one process to another.
     workers = 0 if images and device.type == "cpu" else recipe.workers
     return DataLoader(
@@ -237,9 +232,7 @@ def _shares(length: int, recipe: Recipe, rank: int, ranks: int) -> list[list[tup
     return [mine[start : start + size] for start in range(0, len(mine), size)]
 
 
-def _build_trainer(
-    recipe: Recipe, model: nn.Module, iterations: int, num_classes: int, mean: list, std: list, ranks: int
-) -> Trainer:
+def _build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict, ranks: int) -> Trainer:
     optimizer = create_optimizer_v2(
         parameter_groups(model, recipe.backbone_lr_scale if recipe.pretrained else 1.0),
         opt=recipe.optimizer,
@@ -264,7 +257,7 @@ def _build_trainer(
             cutmix_alpha=recipe.cutmix,
             prob=recipe.mix_prob,
             label_smoothing=recipe.label_smoothing,
-            num_classes=num_classes,
+            num_classes=len(card["class_names"]),
         )
     device = next(model.parameters()).device
     forward = model
@@ -278,7 +271,7 @@ def _build_trainer(
         model,
         optimizer,
         scheduler,
-        BatchAugmentation(mean, std, recipe.flip, recipe.rotation, recipe.random_erasing),
+        BatchAugmentation(card["mean"], card["std"], recipe.flip, recipe.rotation, recipe.random_erasing),
         label_smoothing=recipe.label_smoothing,
         mixup=mixup,
         ema=ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None,
@@ -287,15 +280,6 @@ def _build_trainer(
         clip_grad=recipe.clip_grad,
         seed=recipe.seed,
     )
-
-
-def _identity(recipe: Recipe) -> dict:
-    keys = ("model", "pretrained", "weights", "lr", "epochs", "image_size", "seed")
-    return {key: value for key, value in dataclasses.asdict(recipe).items() if key in keys}
-
-
-def _is_shown(rank: int = 0) -> bool:
-    return rank == 0 and int(os.environ.get("RANK", 0)) == 0 and sys.stderr.isatty()
 
 
 def build_model_for(recipe: Recipe, num_classes: int, is_sample: bool) -> tuple[nn.Module, Recipe]:
@@ -343,22 +327,15 @@ def start_process() -> torch.device:
 def main() -> None:
     """Reads the command line and trains."""
     parser = argparse.ArgumentParser(description="Fine-tune a classifier on CUB-200-2011.")
-    parser.add_argument("recipe", nargs="?", help="name or path of a recipe; study, or sample on the drawn sample")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the recipe to change")
-    parser.add_argument("--data", help=f"folder that holds {FOLDER}")
+    add_recipe_argument(parser)
     parser.add_argument("--resume", action="store_true", help="go on with the newest run of this name")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("--name", help="name of the run folder, instead of the one made of model and recipe")
     arguments = parser.parse_args()
-    if arguments.recipe and "=" in arguments.recipe:
-        arguments.overrides.insert(0, arguments.recipe)
-        arguments.recipe = None
 
     device = start_process()
     start = time.perf_counter()
-    root, is_sample = _on_first_process(resolve_data_root, arguments.data, [FOLDER])
-    path = recipe_path(arguments.recipe, is_sample)
-    recipe = load_recipe(path, arguments.overrides)
+    path, recipe, root, is_sample = resolve(arguments.recipe)
     cub = read_cub(root)
     model, recipe = build_model_for(recipe, len(cub.class_names), is_sample)
     name = arguments.name or run_name(recipe, path, is_sample)
@@ -380,11 +357,31 @@ def main() -> None:
         dist.destroy_process_group()
 
 
-def recipe_path(named: str | None, is_sample: bool) -> Path:
-    """The file of a recipe: a path as it is, a bare name in recipes/, nothing for the default of this data."""
-    if named and ("/" in named or named.endswith(".yaml")):
-        return Path(named)
-    return RECIPES / f"{named or ('sample' if is_sample else 'study')}.yaml"
+def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the positional argument that `resolve` understands."""
+    parser.add_argument(
+        "recipe",
+        nargs="*",
+        metavar="[RECIPE] KEY=VALUE",
+        help="name or path of a recipe (study; on the drawn sample: sample), and settings of it to change",
+    )
+
+
+def resolve(arguments: list[str]) -> tuple[Path, Recipe, Path, bool]:
+    """Finds recipe and data from the positional arguments of a command line.
+
+    Returns:
+        The recipe's file, the recipe with its changes, the data root, and whether that is the drawn sample.
+    """
+    changes = [argument for argument in arguments if "=" in argument]
+    named = [argument for argument in arguments if "=" not in argument]
+    if len(named) > 1:
+        raise UserError(f"{' '.join(named)}: expected one recipe, and KEY=VALUE for what differs")
+    data = [change.removeprefix("data=") for change in changes if change.startswith("data=")]
+    root, is_sample = _on_first_process(resolve_data_root, data[-1] if data else None, [FOLDER])
+    name = named[0] if named else ("sample" if is_sample else "study")
+    path = Path(name) if name.endswith(".yaml") else RECIPES / f"{name}.yaml"
+    return path, load_recipe(path, changes), root, is_sample
 
 
 def run_name(recipe: Recipe, path: Path, is_sample: bool) -> str:

@@ -1,0 +1,247 @@
+"""How good a classifier is and where it errs: one checkpoint in, tables and pictures out.
+
+`python -m classification.evaluate WEIGHTS [--data DATA] [--output FOLDER]`
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from classification.cub import FOLDER, Bird, BirdDataset, read_cub
+from classification.engine import BatchAugmentation, predict_logits
+from classification.model import load_classifier
+from classification.train import start_process
+from tools.data_root import resolve_data_root
+from tools.errors import UserError, exits_on_user_error
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Report:
+    """The figures of one classifier on one set of images, in percent where not said otherwise.
+
+    Attributes:
+        images: how many.
+        top1: images whose likeliest class is right.
+        top5: images whose class is among the five likeliest.
+        mean_class_accuracy: mean over the classes of their top-1.
+        calibration_error: expected calibration error, over 15 bins of confidence.
+        loss: cross entropy, in nats.
+    """
+
+    images: int
+    top1: float
+    top5: float
+    mean_class_accuracy: float
+    calibration_error: float
+    loss: float
+
+
+def measure(logits: Tensor, labels: Tensor) -> Report:
+    """Computes all figures.
+
+    Args:
+        logits: (N, C).
+        labels: (N,), every class of 0 .. C - 1 may or may not occur.
+    """
+    matrix = confusion_matrix(logits.argmax(1), labels, logits.shape[1])
+    counts = matrix.sum(1)
+    of_class = np.diag(matrix)[counts > 0] / counts[counts > 0]
+    likeliest = logits.topk(min(5, logits.shape[1])).indices
+    return Report(
+        images=len(labels),
+        top1=100 * (likeliest[:, 0] == labels).double().mean().item(),
+        top5=100 * (likeliest == labels[:, None]).any(1).double().mean().item(),
+        mean_class_accuracy=100 * of_class.mean(),
+        calibration_error=100
+        * sum(row["weight"] * abs(row["accuracy"] - row["confidence"]) for row in calibration(logits, labels)),
+        loss=torch.nn.functional.cross_entropy(logits, labels).item(),
+    )
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> np.ndarray:
+    """Counts, int64 (C, C): rows are true classes, columns predicted ones."""
+    return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, -1).numpy()
+
+
+def calibration(logits: Tensor, labels: Tensor) -> list[dict[str, float]]:
+    """Confidence against accuracy, in equal bins of confidence; empty bins are left out.
+
+    Source: C. Guo et al. On Calibration of Modern Neural Networks. ICML 2017, equation 3.
+
+    Returns:
+        For each bin its share of the images (`weight`), and mean `confidence` and `accuracy` in [0, 1].
+    """
+    confidence, predicted = logits.double().softmax(1).max(1)
+    correct = (predicted == labels).double()
+    bins = (confidence * CALIBRATION_BINS).ceil().long().clamp(1, CALIBRATION_BINS)
+    return [
+        {
+            "weight": inside.double().mean().item(),
+            "confidence": confidence[inside].mean().item(),
+            "accuracy": correct[inside].mean().item(),
+        }
+        for inside in (bins == number for number in range(1, CALIBRATION_BINS + 1))
+        if inside.any()
+    ]
+
+
+def confused_pairs(logits: Tensor, labels: Tensor, count: int = 10) -> list[dict[str, int]]:
+    """The errors made most often.
+
+    Returns:
+        At most `count` rows, most frequent first, each with the `true` and `predicted` class, how many `images` were
+        taken so, and as `example` the index of the one among them that the model was surest of.
+    """
+    confidence, predicted = logits.softmax(1).max(1)
+    matrix = confusion_matrix(predicted, labels, logits.shape[1])
+    np.fill_diagonal(matrix, 0)
+    pairs = []
+    for flat in np.argsort(-matrix, axis=None, kind="stable")[:count]:
+        true, taken_for = (int(number) for number in np.unravel_index(flat, matrix.shape))
+        if not matrix[true, taken_for]:
+            break
+        among = (labels == true) & (predicted == taken_for)
+        example = int(torch.where(among, confidence, -1.0).argmax())
+        pairs.append({"true": true, "predicted": taken_for, "images": int(matrix[true, taken_for]), "example": example})
+    return pairs
+
+
+def write_report(folder: Path, logits: Tensor, labels: Tensor, birds: list[Bird], class_names: list[str]) -> Report:
+    """Writes report.json, the tables and the pictures into `folder`, and returns the figures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report = measure(logits, labels)
+    (folder / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    probability, predicted = logits.softmax(1).max(1)
+    pd.DataFrame(
+        {
+            "image": [f"{bird.path.parent.name}/{bird.path.name}" for bird in birds],
+            "class": [class_names[label] for label in labels.tolist()],
+            "predicted": [class_names[label] for label in predicted.tolist()],
+            "probability": probability.numpy(),
+        }
+    ).to_csv(folder / "predictions.csv", index=False, float_format="%.4f")
+    matrix = confusion_matrix(predicted, labels, len(class_names))
+    pd.DataFrame(matrix, index=class_names, columns=class_names).to_csv(folder / "confusion_matrix.csv")
+    counts = matrix.sum(1)
+    accuracy = 100 * np.diag(matrix) / np.maximum(counts, 1)
+    per_class = pd.DataFrame({"class": class_names, "images": counts, "accuracy": accuracy})
+    per_class.sort_values("accuracy", kind="stable").to_csv(folder / "per_class.csv", index=False, float_format="%.2f")
+    pairs = confused_pairs(logits, labels)
+    table = pd.DataFrame(pairs, columns=["true", "predicted", "images", "example"])
+    table["example"] = [birds[index].path.name for index in table["example"]]
+    for column in ("true", "predicted"):
+        table[column] = [class_names[label] for label in table[column]]
+    table.to_csv(folder / "confused_pairs.csv", index=False)
+
+    _draw_confusion_matrix(matrix).savefig(folder / "confusion_matrix.png", dpi=120)
+    _draw_pairs(pairs, birds, labels, class_names).savefig(folder / "confused_pairs.png", dpi=110)
+    _draw_calibration(calibration(logits, labels), report).savefig(folder / "calibration.png", dpi=110)
+    _draw_per_class(accuracy[counts > 0], report).savefig(folder / "per_class.png", dpi=110)
+    return report
+
+
+def _draw_confusion_matrix(matrix: np.ndarray) -> Figure:
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.subplots()
+    shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    picture = axes.imshow(shares, cmap="magma_r", vmin=0, vmax=100, interpolation="nearest")
+    axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix")
+    figure.colorbar(picture, ax=axes, label="% of the true class")
+    return figure
+
+
+def _draw_pairs(pairs: list[dict], birds: list[Bird], labels: Tensor, class_names: list[str]) -> Figure:
+    rows = max(1, (len(pairs) + 1) // 2)
+    figure = Figure(figsize=(11, 2.9 * rows), layout="constrained")
+    figure.suptitle("Most confused pairs: a picture taken for the other, and one of the class it was taken for")
+    panels = figure.subplots(rows, 4, squeeze=False)
+    for axes in panels.flat:
+        axes.axis("off")
+    for number, pair in enumerate(pairs):
+        row, column = divmod(number, 2)
+        other = int((labels == pair["predicted"]).int().argmax())
+        taken, real = panels[row, 2 * column], panels[row, 2 * column + 1]
+        taken.imshow(_square(birds[pair["example"]].path))
+        taken.set_title(f"{class_names[pair['true']]}\n{pair['images']} x taken for", fontsize=8)
+        if labels[other] == pair["predicted"]:
+            real.imshow(_square(birds[other].path))
+        real.set_title(f"{class_names[pair['predicted']]}\n", fontsize=8)
+    return figure
+
+
+def _square(path: Path) -> Image.Image:
+    return ImageOps.fit(ImageOps.exif_transpose(Image.open(path)).convert("RGB"), (224, 224))
+
+
+def _draw_calibration(rows: list[dict[str, float]], report: Report) -> Figure:
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1)
+    axes.plot([row["confidence"] for row in rows], [row["accuracy"] for row in rows], marker="o")
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    axes.set_title(f"Calibration, expected error {report.calibration_error:.1f} %")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _draw_per_class(accuracy: np.ndarray, report: Report) -> Figure:
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(accuracy, bins=np.linspace(0, 100, 21), color="#4477aa", edgecolor="white")
+    axes.axvline(report.mean_class_accuracy, color="#cc3311", label=f"mean {report.mean_class_accuracy:.1f} %")
+    axes.set(xlabel="accuracy of a class, %", ylabel="classes", title="Accuracy by class")
+    axes.legend()
+    return figure
+
+
+@exits_on_user_error
+def main() -> None:
+    """Reads the command line, measures on the test split, writes and prints the report."""
+    parser = argparse.ArgumentParser(description="Measure a classifier on the test split of CUB-200-2011.")
+    parser.add_argument("weights", type=Path, help="model_best.pth or model_last.pth of a run")
+    parser.add_argument("--data", help=f"folder that holds {FOLDER}")
+    parser.add_argument("--output", type=Path, help="folder to write to; evaluation/ beside the weights by default")
+    arguments = parser.parse_args()
+
+    device = start_process()
+    model, card = load_classifier(arguments.weights)
+    root, _ = resolve_data_root(arguments.data, [FOLDER])
+    cub = read_cub(root)
+    if len(cub.class_names) != len(card["class_names"]):
+        raise UserError(
+            f"{arguments.weights}: a head of {len(card['class_names'])} classes, but {root / FOLDER} has"
+            f" {len(cub.class_names)}: name the data it was trained on with DATA="
+        )
+    size = card["image_size"]
+    dataset = BirdDataset(cub.test, int(size / card["crop_pct"]), v2.CenterCrop(size))
+    batches = [
+        [(index, 0) for index in range(start, min(start + 64, len(cub.test)))] for start in range(0, len(cub.test), 64)
+    ]
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=2)
+    model.to(device, memory_format=torch.channels_last)
+    logits, labels = predict_logits(model, loader, BatchAugmentation(card["mean"], card["std"]))
+
+    folder = arguments.output or arguments.weights.parent / "evaluation"
+    report = write_report(folder, logits, labels, cub.test, cub.class_names)
+    print(f"{arguments.weights} on the test split of {root / FOLDER}, {report.images} images:")
+    print(
+        f"  top-1 {report.top1:.2f} %   top-5 {report.top5:.2f} %   mean of classes {report.mean_class_accuracy:.2f} %"
+    )
+    print(f"  expected calibration error {report.calibration_error:.2f} %   loss {report.loss:.3f}")
+    print(f"Tables and pictures: {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Several runs and one verdict: the grid over rates and epochs, and pretrained against random.
+
+`python -m classification.sweep grid [RECIPE] [KEY=VALUE ...] --lrs 0.005 0.01 0.02 --epochs 20`
+`python -m classification.sweep pretraining [RECIPE] [KEY=VALUE ...]`
+
+Every trial is a run of `classification.train` in its own folder inside the sweep's; on several GPUs as many
+run at once. Called again, the finished ones are taken as they are and the one that was interrupted goes on.
+"""
+
+import argparse
+import json
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from classification.recipe import Recipe, differences, load_recipe, save_recipe
+from classification.train import add_recipe_argument, resolve, run_name
+from tools.errors import UserError, exits_on_user_error
+from tools.run_folder import create_run_folder, find_run_folders, read_metrics
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep: its folder's name and the settings that make it different."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+
+def run_trials(trials: Sequence[Trial], recipe: list[str], folder: Path) -> Iterator[tuple[Trial, dict]]:
+    """Runs the trials, as many at once as there are GPUs, and yields each with its result as it comes.
+
+    Args:
+        trials: what to run.
+        recipe: the recipe and overrides that all share, as on the command line of `classification.train`.
+        folder: of the sweep.
+
+    Raises:
+        UserError: a trial failed; the others that were running are finished first.
+    """
+    devices: queue.SimpleQueue[str] = queue.SimpleQueue()
+    gpus = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    for number in range(max(1, gpus)):
+        devices.put(visible[number])
+
+    def run(trial: Trial) -> dict:
+        result = folder / trial.name / "result.json"
+        if not result.is_file():
+            device = devices.get()
+            try:
+                _run_trial(trial, recipe, folder, {"CUDA_VISIBLE_DEVICES": device} if device else {})
+            finally:
+                devices.put(device)
+        return json.loads(result.read_text())
+
+    with ThreadPoolExecutor(max(1, gpus)) as pool:
+        running = {pool.submit(run, trial): trial for trial in trials}
+        try:
+            for done in as_completed(running):
+                yield running[done], done.result()
+        except UserError:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _run_trial(trial: Trial, recipe: list[str], folder: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "classification.train", *recipe, *trial.overrides]
+    command += ["--output", str(folder), "--name", trial.name]
+    if (folder / trial.name).is_dir():
+        command.append("--resume")
+    finished = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        reason = (finished.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
+        raise UserError(f"{folder / trial.name}: {reason}")
+
+
+def sweep_grid(lrs: Sequence[float], epochs: Sequence[int], recipe: list[str], folder: Path) -> None:
+    """Tries every rate with every number of epochs; prints a line a trial; writes sweep.csv and sweep.png."""
+    settings = {f"lr{lr:g}-epochs{count}": (lr, count) for lr, count in product(lrs, epochs)}
+    trials = [Trial(name, (f"lr={lr}", f"epochs={count}")) for name, (lr, count) in settings.items()]
+    rows: list[dict] = []
+    for number, (trial, result) in enumerate(run_trials(trials, recipe, folder), start=1):
+        lr, count = settings[trial.name]
+        # Chosen by the validation figure; the test figure of a held-out recipe must not choose.
+        is_best = all(result["validation_top1"] > row["validation top-1"] for row in rows)
+        rows.append(
+            {
+                "lr": lr,
+                "epochs": count,
+                "validation top-1": result["validation_top1"],
+                "validation top-5": result["validation_top5"],
+                "best epoch": result["epoch"],
+                "test top-1": result["top1"],
+            }
+        )
+        print(
+            f"[{number}/{len(trials)}] lr {lr:g}, {count} epochs: validation top-1 {result['validation_top1']:.2f} %"
+            f"{'  <- new best' if is_best else ''}",
+            flush=True,
+        )
+    table = pd.DataFrame(rows).sort_values("validation top-1", ascending=False, kind="stable")
+    table.to_csv(folder / "sweep.csv", index=False, float_format="%g")
+    _draw_grid(table).savefig(folder / "sweep.png", dpi=120)
+    print(f"\n{table.to_markdown(index=False, floatfmt='.4g')}\n")
+    print(f"Chosen on the {result['chosen_on']}. {folder}/sweep.csv, sweep.png")
+
+
+def compare_pretraining(recipe: list[str], folder: Path) -> None:
+    """Trains once pretrained and once from random weights; writes comparison.csv and both in one set of curves."""
+    shared = [override for override in recipe if not override.startswith(("weights=", "pretrained="))]
+    weights = [override for override in recipe if override.startswith("weights=")]
+    trials = [
+        Trial("pretrained", ("pretrained=true", *weights)),
+        Trial("random", ("pretrained=false",)),
+    ]
+    results = {}
+    for trial, result in run_trials(trials, shared, folder):
+        results[trial.name] = result
+        print(f"{trial.name}: test top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %", flush=True)
+    if not results["pretrained"]["pretrained"]:
+        print("NO PRETRAINED WEIGHTS could be had: on the sample both runs started from random ones.")
+    curves = {trial.name: pd.DataFrame(read_metrics(folder / trial.name)) for trial in trials}
+    rows = [
+        {
+            "start": name,
+            "model": results[name]["model"],
+            "epochs": results[name]["epochs"],
+            "image size": results[name]["image_size"],
+            "lr": results[name]["lr"],
+            "seed": results[name]["seed"],
+            "test top-1": results[name]["top1"],
+            "test top-5": results[name]["top5"],
+            "best epoch": results[name]["epoch"],
+        }
+        for name in curves
+    ]
+    table = pd.DataFrame(rows)
+    table.to_csv(folder / "comparison.csv", index=False, float_format="%g")
+    _draw_curves(curves).savefig(folder / "comparison.png", dpi=120)
+    print(f"\n{table.to_markdown(index=False, floatfmt='.4g')}\n")
+    print(f"Chosen on the {results['pretrained']['chosen_on']}. {folder}/comparison.csv, comparison.png")
+
+
+def _draw_grid(table: pd.DataFrame) -> Figure:
+    grid = table.pivot(index="lr", columns="epochs", values="validation top-1")
+    figure = Figure(figsize=(2.5 + 1.2 * grid.shape[1], 1.6 + 0.7 * grid.shape[0]), layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(grid, cmap="viridis", aspect="auto")
+    middle = (picture.norm.vmin + picture.norm.vmax) / 2
+    for (row, column), value in [((r, c), grid.iloc[r, c]) for r, c in product(*map(range, grid.shape))]:
+        axes.text(column, row, f"{value:.1f}", ha="center", va="center", color="white" if value < middle else "black")
+    axes.set_xticks(range(grid.shape[1]), grid.columns)
+    axes.set_yticks(range(grid.shape[0]), [f"{lr:g}" for lr in grid.index])
+    axes.set(xlabel="epochs", ylabel="learning rate")
+    figure.colorbar(picture, ax=axes, label="validation top-1, %")
+    return figure
+
+
+def _draw_curves(curves: dict[str, pd.DataFrame]) -> Figure:
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, quantity, unit in zip(panels, ("top1", "loss"), ("top-1, %", "loss"), strict=True):
+        for (name, curve), colour in zip(curves.items(), ("#4477aa", "#cc6644"), strict=True):
+            marker = "o" if len(curve) < 30 else ""
+            axes.plot(
+                curve["epoch"],
+                curve[f"train_{quantity}"],
+                "--",
+                color=colour,
+                marker=marker,
+                markersize=3,
+                label=f"{name}, train",
+            )
+            axes.plot(
+                curve["epoch"],
+                curve[f"validation_{quantity}"],
+                color=colour,
+                marker=marker,
+                markersize=3,
+                label=f"{name}, validation",
+            )
+        axes.set(xlabel="epoch", ylabel=unit)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylim(0, None)
+    panels[1].legend(fontsize=8)
+    return figure
+
+
+@exits_on_user_error
+def main() -> None:
+    """Reads the command line and runs the sweep or the comparison."""
+    parser = argparse.ArgumentParser(description="Several training runs and their comparison.")
+    parser.add_argument("kind", choices=("grid", "pretraining"))
+    add_recipe_argument(parser)
+    parser.add_argument("--lrs", nargs="+", type=float, default=[0.005, 0.01, 0.02], help="rates of the grid")
+    parser.add_argument("--epochs", nargs="+", type=int, help="numbers of epochs of the grid; the recipe's")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
+    arguments = parser.parse_args()
+
+    path, recipe, _, is_sample = resolve(arguments.recipe)
+    changes = [argument for argument in arguments.recipe if "=" in argument]
+    folder = _sweep_folder(arguments.output, f"{run_name(recipe, path, is_sample)}-{arguments.kind}", recipe)
+    print(folder)
+    if arguments.kind == "grid":
+        sweep_grid(arguments.lrs, arguments.epochs or [recipe.epochs], [str(path), *changes], folder)
+    else:
+        compare_pretraining([str(path), *changes], folder)
+
+
+def _sweep_folder(root: Path, name: str, recipe: Recipe) -> Path:
+    """The newest folder of this sweep if its trials had the same settings, else a new one."""
+    existing = find_run_folders(root, name)
+    if existing and not differences(load_recipe(existing[-1] / "config.yaml"), recipe):
+        return existing[-1]
+    folder = create_run_folder(root, name, resume=False)
+    save_recipe(recipe, folder / "config.yaml")
+    return folder
+
+
+if __name__ == "__main__":
+    main()
