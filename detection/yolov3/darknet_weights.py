@@ -1,17 +1,32 @@
 """Darknet's `.weights` files: a header, then the float32 values of every convolution in the order of the cfg."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tools.errors import UserError
+from tools.run_folder import write_atomically
 
-logger = logging.getLogger(__name__)
+NORM_EPS = 1e-6
+NEGATIVE_SLOPE = 0.1
+
+
+class DarknetFile(NamedTuple):
+    """What reading a file found.
+
+    Attributes:
+        images_seen: number of images that the network was trained on.
+        values_read: number of values that the model took.
+        values_left: number of values after them.
+    """
+
+    images_seen: int
+    values_read: int
+    values_left: int
 
 
 def convolutions(model: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Module | None]]:
@@ -25,6 +40,66 @@ def convolutions(model: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Module | None
             yield module, None if isinstance(following, nn.Conv2d) else following
 
 
+def read_darknet_weights(path: Path, model: nn.Module, partly: bool = False) -> DarknetFile:
+    """Fills `model` with the values of a `.weights` file.
+
+    Layout (Darknet, src/parser.c): int32 major, minor and revision; the number of images seen, as int64 from version
+    0.2 on and int32 before; then for each convolution its bias, or shift, scale, mean and variance of its BatchNorm,
+    and its kernel (out, in, height, width).
+
+    Args:
+        path: file to read.
+        model: network whose modules stand in the file's order, with the arithmetic of Darknet.
+        partly: accept values that are left over, as when a backbone is filled from a whole detector.
+
+    Raises:
+        UserError: the file is missing or broken, has fewer or (unless `partly`) more values than the model, or the
+            model computes otherwise than Darknet.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected Darknet's .weights")
+    _check_arithmetic(path, model)
+    content = path.read_bytes()
+    major, minor = np.frombuffer(content[:8].ljust(8, b"\0"), "<i4").tolist()
+    start = 20 if major * 10 + minor >= 2 else 16
+    if len(content) < start or (len(content) - start) % 4:
+        raise UserError(f"{path}: {len(content):,} bytes are no header and whole values; is the file complete?")
+    seen = int.from_bytes(content[12:start], "little")
+    values = torch.from_numpy(np.frombuffer(content, "<f4", offset=start).copy())
+    tensors = list(_tensors(model))
+    needed = sum(tensor.numel() for tensor in tensors)
+    left = len(values) - needed
+    if left < 0 or (left and not partly):
+        raise UserError(
+            f"{path}: {len(values):,} values, but the network has {needed:,}; give the configuration that belongs to "
+            "the file, with its number of classes"
+        )
+    for tensor, part in zip(tensors, values[:needed].split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+    return DarknetFile(seen, needed, left)
+
+
+def write_darknet_weights(path: Path, model: nn.Module, images_seen: int = 0) -> int:
+    """Writes `model` as a `.weights` file of version 0.2; the inverse of `read_darknet_weights`.
+
+    Args:
+        path: file to write; it is replaced once the new one is whole.
+        model: network whose modules stand in the order of the cfg, with the arithmetic of Darknet.
+        images_seen: number of images that the network was trained on.
+
+    Returns:
+        Number of values written.
+
+    Raises:
+        UserError: the model computes otherwise than Darknet.
+    """
+    _check_arithmetic(path, model)
+    header = np.array([0, 2, 0], "<i4").tobytes() + np.array([images_seen], "<i8").tobytes()
+    values = [tensor.cpu().contiguous().numpy().astype("<f4") for tensor in _tensors(model)]
+    write_atomically(path, lambda file: file.writelines([header, *(value.tobytes() for value in values)]))
+    return sum(value.size for value in values)
+
+
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
     """The tensors of `model` as they follow one another in a file."""
     for conv, norm in convolutions(model):
@@ -35,60 +110,13 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
         yield conv.weight.data
 
 
-def read_darknet_weights(path: Path, model: nn.Module, partly: bool = False) -> int:
-    """Fills `model` with the values of a `.weights` file.
-
-    Layout (Darknet, src/parser.c): int32 major, minor and revision; the number of images seen, as int64 from version
-    0.2 on and int32 before; then for each convolution its bias, or shift, scale, mean and variance of its BatchNorm,
-    and its kernel (out, in, height, width).
-
-    Args:
-        path: file to read.
-        model: network whose modules stand in the file's order.
-        partly: accept values that are left over, as when a backbone is filled from a whole detector.
-
-    Returns:
-        Number of images that the network had seen.
-
-    Raises:
-        UserError: the file is missing, or has fewer or (unless `partly`) more values than the model.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, expected Darknet's .weights")
-    with path.open("rb") as file:
-        header = file.read(12)
-        if len(header) < 12:
-            raise UserError(f"{path}: {len(header)} bytes, too short for a Darknet .weights file")
-        major, minor, _ = np.frombuffer(header, "<i4")
-        wide = major * 10 + minor >= 2
-        seen = int(np.frombuffer(file.read(8 if wide else 4), "<i8" if wide else "<i4")[0])
-        values = torch.from_numpy(np.fromfile(file, "<f4"))
-    tensors = list(_tensors(model))
-    needed = sum(tensor.numel() for tensor in tensors)
-    if len(values) < needed or (len(values) > needed and not partly):
+def _check_arithmetic(path: Path, model: nn.Module) -> None:
+    """A file does not say how its values are used: elsewhere they would give other outputs without a word."""
+    epsilons = {module.eps for module in model.modules() if hasattr(module, "running_mean")}
+    slopes = {module.negative_slope for module in model.modules() if isinstance(module, nn.LeakyReLU)}
+    if epsilons != {NORM_EPS} or slopes != {NEGATIVE_SLOPE}:
         raise UserError(
-            f"{path}: {len(values):,} values, expected {needed:,}; is the config that of this network, "
-            "with its number of classes?"
+            f"{path}: Darknet computes with a BatchNorm epsilon of {NORM_EPS} and a LeakyReLU slope of "
+            f"{NEGATIVE_SLOPE}, this network with {sorted(epsilons)} and {sorted(slopes)}; set MODEL.DARKNET.NORM_EPS "
+            f"{NORM_EPS} MODEL.DARKNET.NEGATIVE_SLOPE {NEGATIVE_SLOPE} MODEL.YOLOV3.NORM_EPS {NORM_EPS}"
         )
-    for tensor, part in zip(tensors, values[:needed].split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
-    logger.info(f"{path}: {needed:,} of {len(values):,} values read, {seen:,} images seen")
-    return seen
-
-
-def write_darknet_weights(file: BinaryIO, model: nn.Module, seen: int = 0) -> int:
-    """Writes `model` as a `.weights` file of version 0.2; the inverse of `read_darknet_weights`.
-
-    Args:
-        file: binary file open for writing.
-        model: network whose modules stand in the order of the cfg.
-        seen: number of images that the network has seen.
-
-    Returns:
-        Number of values written.
-    """
-    file.write(np.array([0, 2, 0], "<i4").tobytes() + np.array([seen], "<i8").tobytes())
-    tensors = list(_tensors(model))
-    for tensor in tensors:
-        file.write(tensor.detach().cpu().contiguous().numpy().astype("<f4").tobytes())
-    return sum(tensor.numel() for tensor in tensors)

@@ -67,8 +67,7 @@ def model(build) -> nn.Module:
 @pytest.fixture(scope="module")
 def weights(model, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("darknet") / "random.weights"
-    with path.open("wb") as file:
-        write_darknet_weights(file, model)
+    write_darknet_weights(path, model)
     return path
 
 

@@ -1,0 +1,110 @@
+"""The command line end to end: Darknet's files to ours and back, every byte the same."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tools.convert_darknet import main
+
+CONFIG = ["--config", "detection/configs/yolov3_tiny.yaml"]
+NUM_VALUES = 8_858_734  # of yolov3-tiny for 80 classes
+NUM_BACKBONE_VALUES = 6_298_480
+
+
+def write_file(path: Path, count: int, version: int = 2) -> np.ndarray:
+    values = np.random.default_rng(0).random(count, dtype=np.float32)
+    seen = np.array([12345], "<i8" if version >= 2 else "<i4")
+    path.write_bytes(np.array([0, version, 0], "<i4").tobytes() + seen.tobytes() + values.tobytes())
+    return values
+
+
+def error_of(capsys: pytest.CaptureFixture, *argv: object) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        main([str(word) for word in argv])
+    assert exit_.value.code == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    return line
+
+
+@pytest.fixture(autouse=True)
+def in_checkout(monkeypatch):
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+
+
+def test_there_and_back(tmp_path, capsys):
+    source, ours, back = tmp_path / "tiny.weights", tmp_path / "tiny.pth", tmp_path / "back.weights"
+    values = write_file(source, NUM_VALUES)
+    main([str(source), str(ours), *CONFIG])
+    main([str(ours), str(back), *CONFIG])
+    assert source.read_bytes() == back.read_bytes()
+    assert f"{NUM_VALUES:,} values" in capsys.readouterr().out
+    # Layout by hand: shift, scale, mean and variance of the first BatchNorm (16 channels), then its kernel.
+    state = torch.load(ours, weights_only=True)["model"]
+    first = [state[f"backbone.dark4.0.{name}"].flatten() for name in
+             ("bn.bias", "bn.weight", "bn.running_mean", "bn.running_var", "conv.weight")]  # fmt: skip
+    np.testing.assert_array_equal(torch.cat(first), values[: 4 * 16 + 16 * 3 * 9])
+    # And the last ones are the kernel of the finer level's prediction.
+    last = state["head.levels.1.prediction.weight"].flatten()
+    np.testing.assert_array_equal(last, values[-255 * 256 :])
+
+
+def test_files_before_version_0_2_have_a_shorter_header(tmp_path):
+    source, ours = tmp_path / "old.weights", tmp_path / "old.pth"
+    values = write_file(source, NUM_VALUES, version=1)
+    main([str(source), str(ours), *CONFIG])
+    checkpoint = torch.load(ours, weights_only=True)
+    assert checkpoint["images_seen"] == 12345
+    np.testing.assert_array_equal(checkpoint["model"]["backbone.dark4.0.bn.bias"], values[:16])
+
+
+def test_backbone_only(tmp_path, capsys):
+    source, ours, back = tmp_path / "tiny.weights", tmp_path / "backbone.pth", tmp_path / "backbone.weights"
+    write_file(source, NUM_VALUES)
+    main([str(source), str(ours), "--backbone", *CONFIG])
+    assert f"{NUM_VALUES - NUM_BACKBONE_VALUES:,} beyond the backbone" in capsys.readouterr().out
+    assert all(name.startswith("backbone.") for name in torch.load(ours, weights_only=True)["model"])
+    main([str(ours), str(back), "--backbone", *CONFIG])
+    assert back.read_bytes() == source.read_bytes()[: 20 + 4 * NUM_BACKBONE_VALUES]
+
+
+def test_real_file(tmp_path, shared):
+    source, back = shared / "weights" / "yolov3-tiny.weights", tmp_path / "back.weights"
+    main([str(source), str(tmp_path / "tiny.pth"), *CONFIG])
+    main([str(tmp_path / "tiny.pth"), str(back), *CONFIG])
+    assert source.read_bytes() == back.read_bytes()
+
+
+@pytest.mark.parametrize("count", [NUM_VALUES - 1, NUM_VALUES + 1])
+def test_every_value_is_accounted_for(tmp_path, capsys, count):
+    source = tmp_path / "tiny.weights"
+    write_file(source, count)
+    line = error_of(capsys, source, tmp_path / "tiny.pth", *CONFIG)
+    assert f"{count:,} values, but the network has {NUM_VALUES:,}" in line
+    assert not (tmp_path / "tiny.pth").exists()
+
+
+def test_user_errors(tmp_path, capsys):
+    broken, half = tmp_path / "broken.weights", tmp_path / "half.weights"
+    broken.write_bytes(b"nothing")
+    write_file(half, 10)
+    half.write_bytes(half.read_bytes()[:-2])
+    target = tmp_path / "out.pth"
+    assert "is the file complete?" in error_of(capsys, broken, target, *CONFIG)
+    assert "is the file complete?" in error_of(capsys, half, target, *CONFIG)
+    assert "no such file" in error_of(capsys, tmp_path / "none.weights", target, *CONFIG)
+    assert "expected one name in .weights" in error_of(capsys, broken, tmp_path / "out.weights")
+    assert "NORM_EPS 1e-06" in error_of(capsys, half, target)  # Base-YOLOv3 has PyTorch's epsilon
+    torch.save({"model": {"backbone.other": torch.zeros(1)}}, target)
+    assert "expected weights of the network" in error_of(capsys, target, tmp_path / "out.weights", *CONFIG)
+
+
+def test_as_a_command(tmp_path):
+    command = [sys.executable, "-m", "tools.convert_darknet", str(tmp_path / "none.weights"), "out.pth", *CONFIG]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "no such file" in result.stderr and "Traceback" not in result.stderr

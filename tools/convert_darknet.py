@@ -1,0 +1,75 @@
+"""Converts YOLOv3's weights between Darknet's files (.weights) and ours (.pth), in the direction that the names say."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.modeling import build_model
+from torch import nn
+
+from detection.checkpoint import load_checkpoint, save_checkpoint
+from detection.config import CONFIGS, get_cfg, merge_file, merge_options
+from detection.yolov3.darknet_weights import read_darknet_weights, write_darknet_weights
+from tools.errors import UserError, exits_on_user_error
+
+
+def load_part(path: Path, part: nn.Module, prefix: str) -> int:
+    """Loads the tensors of a checkpoint whose names begin with `prefix` into `part`.
+
+    Returns:
+        Number of images that the network was trained on, where the checkpoint knows it; otherwise 0.
+
+    Raises:
+        UserError: the file is no checkpoint, or not of this network.
+    """
+    checkpoint = load_checkpoint(path)
+    state = {name.removeprefix(prefix): value for name, value in checkpoint["model"].items() if name.startswith(prefix)}
+    try:
+        part.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(f"{path}: {reason[:200]} expected weights of the network that --config describes") from error
+    return checkpoint.get("images_seen", 0)
+
+
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Converts a file and prints how many values were in it.
+
+    Args:
+        argv: the command line without the program's name; None takes that of the process.
+
+    Raises:
+        UserError: the names do not say a direction, the file and the configuration do not belong together, or the
+            target cannot be written.
+    """
+    parser = argparse.ArgumentParser(prog="tools.convert_darknet", description=__doc__)
+    parser.add_argument("source", type=Path, help="Darknet's .weights or our .pth")
+    parser.add_argument("target", type=Path, help="file of the other kind")
+    parser.add_argument("--config", type=Path, default=CONFIGS / "Base-YOLOv3.yaml", help="the network's configuration")
+    parser.add_argument("--backbone", action="store_true", help="the backbone only, also out of a whole detector")
+    parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE pairs over the configuration")
+    args = parser.parse_args(argv)
+    if {args.source.suffix, args.target.suffix} != {".weights", ".pth"}:
+        raise UserError(f"{args.source} to {args.target}: expected one name in .weights and the other in .pth")
+
+    cfg = get_cfg()
+    merge_file(cfg, args.config)
+    merge_options(cfg, ["MODEL.DEVICE", "cpu", *args.opts])
+    model = build_model(cfg)
+    part, prefix = (model.backbone, "backbone.") if args.backbone else (model, "")
+    left = 0
+    try:
+        if args.source.suffix == ".weights":
+            images_seen, count, left = read_darknet_weights(args.source, part, partly=args.backbone)
+            state = {prefix + name: value for name, value in part.state_dict().items()}
+            save_checkpoint(args.target, {"model": state, "images_seen": images_seen})
+        else:
+            count = write_darknet_weights(args.target, part, load_part(args.source, part, prefix))
+    except OSError as error:
+        raise UserError(f"{args.target}: cannot be written ({error.strerror}); name another file") from error
+    print(f"{args.source} -> {args.target}: {count:,} values" + f"; {left:,} beyond the backbone left out" * bool(left))
+
+
+if __name__ == "__main__":
+    main()
