@@ -37,6 +37,10 @@ logger = logging.getLogger(__name__)
 
 IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
 METRICS = ("AP50_11point", "AP50", "AP75", "AP")
+LEGEND = """
+
+AP50_11point is the 11-point AP at IoU 0.5; AP50, AP75 and AP (mean over IoU 0.50:0.95) are areas under the curve.
+Difficult objects are ignored; classes without objects are left out of the means."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,13 @@ class Evaluation:
     curves: dict[str, tuple[np.ndarray, np.ndarray]]
 
     def format_table(self, style: str = "psql") -> str:
-        """The table `class | gts | dets | recall | AP ...`, its last row the means, in one of tabulate's styles."""
+        """The table `class | gts | dets | recall | AP ...`, its last row the means, and below it what the columns mean.
+
+        Args:
+            style: one of tabulate's, such as "psql" for a terminal and "github" for Markdown.
+        """
         table = self._table().astype(object)
-        return table.where(table.notna(), None).to_markdown(tablefmt=style, floatfmt=".3f", missingval="-")
+        return table.where(table.notna(), None).to_markdown(tablefmt=style, floatfmt=".3f", missingval="-") + LEGEND
 
     def write(self, folder: Path) -> None:
         """Writes `evaluation.json`, `evaluation.csv`, `evaluation.md` and `pr_curves.png` into `folder`.
@@ -90,10 +98,7 @@ class Evaluation:
         _write_text(folder / "evaluation.csv", self._table().to_csv())
         _write_text(
             folder / "evaluation.md",
-            f"# Evaluation\n\n{self.format_table('github')}\n\n"
-            "AP50_11point is the 11-point AP at IoU 0.5; AP50, AP75 and AP (mean over IoU 0.50:0.95) are areas.\n"
-            "Difficult objects are ignored. Classes without ground truth are left out of the means.\n\n"
-            "![Precision against recall at IoU 0.5](pr_curves.png)\n",
+            f"# Evaluation\n\n{self.format_table('github')}\n\n![Precision against recall at IoU 0.5](pr_curves.png)\n",
         )
         figure = self._plot_curves()
         write_atomically(folder / "pr_curves.png", lambda file: figure.savefig(file, format="png", dpi=120))
@@ -111,9 +116,9 @@ class Evaluation:
         return pd.concat([table, pd.DataFrame(self.metrics, index=["mAP"])]).rename_axis("class")
 
     def _plot_curves(self) -> Figure:
-        columns = 5
+        columns = min(len(self.curves), 5)
         rows = math.ceil(len(self.curves) / columns)
-        figure = Figure(figsize=(2.4 * columns, 2.2 * rows + 0.8), layout="constrained")
+        figure = Figure(figsize=(max(2.4 * columns, 5), 2.2 * rows + 0.8), layout="constrained")
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
         for (name, (recall, precision)), axes in zip(self.curves.items(), panels, strict=False):
             if len(recall):
@@ -122,10 +127,11 @@ class Evaluation:
                 edge = np.concatenate([[0], recall, recall[-1:]]), np.concatenate([envelope[:1], envelope, [0]])
                 axes.fill_between(*edge, step="pre", color="tab:blue", alpha=0.15, linewidth=0)
                 axes.step(*edge, where="pre", color="tab:blue", linewidth=1.2)
-                axes.plot(recall, precision, color="0.45", linewidth=0.6)
             ap = self.per_class[name]["AP50"]
             axes.set_title(f"{name}  {'no objects' if math.isnan(ap) else f'{ap:.3f}'}", fontsize=9)
-            axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+            axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+            axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+            axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
             axes.grid(color="0.9", linewidth=0.6)
             axes.set_axisbelow(True)
             axes.tick_params(labelsize=7, length=0)
