@@ -45,15 +45,16 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
-    options = [f"--nproc-per-node={processes}", f"--nnodes={nodes}", f"--node-rank={node_rank}"]
+    options = [f"--nproc-per-node={processes}"]
     if nodes == 1:
-        options += ["--master-addr=127.0.0.1", "--master-port=0"]
+        options += ["--standalone", "--local-addr=127.0.0.1"]  # on a free port
     else:
         url = urlsplit(os.environ.get("DIST_URL", ""))
         if url.scheme != "tcp" or not url.hostname or not url.port:
             raise UserError(
                 f"DIST_URL={os.environ.get('DIST_URL', '')}: expected tcp://HOST:PORT of machine 0 with NNODES={nodes}"
             )
+        options += [f"--nnodes={nodes}", f"--node-rank={node_rank}"]
         options += [f"--master-addr={url.hostname}", f"--master-port={url.port}"]
     if not gpus:
         # Without this every process would take all cores, and they would fight.
