@@ -9,8 +9,6 @@ PY := $(PYTHON)
 SETUP := $(PYTHON) -m tools.setup_environment
 endif
 
-RECIPE ?= best
-PRETRAINED ?= 1
 export NGPU NNODES NODE_RANK DIST_URL DEBUG DETECTRON2
 
 # Options that are given only when their variable is.
@@ -18,7 +16,12 @@ data = $(if $(DATA),--data "$(DATA)")
 weights = $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 out = $(if $(OUT),--out "$(OUT)")
 resume = $(if $(filter 1,$(RESUME)),--resume)
-train = $(PY) -m tools.launch detection.train_net --recipe $(RECIPE) $(data) $(weights)
+recipe = $(if $(RECIPE),--recipe $(RECIPE))
+pretrained = $(if $(PRETRAINED),--pretrained $(PRETRAINED))
+detect = $(PY) -m tools.launch detection.train_net $(recipe) $(data) $(weights)
+# Recipe and settings of the classifier: a name, then KEY=VALUE.
+bird = $(RECIPE) $(if $(MODEL),model=$(MODEL)) $(if $(LR),lr=$(LR)) $(if $(PRETRAINED),pretrained=$(PRETRAINED)) \
+	$(if $(WEIGHTS),weights="$(WEIGHTS)") $(if $(DATA),data="$(DATA)") $(OPTS)
 
 .DEFAULT_GOAL := help
 .PHONY: help
@@ -54,15 +57,37 @@ datasets: setup ## Fetches Pascal VOC 2007 and 2012 and CUB-200-2011 into datase
 check-datasets: setup ## Tells which data is complete, broken or missing, and what mends it [DATA]
 	@$(PY) -m tools.check_datasets $(if $(DATA),--root "$(DATA)")
 
+##@ Classification
+
+.PHONY: finetune
+finetune: setup ## Fine-tunes ResNet-18, or another network, on CUB-200-2011 [RECIPE=best|study MODEL LR EPOCHS PRETRAINED=1|0 WEIGHTS DATA NGPU RESUME=1 OPTS="key=value ..."]
+	@$(PY) -m tools.launch classification.train $(bird) $(if $(EPOCHS),epochs=$(EPOCHS)) $(resume)
+
+.PHONY: sweep
+sweep: setup ## Trains every pair of a learning rate and a number of epochs [LRS="0.005 0.01 0.02" EPOCHS="20" RECIPE MODEL WEIGHTS DATA OPTS]
+	@$(PY) -m classification.sweep grid $(bird) $(if $(LRS),--lrs $(LRS)) $(if $(EPOCHS),--epochs $(EPOCHS))
+
+.PHONY: compare-pretraining
+compare-pretraining: setup ## Trains with pretrained and with random weights, and compares [RECIPE MODEL LR EPOCHS WEIGHTS DATA OPTS]
+	@$(PY) -m classification.sweep pretraining $(bird) $(if $(EPOCHS),epochs=$(EPOCHS))
+
+.PHONY: eval-classifier
+eval-classifier: setup ## Top-1, top-5, confusions, calibration of a trained classifier [WEIGHTS DATA OUT]
+	@$(PY) -m classification.evaluate "$(WEIGHTS)" $(data) $(if $(OUT),--output "$(OUT)")
+
+.PHONY: predict-bird
+predict-bird: setup ## The five likeliest species on each photograph [IMAGES="a.jpg dir/" WEIGHTS SALIENCY=1 OUT]
+	@$(PY) -m tools.predict_bird $(IMAGES) $(weights) $(if $(filter 1,$(SALIENCY)),--saliency) $(if $(OUT),--output "$(OUT)")
+
 ##@ Detection
 
 .PHONY: train-frcnn
 train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [RECIPE=best|study DATA WEIGHTS PRETRAINED=1|0 NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
-	@$(train) --model faster_rcnn --pretrained $(PRETRAINED) $(resume) $(OPTS)
+	@$(detect) --model faster_rcnn $(pretrained) $(resume) $(OPTS)
 
 .PHONY: eval-frcnn
 eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR curves [WEIGHTS RECIPE DATA NGPU OPTS]
-	@$(train) --model faster_rcnn --eval-only $(OPTS)
+	@$(detect) --model faster_rcnn --eval-only $(OPTS)
 
 .PHONY: eval-detections
 eval-detections: setup ## Scores any detector's boxes with the same evaluator [DETECTIONS=file.json SPLIT DATA OUT]
@@ -70,7 +95,7 @@ eval-detections: setup ## Scores any detector's boxes with the same evaluator [D
 
 .PHONY: visualize-proposals
 visualize-proposals: setup ## Shows RPN proposals beside the final detections [WEIGHTS RECIPE DATA IMAGES="a.jpg dir/" TOPK SCORE]
-	@$(PY) -m tools.visualize_proposals --recipe $(RECIPE) $(data) $(weights) $(if $(TOPK),--topk $(TOPK)) $(if $(SCORE),--score $(SCORE)) $(IMAGES)
+	@$(PY) -m tools.visualize_proposals $(recipe) $(data) $(weights) $(if $(TOPK),--topk $(TOPK)) $(if $(SCORE),--score $(SCORE)) $(IMAGES)
 
 ##@ Development
 
