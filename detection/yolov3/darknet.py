@@ -9,6 +9,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.layers import ConvNormAct, convert_sync_batchnorm
 from timm.utils import freeze
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from tools.errors import UserError
 
@@ -23,6 +24,17 @@ def conv_norm_act(in_channels: int, out_channels: int, kernel_size: int, norm_ep
         act_layer=nn.LeakyReLU,
         act_kwargs={"negative_slope": 0.1, "inplace": True},
     )
+
+
+def fold_batch_norm(model: nn.Module) -> None:
+    """Folds each BatchNorm of a model in eval mode into the convolution before it: the same outputs, sooner.
+
+    Works in place. The folded model cannot be trained, and no checkpoint fits it any more.
+    """
+    for module in model.modules():
+        if isinstance(module, ConvNormAct):
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            module.bn = module.bn.act
 
 
 @BACKBONE_REGISTRY.register()

@@ -17,7 +17,8 @@ class YOLOv3Loss:
 
     - Box: binary cross-entropy on the centre's place in its cell (`loss_xy`) and L1 on the logarithm of the size
       (`loss_wh`); or 1 - GIoU or CIoU of the decoded box (`loss_box_reg`). Each object weighs 2 - w h, its sides
-      relative to the image's, so that small ones count more.
+      relative to the image's, so that small ones count more. The cross-entropy is counted from its lowest value, the
+      entropy of the place itself: a perfect box costs nothing, and the gradient is the same.
     - `loss_objectness`: binary cross-entropy, or focal loss, of all predictions that are an object's or not ignored.
     - `loss_cls`: binary cross-entropy of each class, for the predictions that are an object's.
     """
@@ -86,6 +87,8 @@ class YOLOv3Loss:
             return {"loss_box_reg": (weights * BOX_IOU_LOSSES[self.box_reg_loss_type](boxes, targets.boxes)).sum()}
         deltas = self.transform.get_deltas(anchors, targets.boxes, strides)
         # An object whose centre lies beyond the far edge was given to the last cell.
-        xy = F.binary_cross_entropy_with_logits(logits[:, :2], deltas[:, :2].clamp(0, 1), reduction="none")
+        places = deltas[:, :2].clamp(0, 1)
+        xy = F.binary_cross_entropy_with_logits(logits[:, :2], places, reduction="none")
+        xy = xy - F.binary_cross_entropy(places, places, reduction="none")
         wh = (logits[:, 2:] - deltas[:, 2:]).abs()
         return {"loss_xy": (weights[:, None] * xy).sum(), "loss_wh": (weights[:, None] * wh).sum()}

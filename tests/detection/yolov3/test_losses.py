@@ -26,6 +26,12 @@ def cross_entropy(logit: Tensor, target: float) -> Tensor:
     return -target * torch.log(probability) - (1 - target) * torch.log(1 - probability)
 
 
+def place_loss(logit: Tensor, place: float) -> Tensor:
+    """Cross-entropy above that of the right answer, -t log t - (1 - t) log(1 - t)."""
+    entropy = -sum(share * math.log(share) for share in (place, 1 - place) if share > 0)
+    return cross_entropy(logit, place) - entropy
+
+
 def box_loss(kind: str, box: list[Tensor], gt: list[float]) -> Tensor:
     """1 - GIoU (Rezatofighi et al., 2019) or 1 - CIoU (Zheng et al., 2020)."""
     width = torch.clamp(torch.minimum(box[2], gt[2]) - torch.maximum(box[0], gt[0]), min=0)
@@ -90,7 +96,7 @@ def reference(levels: list[Tensor], scenes: list[tuple], kind: str, gamma: float
                         if kind == "l1":
                             place_x = min(max((gt[0] + gt[2]) / 2 / stride - column, 0.0), 1.0)
                             place_y = min(max((gt[1] + gt[3]) / 2 / stride - row, 0.0), 1.0)
-                            losses["xy"] += weight * (cross_entropy(raw[0], place_x) + cross_entropy(raw[1], place_y))
+                            losses["xy"] += weight * (place_loss(raw[0], place_x) + place_loss(raw[1], place_y))
                             losses["wh"] += weight * (raw[2] - math.log(width / anchor_width)).abs()
                             losses["wh"] += weight * (raw[3] - math.log(height / anchor_height)).abs()
                         else:
