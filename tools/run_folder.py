@@ -16,7 +16,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -31,7 +32,7 @@ def create_run_folder(root: Path, name: str, resume: bool) -> Path:
     Args:
         root: folder of all runs, usually `output`.
         name: name of the run, without a number.
-        resume: return the newest existing folder of that name instead.
+        resume: return the newest existing folder of that name instead, without what a kill left half written.
 
     Raises:
         UserError: `resume` is set and there is no such folder.
@@ -42,6 +43,8 @@ def create_run_folder(root: Path, name: str, resume: bool) -> Path:
             raise UserError(
                 f"{root / name}: no run to resume; expected a folder of that name: start one without RESUME=1"
             )
+        for unfinished in existing[-1].glob(".*.unfinished"):
+            unfinished.unlink(missing_ok=True)
         return existing[-1]
     root.mkdir(parents=True, exist_ok=True)
     number = 1
@@ -62,10 +65,14 @@ def find_run_folders(root: Path, name: str) -> list[Path]:
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Calls `write` with a file beside `path` and renames it to `path` once it is whole and on disk."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Calls `write` with a file beside `path` and renames it to `path` once it is whole and on disk.
+
+    Raises:
+        OSError: it cannot be written; `path` is as it was.
+    """
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".unfinished")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with _named(path), os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -78,9 +85,23 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
         raise
 
 
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Gives the name of the file to an `OSError` of writing, which has none: a full disk, say."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save lays a RuntimeError of its own over it.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise OSError(reason.errno, reason.strerror, str(path)) from error
+
+
 def append_metrics(run: Path, row: dict) -> None:
     """Appends one row to `metrics.json` and waits until it is on disk."""
-    with (run / METRICS).open("a") as file:
+    path = run / METRICS
+    with _named(path), path.open("a") as file:
         file.write(json.dumps(row) + "\n")
         file.flush()
         os.fsync(file.fileno())
