@@ -7,10 +7,13 @@ machines of which this is number `NODE_RANK`, meeting at `DIST_URL` (tcp://host:
 in place; several run through torch's own launcher, `torch.distributed.run`. Without GPUs several processes speak gloo.
 """
 
+import ctypes
+import logging
 import os
+import re
 import runpy
+import signal
 import sys
-from urllib.parse import urlsplit
 
 from tools.errors import UserError, exits_on_user_error
 
@@ -22,12 +25,28 @@ def _count(name: str, default: int, least: int) -> int:
     return int(value)
 
 
+def _run_here(module: str, arguments: list[str]) -> None:
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _end_with_launcher() -> None:
+    """Asks the kernel to kill this process when its launcher is killed: nobody would stop it any more."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 @exits_on_user_error
 def main() -> None:
     """Reads the environment, checks it against the machine and runs the module named first on the command line."""
+    module, arguments = sys.argv[1], sys.argv[2:]
+    if "RANK" in os.environ:  # one of the processes that are started below
+        _end_with_launcher()
+        _run_here(module, arguments)
+        return
+
     import torch
 
-    module, arguments = sys.argv[1], sys.argv[2:]
     gpus = torch.cuda.device_count()
     processes = _count("NGPU", max(gpus, 1), 1)
     nodes = _count("NNODES", 1, 1)
@@ -38,10 +57,10 @@ def main() -> None:
         raise UserError(f"NODE_RANK={node_rank}: expected 0 to {nodes - 1} with NNODES={nodes}")
 
     if processes * nodes == 1:
-        sys.argv = [module, *arguments]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        _run_here(module, arguments)
         return
 
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
@@ -49,21 +68,24 @@ def main() -> None:
     if nodes == 1:
         options += ["--standalone", "--local-addr=127.0.0.1"]  # on a free port
     else:
-        url = urlsplit(os.environ.get("DIST_URL", ""))
-        if url.scheme != "tcp" or not url.hostname or not url.port:
-            raise UserError(
-                f"DIST_URL={os.environ.get('DIST_URL', '')}: expected tcp://HOST:PORT of machine 0 with NNODES={nodes}"
-            )
+        url = os.environ.get("DIST_URL", "")
+        address = re.fullmatch(r"tcp://(.+):(\d+)", url)
+        if not address:
+            raise UserError(f"DIST_URL={url}: expected tcp://HOST:PORT of machine 0 with NNODES={nodes}")
         options += [f"--nnodes={nodes}", f"--node-rank={node_rank}"]
-        options += [f"--master-addr={url.hostname}", f"--master-port={url.port}"]
+        options += [f"--master-addr={address[1]}", f"--master-port={address[2]}"]
     if not gpus:
         # Without this every process would take all cores, and they would fight.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
-        run(get_args_parser().parse_args([*options, "--module", module, *arguments]))
+        run(get_args_parser().parse_args([*options, "--module", "tools.launch", module, *arguments]))
     except ChildFailedError as error:
-        codes = {failure.exitcode for failure in error.failures.values()}
-        sys.exit(2 if 2 in codes else 1)  # the process that failed has said why
+        if any(failure.exitcode == 2 for failure in error.failures.values()):
+            sys.exit(2)  # the process that failed has said why
+        sys.exit(str(error))
+    except SignalException as stop:
+        sys.exit(128 + stop.sigval)
 
 
 if __name__ == "__main__":
