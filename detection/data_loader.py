@@ -86,4 +86,5 @@ def build_train_loader(
         num_workers=num_workers,
         collate_fn=list,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # or the first batch after a restart would draw from the model's generator
     )
