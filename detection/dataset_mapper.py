@@ -31,10 +31,14 @@ def read_image(path: str | Path) -> torch.Tensor:
         UserError: the file is missing or cannot be decoded.
     """
     try:
-        return decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
+        image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
     except (RuntimeError, OSError) as error:
-        reason = "no such file" if not Path(path).exists() else str(error).splitlines()[0]
+        # torchvision's message starts with the place in its source.
+        reason = "no such file" if not Path(path).exists() else str(error).splitlines()[0].split(", ", 2)[-1]
         raise UserError(f"{path}: cannot be read as an image ({reason}); expected JPEG, PNG, GIF or WebP") from error
+    if image.dim() == 4:  # an animation: its first frame
+        image = image[0]
+    return v2.functional.to_dtype(image, torch.uint8, scale=True)  # a PNG may have 16 bits
 
 
 def build_augmentations(names: Sequence[str]) -> list[v2.Transform]:
