@@ -4,6 +4,7 @@ Nothing is ever unpickled: `.pth` files are read with `weights_only=True`, and `
 """
 
 import logging
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,24 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
             return {"model": load_file(path)}
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: is no whole file of weights, or holds more than tensors and plain values, which is never run; "
+            "expected .pth or .safetensors"
+        ) from error
     except Exception as error:  # torch raises a dozen kinds for broken archives
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path}: cannot be read as weights ({reason}); expected a whole .pth or .safetensors file"
         ) from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path}: holds a {type(checkpoint).__name__}; expected a dict of tensors")
-    return checkpoint if "model" in checkpoint else {"model": checkpoint.get("state_dict", checkpoint)}
+    if "model" not in checkpoint:
+        checkpoint = {"model": checkpoint.get("state_dict", checkpoint)}
+    state = checkpoint["model"]
+    if not (isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values())):
+        raise UserError(f"{path}: holds no weights; expected names with tensors, by themselves or under 'model'")
+    return checkpoint
 
 
 def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
@@ -78,7 +89,8 @@ def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
     other_classes = [
         name for name, value in state.items() if name in own and value.shape != own[name].shape and is_class_layer(name)
     ]
-    missing = _load(model, {name: value for name, value in state.items() if name not in other_classes}, source)
+    # Those stay as they are.
+    _load(model, {**state, **{name: own[name] for name in other_classes}}, source)
     logger.info(
         "Loaded the detector from %s; random, since the classes are others: %s", source, other_classes or "none"
     )
