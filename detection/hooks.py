@@ -179,8 +179,7 @@ class MetricsWriter(HookBase):
         self.period = period
         self.images_per_epoch = images_per_epoch
         self.batch_size = batch_size
-        self.sums: dict[str, float] = defaultdict(float)
-        self.count = 0
+        self.values: dict[str, list[float]] = defaultdict(list)
 
     def before_train(self) -> None:
         """Opens TensorBoard's file and the progress bar."""
@@ -203,8 +202,7 @@ class MetricsWriter(HookBase):
             name: latest.pop(name) for name in list(latest) if name.startswith("AP") or name == "validation_loss"
         }
         for name, value in latest.items():
-            self.sums[name] += value
-        self.count += 1
+            self.values[name].append(value)
         self.bar.update()
         self.bar.set_postfix_str(f"loss {latest['total_loss']:.3f}  lr {latest['lr']:.2g}  {_memory()}", refresh=False)
         is_last = iteration + 1 == self.trainer.max_iter or self.trainer.stop_requested
@@ -213,12 +211,11 @@ class MetricsWriter(HookBase):
         row = {
             "iteration": iteration,
             "epoch": (iteration + 1) * self.batch_size / self.images_per_epoch,
-            **{name: total / self.count for name, total in self.sums.items()},
+            **{name: sum(values) / len(values) for name, values in self.values.items()},
             **metrics,
             "lr": latest["lr"],
         }
-        self.sums.clear()
-        self.count = 0
+        self.values.clear()
         append_metrics(self.run, row)
         for name, value in row.items():
             self.tensorboard.add_scalar(name, value, iteration)
@@ -253,14 +250,13 @@ class MetricsWriter(HookBase):
             if part
         )
 
-    def state_dict(self) -> dict[str, dict[str, float] | int]:
-        """The unfinished means."""
-        return {"sums": dict(self.sums), "count": self.count}
+    def state_dict(self) -> dict[str, dict[str, list[float]]]:
+        """The values that the next row will average."""
+        return {"values": dict(self.values)}
 
-    def load_state_dict(self, state_dict: dict[str, dict[str, float] | int]) -> None:
-        """Goes on with the means of a checkpoint."""
-        self.sums = defaultdict(float, state_dict["sums"])
-        self.count = state_dict["count"]
+    def load_state_dict(self, state_dict: dict[str, dict[str, list[float]]]) -> None:
+        """Goes on with the values of a checkpoint."""
+        self.values = defaultdict(list, state_dict["values"])
 
 
 class LastCheckpoint(HookBase):
