@@ -106,7 +106,8 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     }
     for key, value in zip(options[::2], options[1::2], strict=True):
         try:
-            if value.isdecimal() and isinstance(functools.reduce(getattr, key.split("."), cfg), float):
+            known = functools.reduce(lambda node, part: node.get(part, {}), key.split("."), cfg)
+            if value.removeprefix("-").isdecimal() and isinstance(known, float):
                 value = f"{value}.0"  # yacs would refuse the integer
             cfg.merge_from_list([key, value])
             if key in in_epochs:

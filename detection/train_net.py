@@ -26,7 +26,7 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from detection.checkpoint import load_checkpoint, load_initial_weights, save_checkpoint
+from detection.checkpoint import load_initial_weights, load_weights, save_checkpoint
 from detection.config import (
     CONFIGS,
     LEAF,
@@ -57,7 +57,7 @@ from tools.data_root import resolve_data_root
 from tools.errors import UserError, exits_on_user_error
 from tools.run_folder import create_run_folder, find_run_folders, truncate_metrics, write_atomically, write_results
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("detection.train_net")  # it runs as __main__
 
 LOGGERS = ("detection", "detectron2", "fvcore")
 
@@ -75,11 +75,10 @@ class Trainer(SimpleTrainer):
         self.cfg = cfg
         self.run = run
         self.bare_model = build_model(cfg)
-        last = load_checkpoint(run / "model_last.pth") if resume and (run / "model_last.pth").exists() else None
+        last = run / "model_last.pth"
+        last = load_weights(self.bare_model, last) if resume and last.exists() else None
         if last is None:
             load_initial_weights(self.bare_model, cfg)
-        else:
-            self.bare_model.load_state_dict(last["model"])
         optimizer = build_optimizer(cfg, self.bare_model)
         device = cfg.MODEL.DEVICE
         model = create_ddp_model(
@@ -137,19 +136,28 @@ class Trainer(SimpleTrainer):
         logger.info("Training iterations %d to %d into %s", self.start_iter + 1, self.max_iter, self.run)
         with EventStorage(self.start_iter) as self.storage:
             self.iter = self.start_iter
+            self.before_train()
             try:
-                self.before_train()
                 while self.iter < self.max_iter and not self.stop_requested:
                     self.before_step()
                     self.run_step()
                     self.after_step()
                     self.iter += 1
+            except FloatingPointError as error:
+                raise UserError(
+                    f"{self.run}: the loss of iteration {self.iter + 1} is infinite or no number, expected it to fall; "
+                    "give a lower SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS"
+                ) from error
             finally:
                 self.after_train()
 
     def evaluate(self) -> dict[str, float]:
         """AP and validation loss of the weights, or of their average; the AP on rank 0 alone."""
         with self._evaluated_weights():
+            if comm.get_world_size() > 1:
+                # Every process has BatchNorm statistics of its own; those of the first are saved.
+                for buffer in self.bare_model.buffers():
+                    dist.broadcast(buffer, src=0)
             metrics = evaluate(self.cfg, self.bare_model, self.run)
             loss = validation_loss(self.bare_model, self._validation_batches(), self.cfg.SEED)
         return {**metrics, **loss}
@@ -247,6 +255,8 @@ def build_cfg(args: argparse.Namespace) -> tuple[CfgNode, str]:
         cfg.MODEL.WEIGHTS = args.weights
     elif not args.pretrained:
         cfg.MODEL.WEIGHTS = ""
+    # The recipe is scaled to the processes; what the user asks for is taken as it is.
+    cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
     merge_options(cfg, args.opts)
     return cfg, name
 
@@ -270,8 +280,10 @@ def train(args: argparse.Namespace) -> Path:
         cfg = read_run_cfg(run)
         register_voc(Path(cfg.DATASETS.ROOT))
         merge_options(cfg, args.opts)
+        check_datasets(cfg)
+        check_classes(cfg, run)
     else:
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        check_datasets(cfg)
         set_classes(cfg)
     cfg.MODEL.DEVICE = default_device()
     if cfg.SOLVER.IMS_PER_BATCH % comm.get_world_size():
@@ -315,8 +327,10 @@ def eval_only(args: argparse.Namespace) -> None:
     cfg, model = load_detector(weights)
     register_voc(Path(args.data or cfg.DATASETS.ROOT))
     if args.data:
+        cfg.DATASETS.ROOT = args.data
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = default_splits(Path(args.data))
     merge_options(cfg, args.opts)
+    check_datasets(cfg)
     check_classes(cfg, weights)
     metrics = evaluate(cfg, model, weights.parent / "evaluation")
     if comm.is_main_process():
@@ -335,13 +349,25 @@ def newest_weights(output: Path, model: str, recipe: str) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
+def check_datasets(cfg: CfgNode) -> None:
+    """Refuses datasets that the data root does not give.
+
+    Raises:
+        UserError: a name is unknown, or there is none.
+    """
+    known = [name for name in DatasetCatalog.list() if MetadataCatalog.get(name).get("evaluator_type") == "voc"]
+    for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
+        if not names or not set(names) <= set(known):
+            raise UserError(f"DATASETS.{key} {names}: expected one or more of {', '.join(known)}")
+
+
 def check_classes(cfg: CfgNode, weights: Path) -> None:
     """Refuses data whose classes are not those of the weights.
 
     Raises:
         UserError: they differ.
     """
-    for name in cfg.DATASETS.TEST:
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         classes = list(MetadataCatalog.get(name).thing_classes)
         if classes != cfg.MODEL.CLASSES:
             raise UserError(
@@ -366,7 +392,8 @@ def setup_logging(run: Path | None = None) -> None:
         if run is None and sys.stderr.isatty():
             for handler in logging.getLogger(name).handlers:
                 handler.addFilter(lambda record: not getattr(record, "is_progress", False))
-    logging.getLogger("detectron2.evaluation.evaluator").setLevel(logging.WARNING)  # the bar shows what it would say
+    for name in ("evaluation.evaluator", "data.common", "engine.hooks"):  # our own lines say what these would
+        logging.getLogger(f"detectron2.{name}").setLevel(logging.WARNING)
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
