@@ -22,8 +22,9 @@ def record_proposals(model: nn.Module) -> Iterator[list[Instances]]:
         model: a two-stage detector of Detectron2.
 
     Yields:
-        A list that fills as the model runs, one `Instances` an image, detached, on the model's device. `proposal_boxes` are XYXY in pixels of the
-        resized image that the model saw, best first; `objectness_logits` are before the sigmoid. See `to_original`.
+        A list that fills as the model runs, one `Instances` an image, detached, on the model's device. `proposal_boxes`
+        are XYXY in pixels of the resized image that the model saw, best first; `objectness_logits` are before the
+        sigmoid. See `to_original`.
 
     Raises:
         ValueError: the model has no proposal generator.

@@ -6,6 +6,7 @@ For each image one picture: left the proposals, coloured by objectness, right th
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -128,11 +129,13 @@ def main() -> None:
         paths = [with_objects[index]["file_name"] for index in order[:4]]
         measured = [with_objects[index] for index in order[: args.recall_images]]
 
-    records = []
+    records, pictures = [], Counter()  # images of several folders may have the same name
     for path in tqdm(paths, unit="image", desc="pictures", disable=None):
         proposals, detections = propose_and_detect(cfg, model, path)
         figure = picture(path, proposals, detections, cfg.MODEL.CLASSES, args.topk, args.score)
-        _save(figure, folder / f"{Path(path).stem}.png")
+        name = Path(path).stem
+        pictures[name] += 1
+        _save(figure, folder / (f"{name}.png" if pictures[name] == 1 else f"{name}-{pictures[name]}.png"))
         boxes = proposals.proposal_boxes.tensor
         records.append(
             {
