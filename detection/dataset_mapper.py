@@ -76,7 +76,13 @@ class DatasetMapper:
     ) -> None:
         self.augmentations = augmentations
         self.resize = v2.RandomShortestSize(list(min_sizes), max_size)
-        self.sanitize = v2.SanitizeBoundingBoxes(min_size=1, labels_getter=lambda sample: sample["labels"])
+        # Clamped first: by rounding, a resized box on the border may leave the image, and would be dropped.
+        self.sanitize = v2.Compose(
+            [
+                v2.ClampBoundingBoxes(),
+                v2.SanitizeBoundingBoxes(min_size=1, labels_getter=lambda sample: sample["labels"]),
+            ]
+        )
         self.with_annotations = with_annotations
 
     @classmethod
