@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Sampler
 
 def derive_seed(*numbers: int) -> int:
     """A seed below 2^63 that depends on all `numbers` and their order."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> 1)
 
 
 class TrainingStream(Sampler[list[tuple[int, int]]]):

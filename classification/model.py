@@ -14,7 +14,7 @@ import safetensors.torch
 import timm
 import torch
 import torchvision
-from timm.data import resolve_model_data_config
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
 from torch import Tensor, nn
 
 from tools.errors import UserError
@@ -119,7 +119,9 @@ def parameter_groups(model: nn.Module, backbone_lr_scale: float) -> list[dict]:
 
 def mean_and_std(model: nn.Module) -> tuple[list[float], list[float]]:
     """Mean and standard deviation, in RGB on a range of 0 to 1, of the images that the model's weights expect."""
-    config = resolve_model_data_config({} if isinstance(model, torchvision.models.AlexNet) else model)
+    if isinstance(model, torchvision.models.AlexNet):
+        return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+    config = resolve_model_data_config(model)
     return list(config["mean"]), list(config["std"])
 
 

@@ -1,6 +1,6 @@
 """Several runs and one verdict: the grid over rates and epochs, and pretrained against random.
 
-`python -m classification.sweep grid [RECIPE] [KEY=VALUE ...] --lrs 0.005 0.01 0.02 --epochs 20`
+`python -m classification.sweep grid [RECIPE] [KEY=VALUE ...] --lrs "0.005 0.01 0.02" --epochs "20"`
 `python -m classification.sweep pretraining [RECIPE] [KEY=VALUE ...]`
 
 Every trial is a run of `classification.train` in its own folder inside the sweep's; on several GPUs as many
@@ -13,7 +13,7 @@ import os
 import queue
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
@@ -203,8 +203,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Several training runs and their comparison.")
     parser.add_argument("kind", choices=("grid", "pretraining"))
     add_recipe_argument(parser)
-    parser.add_argument("--lrs", nargs="+", type=float, default=[0.005, 0.01, 0.02], help="rates of the grid")
-    parser.add_argument("--epochs", nargs="+", type=int, help="numbers of epochs of the grid; the recipe's")
+    parser.add_argument("--lrs", type=_numbers(float), default=[0.005, 0.01, 0.02], help="rates of the grid")
+    parser.add_argument("--epochs", type=_numbers(int), help="numbers of epochs of the grid; the recipe's")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     arguments = parser.parse_args()
 
@@ -216,6 +216,13 @@ def main() -> None:
         sweep_grid(arguments.lrs, arguments.epochs or [recipe.epochs], [str(path), *changes], folder)
     else:
         compare_pretraining([str(path), *changes], folder)
+
+
+def _numbers(kind: type) -> Callable[[str], list]:
+    def numbers(text: str) -> list:
+        return [kind(word) for word in text.split()]
+
+    return numbers
 
 
 def _sweep_folder(root: Path, name: str, recipe: Recipe) -> Path:

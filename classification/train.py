@@ -8,6 +8,7 @@ import ctypes
 import dataclasses
 import json
 import logging
+import logging.handlers
 import os
 import sys
 import time
@@ -335,6 +336,9 @@ def main() -> None:
 
     device = start_process()
     start = time.perf_counter()
+    # The run folder's name says whether weights were loaded, so what is said before must wait for its log.txt.
+    before = logging.handlers.MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL)
+    logging.getLogger("classification").addHandler(before)
     path, recipe, root, is_sample = resolve(arguments.recipe)
     cub = read_cub(root)
     model, recipe = build_model_for(recipe, len(cub.class_names), is_sample)
@@ -342,9 +346,12 @@ def main() -> None:
     run = _on_first_process(create_run_folder, arguments.output, name, arguments.resume)
     if int(os.environ.get("RANK", 0)) == 0:
         _keep_recipe(recipe, run)
-        handler = logging.FileHandler(run / "log.txt")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logging.getLogger("classification").addHandler(handler)
+        file = logging.FileHandler(run / "log.txt")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger("classification").addHandler(file)
+        before.setTarget(file)
+    logging.getLogger("classification").removeHandler(before)
+    before.close()
     logger.info(
         "%s: %s on %s, %d training and %d test images of %d classes%s",
         *(run, recipe.model, root / FOLDER, len(cub.train), len(cub.test), len(cub.class_names)),

@@ -1,0 +1,196 @@
+import math
+import random
+from itertools import chain
+
+import pytest
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode, v2
+
+from classification.engine import BatchAugmentation, Trainer, TrainingStream, derive_seed, evaluate
+from classification.model import parameter_groups
+
+
+def batches(stream: TrainingStream, iteration: int) -> list[list[tuple[int, int]]]:
+    stream.start_at(iteration)
+    assert len(list(stream)) == len(stream)
+    return list(stream)
+
+
+def test_an_epoch_is_a_permutation_and_the_next_another():
+    first, second = (list(chain(*batches(TrainingStream(25, 4, seed=1), 6 * epoch))) for epoch in range(2))
+    for epoch in (first, second):
+        indices = [index for index, _ in epoch]
+        assert len(indices) == 24
+        assert len(set(indices)) == 24
+    assert first != second
+    assert len({seed for _, seed in first + second}) == 48
+    assert batches(TrainingStream(25, 4, seed=2), 0) != batches(TrainingStream(25, 4, seed=1), 0)
+
+
+def test_the_stream_does_not_depend_on_where_it_starts_or_how_many_share_it():
+    whole = [batch for epoch in range(3) for batch in batches(TrainingStream(25, 4, seed=1), 6 * epoch)]
+    for iteration in range(18):
+        rest = whole[iteration : (iteration // 6 + 1) * 6]
+        assert batches(TrainingStream(25, 4, seed=1), iteration) == rest
+        shares = [batches(TrainingStream(25, 4, seed=1, rank=rank, ranks=2), iteration) for rank in range(2)]
+        assert [first + second for first, second in zip(*shares, strict=True)] == rest
+
+
+def test_seeds_depend_on_order_and_value():
+    seeds = {derive_seed(*numbers) for numbers in [(0, 1), (1, 0), (0, 1, 0), (1, 1), (0,), (1,)]}
+    assert len(seeds) == 6
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+
+
+def normalised(images: torch.Tensor) -> torch.Tensor:
+    return v2.functional.normalize(v2.functional.to_dtype(images, torch.float32, scale=True), MEAN, STD)
+
+
+def test_testing_only_normalises():
+    prepare = BatchAugmentation(MEAN, STD, flip=1.0, rotation=40, random_erasing=1.0)
+    torch.testing.assert_close(prepare(IMAGES), normalised(IMAGES))
+
+
+def test_a_certain_flip_is_torchvisions():
+    flipped = BatchAugmentation(MEAN, STD, flip=1.0)(IMAGES, range(4))
+    torch.testing.assert_close(flipped, v2.functional.horizontal_flip(normalised(IMAGES)), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rotation_is_torchvisions(seed):
+    augment = BatchAugmentation(MEAN, STD, rotation=40)
+    angle = math.degrees(math.asin(augment._transform(random.Random(seed))[3]))
+    ours = augment(IMAGES[:1], [seed])
+    theirs = v2.functional.rotate(normalised(IMAGES[:1]), angle, InterpolationMode.BILINEAR)
+    centre = (..., slice(8, 24), slice(8, 24))  # the two blend the border with the fill differently
+    torch.testing.assert_close(ours[centre], theirs[centre], atol=1e-3, rtol=1e-3)
+    assert (ours[..., 0, 0] == 0).all() == (theirs[..., 0, 0] == 0).all()
+
+
+def test_angles_fill_their_range_and_half_are_flipped():
+    augment = BatchAugmentation(MEAN, STD, flip=0.5, rotation=20)
+    matrices = [augment._transform(random.Random(seed)) for seed in range(2000)]
+    angles = torch.tensor([math.degrees(math.asin(matrix[3])) for matrix in matrices])
+    assert angles.abs().max() <= 20
+    assert angles.max() > 19.5
+    assert angles.min() < -19.5
+    assert abs(angles.mean()) < 1
+    assert abs(sum(matrix[0] < 0 for matrix in matrices) / 2000 - 0.5) < 0.05
+
+
+def test_what_is_drawn_for_an_image_depends_on_its_seed_alone():
+    augment = BatchAugmentation(MEAN, STD, flip=0.5, rotation=20, random_erasing=0.7)
+    together = augment(IMAGES, [5, 6, 7, 8])
+    for index in range(4):
+        torch.testing.assert_close(augment(IMAGES[index : index + 1], [5 + index])[0], together[index])
+    assert not torch.allclose(augment(IMAGES, [9, 10, 11, 12]), together)
+
+
+class Net(nn.Module):
+    """The smallest network with a backbone and a head in timm's terms."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 6)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(images).relu().mean((2, 3)))
+
+
+def trainer_of(model: nn.Module, schedule: str = "constant", **settings) -> Trainer:
+    optimizer = create_optimizer_v2(
+        parameter_groups(model, 0.1), opt="momentum", lr=0.2, weight_decay=1e-3, momentum=0.9
+    )
+    scheduler, _ = create_scheduler_v2(
+        optimizer, sched=schedule, num_epochs=2, step_on_epochs=False, updates_per_epoch=2
+    )
+    return Trainer(model, optimizer, scheduler, BatchAugmentation(MEAN, STD), precision="float32", **settings)
+
+
+def data(length: int = 8) -> list[tuple[torch.Tensor, int, int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=generator), index % 6, index)
+        for index in range(length)
+    ]
+
+
+def test_two_steps_are_sgd_by_hand_with_a_tenth_for_the_backbone():
+    torch.manual_seed(0)
+    model, reference = Net(), Net()
+    reference.load_state_dict(model.state_dict())
+    row = trainer_of(model, label_smoothing=0.1).train_one_epoch(DataLoader(data(), batch_size=4))
+    momentum = {name: torch.zeros_like(parameter) for name, parameter in reference.named_parameters()}
+    losses = []
+    for images, labels, _ in DataLoader(data(), batch_size=4):
+        logits = reference(normalised(images))
+        smooth = torch.full((4, 6), 0.1 / 6).scatter_add_(1, labels[:, None], torch.full((4, 1), 0.9))
+        loss = -(smooth * logits.log_softmax(1)).sum(1).mean()
+        losses.append(loss.item())
+        reference.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for name, parameter in reference.named_parameters():
+                momentum[name].mul_(0.9).add_(parameter.grad + 1e-3 * parameter)
+                parameter -= (0.2 if name.startswith("head") else 0.02) * momentum[name]
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert row["train_loss"] == pytest.approx(sum(losses) / 2, rel=1e-4)
+
+
+def test_the_cosine_reaches_both_groups_at_every_iteration():
+    trainer = trainer_of(Net(), schedule="cosine")
+    seen = []
+    for _ in range(2):
+        trainer.train_one_epoch(
+            DataLoader(data(), batch_size=4),
+            lambda: seen.append([group["lr"] for group in trainer.optimizer.param_groups]),
+        )
+    for iteration, (head, backbone) in enumerate(seen):
+        assert head == pytest.approx(0.1 * (1 + math.cos(math.pi * iteration / 4)))
+        assert backbone == pytest.approx(head / 10)
+
+
+def test_evaluate_is_the_plain_definition():
+    torch.manual_seed(0)
+    model = Net()
+    figures = evaluate(model, DataLoader(data(11), batch_size=4), BatchAugmentation(MEAN, STD), "float32")
+    logits = torch.cat([model(normalised(image[None])) for image, _, _ in data(11)])
+    labels = [label for _, label, _ in data(11)]
+    order = logits.argsort(dim=1, descending=True).tolist()
+    assert figures["validation_top1"] == pytest.approx(
+        100 * sum(row[0] == y for row, y in zip(order, labels, strict=True)) / 11
+    )
+    assert figures["validation_top5"] == pytest.approx(
+        100 * sum(y in row[:5] for row, y in zip(order, labels, strict=True)) / 11
+    )
+    loss = sum(-row.log_softmax(0)[y].item() for row, y in zip(logits, labels, strict=True)) / 11
+    assert figures["validation_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_bfloat16_stays_close_to_float32():
+    torch.manual_seed(0)
+    model = Net()
+    loader = DataLoader(data(), batch_size=8)
+    exact = evaluate(model, loader, BatchAugmentation(MEAN, STD), "float32")
+    close = evaluate(model, loader, BatchAugmentation(MEAN, STD), "bfloat16")
+    assert close["validation_loss"] == pytest.approx(exact["validation_loss"], rel=0.02)
+    assert close["validation_loss"] != exact["validation_loss"]
+
+
+def test_a_loss_that_is_no_number_is_an_error():
+    model = Net()
+    nn.init.constant_(model.head.weight, float("nan"))
+    with pytest.raises(FloatingPointError):
+        trainer_of(model).train_one_epoch(DataLoader(data(), batch_size=4))

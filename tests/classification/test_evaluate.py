@@ -1,0 +1,142 @@
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from classification import evaluate
+from classification.cub import read_cub
+from classification.evaluate import calibration, confused_pairs, confusion_matrix, measure, write_report
+from classification.model import build_model, describe
+from classification.predict import BirdClassifier
+from tools import predict_bird
+
+GENERATOR = torch.Generator().manual_seed(0)
+LOGITS = 2 * torch.randn(300, 7, generator=GENERATOR)
+LABELS = torch.randint(0, 7, (300,), generator=GENERATOR)
+
+
+def test_figures_are_those_of_a_slow_plain_count():
+    report = measure(LOGITS, LABELS)
+    probabilities = [[float(v) for v in np.exp(row) / np.exp(row).sum()] for row in LOGITS.double().numpy()]
+    ranked = [sorted(range(7), key=lambda c, row=row: -row[c]) for row in probabilities]
+    labels = LABELS.tolist()
+    assert report.top1 == pytest.approx(100 * np.mean([r[0] == y for r, y in zip(ranked, labels, strict=True)]))
+    assert report.top5 == pytest.approx(100 * np.mean([y in r[:5] for r, y in zip(ranked, labels, strict=True)]))
+    of_class = [np.mean([r[0] == c for r, y in zip(ranked, labels, strict=True) if y == c]) for c in range(7)]
+    assert report.mean_class_accuracy == pytest.approx(100 * np.mean(of_class))
+    error = 0.0
+    for number in range(15):
+        inside = [i for i, row in enumerate(probabilities) if number / 15 < max(row) <= (number + 1) / 15]
+        if inside:
+            accuracy = np.mean([ranked[i][0] == labels[i] for i in inside])
+            error += len(inside) / 300 * abs(accuracy - np.mean([max(probabilities[i]) for i in inside]))
+    assert report.calibration_error == pytest.approx(100 * error)
+    assert sum(row["weight"] for row in calibration(LOGITS, LABELS)) == pytest.approx(1)
+
+
+def test_the_matrix_counts_true_by_predicted():
+    matrix = confusion_matrix(torch.tensor([1, 1, 0]), torch.tensor([0, 0, 2]), 3)
+    assert matrix.tolist() == [[0, 2, 0], [0, 0, 0], [1, 0, 0]]
+
+
+def test_confused_pairs_are_the_largest_off_diagonal_counts_with_the_surest_example():
+    labels = torch.tensor([0, 0, 0, 1, 2, 2])
+    logits = torch.zeros(6, 3)
+    for row, (predicted, surety) in enumerate([(1, 1.0), (1, 5.0), (0, 9.0), (1, 9.0), (0, 2.0), (2, 1.0)]):
+        logits[row, predicted] = surety
+    assert confused_pairs(logits, labels) == [
+        {"true": 0, "predicted": 1, "images": 2, "example": 1},
+        {"true": 2, "predicted": 0, "images": 1, "example": 4},
+    ]
+    assert confused_pairs(torch.eye(3), torch.arange(3)) == []
+
+
+@pytest.fixture
+def checkpoint(tiny_root, tmp_path) -> Path:
+    torch.manual_seed(0)
+    model = build_model("test_resnet", 5)
+    card = describe("test_resnet", model, read_cub(tiny_root).class_names, 32, 0.8)
+    torch.save({**card, "model": model.state_dict()}, tmp_path / "model_best.pth")
+    return tmp_path / "model_best.pth"
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys):
+    """Calls a command line's main and returns its exit code, output and errors."""
+
+    def run(main: Callable, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["program", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_report_without_a_single_error_can_be_drawn(tiny_root, tmp_path):
+    cub = read_cub(tiny_root)
+    labels = torch.tensor([bird.label for bird in cub.test])
+    report = write_report(tmp_path / "report", 9 * torch.eye(5)[labels], labels, cub.test, cub.class_names)
+    assert report.top1 == 100
+
+
+def test_the_report_of_the_command_line(tiny_root, checkpoint, run_main):
+    code, said, _ = run_main(evaluate.main, str(checkpoint), "--data", str(tiny_root))
+    assert code == 0
+    folder = checkpoint.parent / "evaluation"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["images"] == 10
+    assert f"top-1 {report['top1']:.2f} %" in said
+    predictions = pd.read_csv(folder / "predictions.csv")
+    assert 100 * (predictions["class"] == predictions["predicted"]).mean() == pytest.approx(report["top1"])
+    assert pd.read_csv(folder / "confusion_matrix.csv", index_col=0).to_numpy().sum() == 10
+    assert pd.read_csv(folder / "per_class.csv")["accuracy"].mean() == pytest.approx(report["mean_class_accuracy"])
+    for name in ("confusion_matrix", "confused_pairs", "calibration", "per_class"):
+        assert Image.open(folder / f"{name}.png").size[0] > 300
+
+
+def test_a_head_of_other_classes_is_refused(tiny_root, checkpoint, run_main):
+    state = torch.load(checkpoint, weights_only=True)
+    model = build_model("test_resnet", 4)
+    torch.save({**state, "class_names": state["class_names"][:4], "model": model.state_dict()}, checkpoint)
+    code, _, complaint = run_main(evaluate.main, str(checkpoint), "--data", str(tiny_root))
+    assert code == 2
+    assert "a head of 4 classes" in complaint
+    assert "Traceback" not in complaint
+
+
+def test_predict_bird_names_five_species_and_draws(tiny_root, checkpoint, tmp_path, run_main):
+    image = read_cub(tiny_root).test[0].path
+    arguments = [str(image), "--weights", str(checkpoint), "--saliency", "--output", str(tmp_path / "drawn")]
+    code, said, _ = run_main(predict_bird.main, *arguments)
+    assert code == 0
+    shares = [float(line.split("%")[0]) for line in said.splitlines()[1:6]]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(100, abs=0.5)
+    assert Image.open(tmp_path / "drawn" / f"{image.stem}_saliency.png").size == (64, 32)
+    code, _, complaint = run_main(predict_bird.main, "nowhere.jpg", "--weights", str(checkpoint))
+    assert code == 2
+    assert "nowhere.jpg: no such image" in complaint
+
+
+def test_saliency_points_at_what_the_network_looks_at(checkpoint):
+    classifier = BirdClassifier(checkpoint)
+
+    class LeftHalf(torch.nn.Module):
+        def forward(self, images):
+            return images[..., :16].mean((2, 3)) @ torch.eye(3, 5)
+
+    classifier.model = LeftHalf()
+    heat = classifier.saliency(torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8), label=1)
+    assert heat.shape == (32, 32)
+    assert (heat[:, :14] > 0.9).all()
+    assert (heat[:, 18:] < 0.1).all()

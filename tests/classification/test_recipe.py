@@ -1,0 +1,70 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from classification.recipe import Recipe, differences, load_recipe, save_recipe
+from tools.errors import UserError
+
+RECIPES = sorted((Path(__file__).parents[2] / "classification" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_opens_with_what_it_is(path):
+    assert load_recipe(path).model.startswith("resnet18")
+    header = path.read_text().split("\nmodel:")[0]
+    assert "# Run:" in header
+    assert "# Reaches:" in header or "# To beat:" in header
+
+
+def test_the_study_to_the_letter():
+    recipe = load_recipe(next(path for path in RECIPES if path.stem == "study"))
+    assert (recipe.optimizer, recipe.momentum, recipe.weight_decay) == ("momentum", 0.9, 1e-3)
+    assert (recipe.lr, recipe.backbone_lr_scale, recipe.epochs) == (0.02, 0.1, 20)
+    assert recipe.flip
+    assert recipe.rotation
+    assert not (recipe.mixup or recipe.cutmix or recipe.label_smoothing or recipe.ema_decay or recipe.random_erasing)
+
+
+def test_overrides_win_and_survive_being_saved(tmp_path):
+    recipe = load_recipe(
+        RECIPES[0], ["lr=1e-3", "epochs=5", "pretrained=0", "lr=0.5", "milestones=[3,4]", "weights=null"]
+    )
+    assert (recipe.lr, recipe.epochs, recipe.pretrained, recipe.milestones) == (0.5, 5, False, [3, 4])
+    save_recipe(recipe, tmp_path / "config.yaml")
+    assert load_recipe(tmp_path / "config.yaml") == recipe
+    assert differences(recipe, replace(recipe, workers=9)) == []
+    assert differences(recipe, replace(recipe, seed=4)) == ["seed: 0 -> 4"]
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("learning_rate=1", "learning_rate"),
+        ("lr=fast", "lr: Value 'fast'"),
+        ("lr=0", "lr=0.0: expected more than 0"),
+        ("lr", "expected KEY=VALUE"),
+        ("schedule=linear", "expected one of constant, cosine, multistep"),
+        ("holdout=1.5", "holdout=1.5"),
+        ("epochs=0", "epochs=0: expected 1 or more"),
+        ("crop_pct=0", "crop_pct=0.0"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_line(override, complaint):
+    with pytest.raises(UserError) as caught:
+        load_recipe(RECIPES[0], [override])
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_contradictions_and_unreadable_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match="not both"):
+        load_recipe(RECIPES[0], ["weights=a.pth", "pretrained=0"])
+    with pytest.raises(UserError, match="even number"):
+        load_recipe(RECIPES[0], ["cutmix=1", "batch_size=7"])
+    with pytest.raises(UserError, match="no such recipe"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("lr: [1\n")
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        load_recipe(tmp_path / "bad.yaml")
+    assert Recipe().model == "resnet18"
