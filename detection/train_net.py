@@ -74,6 +74,7 @@ class Trainer(SimpleTrainer):
     def __init__(self, cfg: CfgNode, run: Path, resume: bool) -> None:
         self.cfg = cfg
         self.run = run
+        torch.manual_seed(cfg.SEED)
         self.bare_model = build_model(cfg)
         last = run / "model_last.pth"
         last = load_weights(self.bare_model, last) if resume and last.exists() else None

@@ -24,11 +24,13 @@ NAME = "faster_rcnn_R_50_FPN"
 # Answers with the process id and, when that has ended, with its exit code (-9 is SIGKILL).
 FORK_SERVER = """
 import json, os, resource, runpy, sys
+import torch
 import detection.evaluation, detection.hooks, detection.modeling, detection.voc, pandas, matplotlib.figure, tqdm.contrib.logging
 for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()
     if child == 0:
+        torch.seed()  # as another process would have it
         sys.argv = ["launch", "detection.train_net", *job["arguments"]]
         os.dup2(os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
         os.dup2(1, 2)
