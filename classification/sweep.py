@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--lrs", type=_numbers(float), default=[0.005, 0.01, 0.02], help="rates of the grid")
     parser.add_argument("--epochs", type=_numbers(int), help="numbers of epochs of the grid; the recipe's")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
     path, recipe, _, is_sample = resolve(arguments.recipe)
     changes = [argument for argument in arguments.recipe if "=" in argument]

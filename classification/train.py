@@ -84,7 +84,7 @@ def train(recipe: Recipe, cub: Cub, model: nn.Module, run: Path, device: torch.d
     validation_loader = build_loader(
         recipe, validation_birds, _shares(len(validation_birds), recipe, rank, ranks), device
     )
-    trainer = _build_trainer(recipe, model, stream.iterations, card, ranks)
+    trainer = build_trainer(recipe, model, stream.iterations, card, ranks)
 
     best: dict = {}
     last = run / "model_last.pth"
@@ -233,7 +233,16 @@ def _shares(length: int, recipe: Recipe, rank: int, ranks: int) -> list[list[tup
     return [mine[start : start + size] for start in range(0, len(mine), size)]
 
 
-def _build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict, ranks: int) -> Trainer:
+def build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict, ranks: int = 1) -> Trainer:
+    """Puts together what a recipe asks for.
+
+    Args:
+        recipe: optimizer, schedule, augmentation, mixup, moving average, precision.
+        model: on its device.
+        iterations: of an epoch.
+        card: what `describe` says of the model.
+        ranks: processes that train together.
+    """
     optimizer = create_optimizer_v2(
         parameter_groups(model, recipe.backbone_lr_scale if recipe.pretrained else 1.0),
         opt=recipe.optimizer,
@@ -332,7 +341,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the newest run of this name")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("--name", help="name of the run folder, instead of the one made of model and recipe")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
     device = start_process()
     start = time.perf_counter()

@@ -1,5 +1,7 @@
 """A tiny data set in CUB's layout: five classes that differ in colour, a few pictures each."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,3 +37,19 @@ def tiny_root(tmp_path: Path) -> Path:
     ):
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
     return tmp_path / "data"
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys):
+    """Calls a command line's main and returns its exit code, output and errors."""
+
+    def run(main: Callable, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["program", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return run

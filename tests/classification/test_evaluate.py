@@ -1,6 +1,4 @@
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,22 +62,6 @@ def checkpoint(tiny_root, tmp_path) -> Path:
     card = describe("test_resnet", model, read_cub(tiny_root).class_names, 32, 0.8)
     torch.save({**card, "model": model.state_dict()}, tmp_path / "model_best.pth")
     return tmp_path / "model_best.pth"
-
-
-@pytest.fixture
-def run_main(monkeypatch, capsys):
-    """Calls a command line's main and returns its exit code, output and errors."""
-
-    def run(main: Callable, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["program", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as exit:
-            code = exit.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_a_report_without_a_single_error_can_be_drawn(tiny_root, tmp_path):
