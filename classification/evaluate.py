@@ -61,7 +61,7 @@ def measure(logits: Tensor, labels: Tensor) -> Report:
     likeliest = logits.topk(min(5, logits.shape[1])).indices
     return Report(
         images=len(labels),
-        top1=100 * (likeliest[:, 0] == labels).double().mean().item(),
+        top1=100 * np.trace(matrix) / len(labels),
         top5=100 * (likeliest == labels[:, None]).any(1).double().mean().item(),
         mean_class_accuracy=100 * of_class.mean(),
         calibration_error=100
@@ -231,7 +231,7 @@ def main() -> None:
     ]
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=2)
     model.to(device, memory_format=torch.channels_last)
-    logits, labels = predict_logits(model, loader, BatchAugmentation(card["mean"], card["std"]))
+    logits, labels = predict_logits(model, loader, BatchAugmentation(card["mean"], card["std"]), "float32")
 
     folder = arguments.output or arguments.weights.parent / "evaluation"
     report = write_report(folder, logits, labels, cub.test, cub.class_names)

@@ -46,6 +46,8 @@ logger = logging.getLogger("classification.train")
 
 RECIPES = Path(__file__).parent / "recipes"
 
+_NAMED_IN_RESULT = ("model", "pretrained", "weights", "lr", "epochs", "image_size", "seed")
+
 
 def train(recipe: Recipe, cub: Cub, model: nn.Module, run: Path, device: torch.device) -> dict:
     """Trains a model, or goes on from `run/model_last.pth`, and keeps the best.
@@ -88,8 +90,7 @@ def train(recipe: Recipe, cub: Cub, model: nn.Module, run: Path, device: torch.d
 
     best: dict = {}
     last = run / "model_last.pth"
-    if last.is_file():
-        state = read_checkpoint(last)
+    if state := _on_first_process(lambda: read_checkpoint(last) if last.is_file() else None):
         trainer.load_state_dict(state["trainer"])
         best = state["best"]
         logger.info("Resumed at iteration %d", trainer.iteration)
@@ -134,20 +135,18 @@ def train(recipe: Recipe, cub: Cub, model: nn.Module, run: Path, device: torch.d
 
     if trainer.iteration < recipe.epochs * stream.iterations:
         logger.info("Stopped early: no better validation top-1 in %d epochs", recipe.patience)
-    measured = best
+    # In float32, since bfloat16 rounds the logits of likely classes to equal ones.
+    model.load_state_dict(_on_first_process(read_checkpoint, run / "model_best.pth")["model"])
+    test_loader = validation_loader
     if recipe.holdout:
-        model.load_state_dict(read_checkpoint(run / "model_best.pth")["model"])
         test_loader = build_loader(recipe, cub.test, _shares(len(cub.test), recipe, rank, ranks), device, cache=False)
-        measured = evaluate(model, test_loader, prepare, recipe.precision)
+    measured = evaluate(model, test_loader, prepare, "float32")
     result = {
         "top1": measured["validation_top1"],
         "top5": measured["validation_top5"],
         "chosen_on": chosen_on,
         **best,
-        **{
-            key: getattr(recipe, key)
-            for key in ("model", "pretrained", "weights", "lr", "epochs", "image_size", "seed")
-        },
+        **{key: getattr(recipe, key) for key in _NAMED_IN_RESULT},
     }
     if rank == 0:
         writer.close()
@@ -420,7 +419,7 @@ def _keep_recipe(recipe: Recipe, run: Path) -> None:
 
 
 def _on_first_process(function, *arguments):
-    """Calls a function that writes files in one process and hands its result to all."""
+    """Calls a function that reads or writes files in one process and hands its result to all."""
     if not dist.is_initialized():
         return function(*arguments)
     outcome: list = [None]

@@ -66,14 +66,15 @@ def test_it_learns_colours_and_leaves_a_whole_run_folder(tiny_root, tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     rows = read_metrics(tmp_path / "run")
     assert [row["iteration"] for row in rows] == list(range(2, 24, 3))
-    assert result["top1"] == max(row["validation_top1"] for row in rows)
+    assert result["validation_top1"] == max(row["validation_top1"] for row in rows)
+    assert result["top1"] == pytest.approx(result["validation_top1"], abs=10)  # of ten images, bfloat16 may move one
     assert {"results.csv", "results.png", "model_best.pth", "model_last.pth"} <= {
         p.name for p in (tmp_path / "run").iterdir()
     }
     assert list((tmp_path / "run").glob("events.out.*"))
     model, card = load_classifier(tmp_path / "run" / "model_best.pth")
     assert card["class_names"][0] == "Red Bird"
-    assert card["validation_top1"] == result["top1"]
+    assert card["validation_top1"] == result["validation_top1"]
     assert not model.training
 
 
