@@ -89,6 +89,22 @@ train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [RECIPE=best|study
 eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR curves [WEIGHTS RECIPE DATA NGPU OPTS]
 	@$(detect) --model faster_rcnn --eval-only $(OPTS)
 
+.PHONY: train-yolov3
+train-yolov3: setup ## Trains YOLOv3 Darknet-53 on VOC07+12 [RECIPE=best|study DATA WEIGHTS PRETRAINED=1|0 NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
+	@$(detect) --model yolov3 $(pretrained) $(resume) $(OPTS)
+
+.PHONY: eval-yolov3
+eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR curves [WEIGHTS RECIPE DATA NGPU OPTS]
+	@$(detect) --model yolov3 --eval-only $(OPTS)
+
+.PHONY: anchors
+anchors: setup ## Finds YOLOv3 anchors for a data set by k-means, with the mean best IoU of old and new [DATA SIZE=416]
+	@$(PY) -m tools.anchors $(data) $(if $(SIZE),--size $(SIZE))
+
+.PHONY: visualize-batches
+visualize-batches: setup ## Shows training batches as the model sees them, boxes drawn [MODEL=yolov3|faster_rcnn RECIPE DATA BATCHES OPTS]
+	@$(PY) -m tools.visualize_batches $(if $(MODEL),--model $(MODEL)) $(recipe) $(data) $(if $(BATCHES),--batches $(BATCHES)) $(OPTS)
+
 .PHONY: eval-detections
 eval-detections: setup ## Scores any detector's boxes with the same evaluator [DETECTIONS=file.json SPLIT DATA OUT]
 	@$(PY) -m tools.eval_detections "$(DETECTIONS)" $(if $(SPLIT),--split $(SPLIT)) $(data) $(out)

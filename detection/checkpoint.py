@@ -1,4 +1,4 @@
-"""Weights in and out: checkpoints of a run, and ResNet weights of torchvision or timm for Detectron2's backbone.
+"""Weights in and out: checkpoints of a run, and weights of torchvision, timm or Darknet for the backbones.
 
 Nothing is ever unpickled: `.pth` files are read with `weights_only=True`, and `.pkl` files are refused.
 """
@@ -13,12 +13,15 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from detection.yolov3.darknet import Darknet
+from detection.yolov3.darknet_weights import read_darknet_weights
 from tools.errors import UserError
 from tools.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)
 
 BACKBONE = "backbone.bottom_up."
+CLASSIFIER = r"(head|fc|classifier)\."  # of timm's networks
 
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
@@ -69,9 +72,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
     """Loads `cfg.MODEL.WEIGHTS` into a fresh model before training.
 
-    The source is a file or `torchvision://ResNet50_Weights.IMAGENET1K_V1`, `timm://resnet50.a1_in1k` or another name
-    of these hubs; the empty string leaves the random weights. A file may hold a ResNet or a whole detector; the layers
-    that predict classes are left at random, with a line in the log, where the file's classes are others.
+    The source is a file or `torchvision://ResNet50_Weights.IMAGENET1K_V1`, `timm://darknet53.c2ns_in1k` or another name
+    of these hubs; the empty string leaves the random weights. A file may hold the classifier that the backbone is made
+    of, Darknet's `.weights` (its backbone is taken), or a whole detector; the layers that predict classes are left at
+    random, with a line in the log, where the file's classes are others.
 
     Raises:
         UserError: the weights cannot be had, or do not fit tensor for tensor.
@@ -80,7 +84,18 @@ def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
     if not source:
         logger.info("Training starts from random weights")
         return
+    if source.endswith(".weights"):
+        found = read_darknet_weights(Path(source), model.backbone, partly=True)
+        logger.info(
+            "Loaded the backbone from %s: %d values, %d left over. To keep a whole detector: tools.convert_darknet",
+            source, found.values_read, found.values_left,
+        )  # fmt: skip
+        return
     state = _fetch(source) if "://" in source else load_checkpoint(source)["model"]
+    if isinstance(model.backbone, Darknet) and not any(name.startswith("backbone.") for name in state):
+        missing = _load(model, convert_classifier(model.backbone, state), source, only="backbone.")
+        logger.info("Loaded the backbone from %s; %d tensors of the other parts are random", source, missing)
+        return
     if "layer1.0.conv1.weight" in state:
         missing = _load(model, convert_resnet(state), source, only=BACKBONE)
         logger.info("Loaded the backbone from %s; %d tensors of the other parts are random", source, missing)
@@ -110,6 +125,23 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
 def is_class_layer(name: str) -> bool:
     """Whether a parameter's shape depends on the number of classes."""
     return "box_predictor" in name or ".prediction" in name
+
+
+def convert_classifier(backbone: Darknet, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Renames the tensors of a timm classifier to those of `backbone`; only the classifying layers are dropped.
+
+    Raises:
+        UserError: another tensor has no place in the backbone.
+    """
+    converted = backbone.convert_timm(state)
+    kept = {id(value) for value in converted.values()}
+    strangers = [name for name, value in state.items() if id(value) not in kept and not re.match(CLASSIFIER, name)]
+    if strangers:
+        raise UserError(
+            f"weights: {len(strangers)} tensors ({strangers[0]}, ...) have no place in this backbone; expected the "
+            "network that MODEL.DARKNET.NAME names"
+        )
+    return {f"backbone.{name}": value for name, value in converted.items()}
 
 
 def convert_resnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

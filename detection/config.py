@@ -25,13 +25,26 @@ def add_detection_config(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSES = []
     cfg.DATASETS.ROOT = ""
 
-    # torchvision.transforms.v2 classes by name, in order, applied to the training images with their boxes.
+    # torchvision.transforms.v2 classes by name, in order, applied to the training images with their boxes; arguments
+    # other than their defaults as {name: {argument: value}}.
     cfg.INPUT.AUGMENTATIONS = ["RandomHorizontalFlip"]
+    # Sides of the squares that training images are fitted and padded into, one for each batch; replaces MIN_SIZE_TRAIN
+    # and MAX_SIZE_TRAIN, which are chosen for each image.
+    cfg.INPUT.SQUARE_SIZES_TRAIN = []
+    # "nearest", "bilinear", "bicubic": one is drawn for each training image.
+    cfg.INPUT.INTERPOLATIONS = ["bilinear"]
+    # Shares of the training images that are mixed with another one, Beta(b, b) of each, or become part of a mosaic.
+    cfg.INPUT.MIXUP_PROB = 0.0
+    cfg.INPUT.MIXUP_BETA = 1.5
+    cfg.INPUT.MOSAIC_PROB = 0.0
+    # Length of the last phase, without mixup and mosaic and, with SQUARE_SIZES_TRAIN, at MIN_SIZE_TEST.
+    cfg.INPUT.CLOSE_ITERS = 0
 
     # Lengths in epochs, one pass over the training images; 0 leaves the count in iterations to Detectron2's key.
     cfg.SOLVER.MAX_EPOCHS = 0.0
     cfg.SOLVER.STEPS_EPOCHS = []
     cfg.SOLVER.WARMUP_EPOCHS = 0.0
+    cfg.INPUT.CLOSE_EPOCHS = 0.0
     cfg.TEST.EVAL_EPOCHS = 0.0
     # Exponential moving average of the weights, evaluated and kept in their stead; 0 is off.
     cfg.SOLVER.EMA_DECAY = 0.0
@@ -102,6 +115,7 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
     in_epochs = {
         "SOLVER.MAX_ITER": "SOLVER.MAX_EPOCHS",
         "SOLVER.WARMUP_ITERS": "SOLVER.WARMUP_EPOCHS",
+        "INPUT.CLOSE_ITERS": "INPUT.CLOSE_EPOCHS",
         "TEST.EVAL_PERIOD": "TEST.EVAL_EPOCHS",
     }
     for key, value in zip(options[::2], options[1::2], strict=True):
@@ -137,7 +151,9 @@ def resolve_epochs(cfg: CfgNode, num_images: int) -> None:
     if cfg.SOLVER.WARMUP_EPOCHS:
         cfg.SOLVER.WARMUP_ITERS = iterations(cfg.SOLVER.WARMUP_EPOCHS)
     cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER)
+    if cfg.INPUT.CLOSE_EPOCHS:
+        cfg.INPUT.CLOSE_ITERS = iterations(cfg.INPUT.CLOSE_EPOCHS)
     if cfg.TEST.EVAL_EPOCHS:
         cfg.TEST.EVAL_PERIOD = iterations(cfg.TEST.EVAL_EPOCHS)
     cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.STEPS_EPOCHS = 0.0, []
-    cfg.SOLVER.WARMUP_EPOCHS, cfg.TEST.EVAL_EPOCHS = 0.0, 0.0
+    cfg.SOLVER.WARMUP_EPOCHS, cfg.INPUT.CLOSE_EPOCHS, cfg.TEST.EVAL_EPOCHS = 0.0, 0.0, 0.0

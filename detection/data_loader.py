@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 @contextlib.contextmanager
-def seeded(*key: int) -> Iterator[None]:
+def seeded(*key: int | str) -> Iterator[None]:
     """Seeds torch's generator on the CPU by `key` inside the block and restores it afterwards."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     with torch.random.fork_rng(devices=[]):

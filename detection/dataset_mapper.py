@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -10,15 +11,13 @@ from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
+from detection.augmentation import build_augmentations, mixup, mosaic
+from detection.data_loader import seeded
 from tools.errors import UserError
 
-# Parameters are those of the SSD recipe (Liu et al. 2016), which torchvision's classes implement.
-AUGMENTATIONS = {
-    "RandomHorizontalFlip": v2.RandomHorizontalFlip,
-    "RandomPhotometricDistort": v2.RandomPhotometricDistort,
-    "RandomZoomOut": v2.RandomZoomOut,
-    "RandomIoUCrop": v2.RandomIoUCrop,
-}
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+
+T = TypeVar("T")
 
 
 def read_image(path: str | Path) -> torch.Tensor:
@@ -41,28 +40,27 @@ def read_image(path: str | Path) -> torch.Tensor:
     return v2.functional.to_dtype(image, torch.uint8, scale=True)  # a PNG may have 16 bits
 
 
-def build_augmentations(names: Sequence[str]) -> list[v2.Transform]:
-    """The torchvision transforms of these names.
-
-    Raises:
-        UserError: a name is not in `AUGMENTATIONS`.
-    """
-    unknown = sorted(set(names) - set(AUGMENTATIONS))
-    if unknown:
-        raise UserError(
-            f"INPUT.AUGMENTATIONS: unknown {', '.join(unknown)}; expected some of {', '.join(AUGMENTATIONS)}"
-        )
-    return [AUGMENTATIONS[name]() for name in names]
-
-
 class DatasetMapper:
     """Detectron2's mapper contract with torchvision's box-aware transforms; all randomness from torch's generator.
+
+    In order: mosaic and mixup with other images, the transforms, the resize, and the padding to a square.
 
     Args:
         augmentations: transforms of an image and its boxes, applied in order, before the resize.
         min_sizes: lengths of the short side to choose from; one of them for inference.
         max_size: the long side is never longer.
         with_annotations: whether `instances` are made of the annotations.
+        square_sizes: sides to choose from, one for each batch, of the square that an image is fitted into, with
+            padding right and below; they replace `min_sizes` and `max_size`. Empty: no square.
+        closing_size: the only side from `closing_batch` on.
+        closing_batch: from this batch on nothing is mixed any more; None: never.
+        interpolations: of the resize, one for each image.
+        fill: colour of the padding, RGB from 0 to 255.
+        mixup_prob: share of the images that are mixed with another one; `instances` then have `gt_weights`.
+        mixup_beta: the mixture is drawn from Beta(b, b).
+        mosaic_prob: share of the images that become a quarter of a mosaic.
+        dataset_dicts: where the other images are drawn from.
+        seed: with the number of a batch, decides its `square_sizes`.
     """
 
     @configurable
@@ -73,27 +71,78 @@ class DatasetMapper:
         min_sizes: Sequence[int],
         max_size: int,
         with_annotations: bool,
+        square_sizes: Sequence[int] = (),
+        closing_size: int = 0,
+        closing_batch: int | None = None,
+        interpolations: Sequence[str] = ("bilinear",),
+        fill: Sequence[float] = (0, 0, 0),
+        mixup_prob: float = 0.0,
+        mixup_beta: float = 1.5,
+        mosaic_prob: float = 0.0,
+        dataset_dicts: Sequence[dict] = (),
+        seed: int = 0,
     ) -> None:
+        unknown = set(interpolations) - set(INTERPOLATIONS)
+        if unknown or not interpolations:
+            raise UserError(
+                f"INPUT.INTERPOLATIONS {list(interpolations)}: expected some of {', '.join(INTERPOLATIONS)}"
+            )
+        for key, prob in (("MIXUP_PROB", mixup_prob), ("MOSAIC_PROB", mosaic_prob)):
+            if not 0 <= prob <= 1:
+                raise UserError(f"INPUT.{key} {prob}: expected a share from 0 to 1")
+        if (mixup_prob or mosaic_prob) and not dataset_dicts:
+            raise ValueError("mixup and mosaic need dataset_dicts to draw the other images from")
         self.augmentations = augmentations
-        self.resize = v2.RandomShortestSize(list(min_sizes), max_size)
+        self.min_sizes = list(min_sizes)
+        self.max_size = max_size
+        self.with_annotations = with_annotations
+        self.square_sizes = square_sizes
+        self.closing_size = closing_size
+        self.closing_batch = closing_batch
+        self.interpolations = interpolations
+        self.fill = [round(value) for value in fill]
+        self.mixup_prob = mixup_prob
+        self.mixup_beta = mixup_beta
+        self.mosaic_prob = mosaic_prob
+        self.dataset_dicts = dataset_dicts
+        self.seed = seed
         # Clamped first: by rounding, a resized box on the border may leave the image, and would be dropped.
         self.sanitize = v2.Compose(
             [
                 v2.ClampBoundingBoxes(),
-                v2.SanitizeBoundingBoxes(min_size=1, labels_getter=lambda sample: sample["labels"]),
+                v2.SanitizeBoundingBoxes(
+                    min_size=1, labels_getter=lambda sample: (sample["labels"], sample["weights"])
+                ),
             ]
         )
-        self.with_annotations = with_annotations
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool, augment: bool | None = None) -> dict:
+    def from_config(
+        cls, cfg: CfgNode, is_train: bool, augment: bool | None = None, dataset_dicts: Sequence[dict] = ()
+    ) -> dict:
         """Training reads the `_TRAIN` keys and augments, unless told otherwise; inference reads the `_TEST` keys."""
-        augment = is_train if augment is None else augment
+        if not (is_train if augment is None else augment):
+            return {
+                "augmentations": [],
+                "min_sizes": [cfg.INPUT.MIN_SIZE_TEST],
+                "max_size": cfg.INPUT.MAX_SIZE_TEST,
+                "with_annotations": is_train,
+            }
         return {
-            "augmentations": build_augmentations(cfg.INPUT.AUGMENTATIONS) if augment else [],
-            "min_sizes": cfg.INPUT.MIN_SIZE_TRAIN if augment else [cfg.INPUT.MIN_SIZE_TEST],
-            "max_size": cfg.INPUT.MAX_SIZE_TRAIN if augment else cfg.INPUT.MAX_SIZE_TEST,
+            "augmentations": build_augmentations(cfg.INPUT.AUGMENTATIONS, cfg.MODEL.PIXEL_MEAN),
+            "min_sizes": cfg.INPUT.MIN_SIZE_TRAIN,
+            "max_size": cfg.INPUT.MAX_SIZE_TRAIN,
             "with_annotations": is_train,
+            "square_sizes": cfg.INPUT.SQUARE_SIZES_TRAIN,
+            "closing_size": cfg.INPUT.MIN_SIZE_TEST,
+            "closing_batch": cfg.SOLVER.MAX_ITER - cfg.INPUT.CLOSE_ITERS if cfg.INPUT.CLOSE_ITERS else None,
+            "interpolations": cfg.INPUT.INTERPOLATIONS,
+            "fill": cfg.MODEL.PIXEL_MEAN,  # zero for the model, as the padding that makes a batch of images
+            "mixup_prob": cfg.INPUT.MIXUP_PROB,
+            "mixup_beta": cfg.INPUT.MIXUP_BETA,
+            "mosaic_prob": cfg.INPUT.MOSAIC_PROB,
+            "dataset_dicts": dataset_dicts,
+            "seed": cfg.SEED,
         }
 
     def __call__(self, dataset_dict: dict, batch: int = 0) -> dict:
@@ -111,34 +160,75 @@ class DatasetMapper:
             UserError: the image cannot be read, or its size is not the annotated one.
         """
         entry = {key: value for key, value in dataset_dict.items() if key != "annotations"}
-        image = read_image(entry["file_name"])
-        height, width = image.shape[1:]
-        expected = (entry.setdefault("height", height), entry.setdefault("width", width))
-        if (height, width) != expected:
-            raise UserError(
-                f"{entry['file_name']}: image is {width}x{height}, its annotation says {expected[1]}x{expected[0]}; "
-                "mend <size> in the annotation or replace the image"
-            )
-        annotations = dataset_dict.get("annotations", []) if self.with_annotations else []
-        sample = {
-            "image": tv_tensors.Image(image),
-            "boxes": tv_tensors.BoundingBoxes(
-                torch.tensor([annotation["bbox"] for annotation in annotations], dtype=torch.float32).reshape(-1, 4),
-                format="XYXY",
-                canvas_size=(height, width),
-            ),
-            "labels": torch.tensor([annotation["category_id"] for annotation in annotations], dtype=torch.int64),
-        }
+        sample = self._read(dataset_dict)
+        height, width = sample["image"].shape[1:]
+        entry.setdefault("height", height)
+        entry.setdefault("width", width)
+        if not self._is_closing(batch):
+            sample = self._mix(sample)
         for transform in self.augmentations:
             if isinstance(transform, v2.RandomIoUCrop) and not len(sample["boxes"]):
                 continue  # it needs a box to choose a crop by
             sample = self.sanitize(transform(sample))
-        sample = self.resize(sample)
+        sample = self._resize(sample, batch)
         if self.with_annotations:
             sample = self.sanitize(sample)
             instances = Instances(tuple(sample["image"].shape[1:]))
             instances.gt_boxes = Boxes(sample["boxes"].as_subclass(torch.Tensor))
             instances.gt_classes = sample["labels"]
+            if self.mixup_prob:
+                instances.gt_weights = sample["weights"]
             entry["instances"] = instances
         entry["image"] = sample["image"].as_subclass(torch.Tensor).contiguous()
         return entry
+
+    def square_size(self, batch: int) -> int:
+        """Side of the square of this batch, a function of the seed and the batch alone; needs `square_sizes`."""
+        if self._is_closing(batch):
+            return self.closing_size
+        with seeded("square_size", self.seed, batch):
+            return _choose(self.square_sizes)
+
+    def _is_closing(self, batch: int) -> bool:
+        return self.closing_batch is not None and batch >= self.closing_batch
+
+    def _read(self, dataset_dict: dict) -> dict:
+        """The sample as `detection.augmentation` describes it."""
+        path = dataset_dict["file_name"]
+        image = read_image(path)
+        height, width = image.shape[1:]
+        expected = (dataset_dict.get("height", height), dataset_dict.get("width", width))
+        if (height, width) != expected:
+            raise UserError(
+                f"{path}: image is {width}x{height}, its annotation says {expected[1]}x{expected[0]}; "
+                "mend <size> in the annotation or replace the image"
+            )
+        annotations = dataset_dict.get("annotations", []) if self.with_annotations else []
+        boxes = torch.tensor([annotation["bbox"] for annotation in annotations], dtype=torch.float32)
+        return {
+            "image": tv_tensors.Image(image),
+            "boxes": tv_tensors.BoundingBoxes(boxes.reshape(-1, 4), format="XYXY", canvas_size=(height, width)),
+            "labels": torch.tensor([annotation["category_id"] for annotation in annotations], dtype=torch.int64),
+            "weights": torch.ones(len(annotations)),
+        }
+
+    def _mix(self, sample: dict) -> dict:
+        if torch.rand(()) < self.mosaic_prob:
+            sample = mosaic([sample, *(self._read(_choose(self.dataset_dicts)) for _ in range(3))])
+        if torch.rand(()) < self.mixup_prob:
+            share = float(torch.distributions.Beta(self.mixup_beta, self.mixup_beta).sample())
+            sample = mixup(sample, self._read(_choose(self.dataset_dicts)), share)
+        return sample
+
+    def _resize(self, sample: dict, batch: int) -> dict:
+        interpolation = _choose(self.interpolations)
+        if not self.square_sizes:
+            return v2.RandomShortestSize(self.min_sizes, self.max_size, interpolation)(sample)
+        size = self.square_size(batch)
+        sample = v2.RandomShortestSize(size, size, interpolation)(sample)
+        height, width = sample["image"].shape[1:]
+        return v2.Pad([0, 0, size - width, size - height], fill=self.fill)(sample)
+
+
+def _choose(choices: Sequence[T]) -> T:
+    return choices[int(torch.randint(len(choices), ()))]

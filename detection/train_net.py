@@ -99,7 +99,8 @@ class Trainer(SimpleTrainer):
         if comm.is_main_process():
             truncate_metrics(run, self.start_iter)
 
-        stream = TrainingStream(dataset_dicts, DatasetMapper(cfg, True), cfg.SEED, cfg.SOLVER.IMS_PER_BATCH)
+        mapper = DatasetMapper(cfg, True, dataset_dicts=dataset_dicts)
+        stream = TrainingStream(dataset_dicts, mapper, cfg.SEED, cfg.SOLVER.IMS_PER_BATCH)
         self.data_loader = build_train_loader(
             stream,
             range(self.start_iter, self.max_iter),

@@ -21,6 +21,8 @@ class YOLOv3Loss:
       entropy of the place itself: a perfect box costs nothing, and the gradient is the same.
     - `loss_objectness`: binary cross-entropy, or focal loss, of all predictions that are an object's or not ignored.
     - `loss_cls`: binary cross-entropy of each class, for the predictions that are an object's.
+
+    Where images are mixed, all that an object adds is multiplied by its share of the mixture.
     """
 
     def __init__(
@@ -73,14 +75,19 @@ class YOLOv3Loss:
             predictions[..., 4], is_object, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
         )
         losses = self._box_losses(matched[:, :4], grid, targets)
-        losses["loss_objectness"] = (objectness * (is_object.bool() | ~targets.ignored)).sum()
-        losses["loss_cls"] = F.binary_cross_entropy_with_logits(matched[:, 5:], soft, reduction="sum")
+        weights = (~targets.ignored).to(objectness)
+        weights[targets.images, targets.predictions] = targets.weights
+        losses["loss_objectness"] = (objectness * weights).sum()
+        losses["loss_cls"] = F.binary_cross_entropy_with_logits(
+            matched[:, 5:], soft, targets.weights[:, None], reduction="sum"
+        )
         return {name: loss / len(predictions) for name, loss in losses.items()}
 
     def _box_losses(self, logits: Tensor, grid: Grid, targets: Targets) -> dict[str, Tensor]:
         anchors, strides = grid.anchors[targets.predictions], grid.anchor_strides[targets.predictions]
         image_area = (grid.cells[0] * grid.strides[0]).prod()
-        weights = self.box_reg_loss_weight * (2 - (targets.boxes[:, 2:] - targets.boxes[:, :2]).prod(1) / image_area)
+        sizes = targets.boxes[:, 2:] - targets.boxes[:, :2]
+        weights = self.box_reg_loss_weight * targets.weights * (2 - sizes.prod(1) / image_area)
         if self.box_reg_loss_type in BOX_IOU_LOSSES:
             deltas = torch.cat([logits[:, :2].sigmoid(), logits[:, 2:]], dim=1)
             boxes = self.transform.apply_deltas(deltas, anchors, strides)

@@ -59,6 +59,7 @@ class Targets:
         predictions: (P,) number of the prediction that answers for it; no pair of image and prediction occurs twice.
         boxes: (P, 4) its box, x1, y1, x2, y2 in pixels.
         classes: (P,) its class.
+        weights: (P,) what its losses count; 1, or the share of its image in a mixture.
         ignored: (N, R) predictions that overlap an object too well to be called background.
     """
 
@@ -66,6 +67,7 @@ class Targets:
     predictions: Tensor
     boxes: Tensor
     classes: Tensor
+    weights: Tensor
     ignored: Tensor
 
 
@@ -83,7 +85,7 @@ def assign_targets(
         deltas: (N, R, 4) predicted deltas: logits of x and y, logarithms of width and height.
         grid: the anchors.
         transform: decodes `deltas`.
-        gt_instances: N with `gt_boxes` and `gt_classes`.
+        gt_instances: N with `gt_boxes`, `gt_classes` and, where images are mixed, `gt_weights`.
         ignore_thresh: IoU, in (0, 1), above which a predicted box is ignored.
 
     Returns:
@@ -91,10 +93,13 @@ def assign_targets(
     """
     boxes = torch.cat([instances.gt_boxes.tensor for instances in gt_instances]).to(deltas)
     classes = torch.cat([instances.gt_classes for instances in gt_instances])
+    weights = torch.cat(
+        [i.gt_weights.to(deltas) if i.has("gt_weights") else deltas.new_ones(len(i)) for i in gt_instances]
+    )
     counts = torch.tensor([len(instances) for instances in gt_instances], device=deltas.device)
     images = torch.arange(len(gt_instances), device=deltas.device).repeat_interleave(counts)
     proper = Boxes(boxes).nonempty()
-    boxes, classes, images = boxes[proper], classes[proper], images[proper]
+    boxes, classes, weights, images = boxes[proper], classes[proper], weights[proper], images[proper]
 
     ignored = _find_ignored(deltas, grid, transform, boxes, images, ignore_thresh)
     predictions = match_anchors(boxes, grid)
@@ -102,7 +107,7 @@ def assign_targets(
     is_last = torch.ones_like(claims, dtype=torch.bool)
     is_last[:-1] = claims[1:] != claims[:-1]
     kept = order[is_last]
-    return Targets(images[kept], predictions[kept], boxes[kept], classes[kept], ignored)
+    return Targets(images[kept], predictions[kept], boxes[kept], classes[kept], weights[kept], ignored)
 
 
 def match_anchors(boxes: Tensor, grid: Grid) -> Tensor:

@@ -1,0 +1,87 @@
+"""Shows training batches as the model sees them, mixed, augmented, resized and padded, with their boxes."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from detectron2.structures import ImageList
+from matplotlib.figure import Figure
+
+from detection.config import LEAF, resolve_epochs
+from detection.data_loader import TrainingStream
+from detection.dataset_mapper import DatasetMapper
+from detection.drawing import class_colors, draw_boxes
+from detection.train_net import build_cfg, check_datasets, set_classes
+from tools.errors import UserError, exits_on_user_error
+from tools.run_folder import write_atomically
+
+
+def picture(batch: Sequence[dict], classes: Sequence[str], title: str) -> Figure:
+    """A grid of the images of a batch, all padded to one size at their right and lower edges.
+
+    Args:
+        batch: the mapper's samples, with `image` and `instances`.
+        classes: names of the classes.
+        title: written above.
+    """
+    images = ImageList.from_tensors([sample["image"] for sample in batch], size_divisibility=32).tensor
+    columns = int(np.ceil(len(batch) ** 0.5))
+    rows = -(-len(batch) // columns)
+    height, width = images.shape[-2:]
+    figure = Figure(figsize=(3.2 * columns, 3.2 * rows * height / width + 0.4), layout="constrained")
+    figure.suptitle(f"{title}: {len(batch)} images, {width} x {height} pixels", fontsize=11)
+    for axes, image, sample in zip(figure.subplots(rows, columns, squeeze=False).flat, images, batch, strict=False):
+        instances = sample["instances"]
+        colors = class_colors(len(classes))[instances.gt_classes.numpy()]
+        labels = [classes[index] for index in instances.gt_classes]
+        if instances.has("gt_weights"):
+            labels = [f"{label} {weight:.2f}" for label, weight in zip(labels, instances.gt_weights, strict=True)]
+        draw_boxes(axes, image, instances.gt_boxes.tensor, colors, labels)
+    for axes in figure.axes[len(batch) :]:
+        axes.set_axis_off()
+    return figure
+
+
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draws one picture a batch.
+
+    Args:
+        argv: the command line without the program's name; None takes that of the process.
+
+    Raises:
+        UserError: data or options are missing or wrong.
+    """
+    parser = argparse.ArgumentParser(prog="tools.visualize_batches", description=__doc__)
+    parser.add_argument("--model", choices=sorted(LEAF), default="yolov3")
+    parser.add_argument("--recipe", choices=["best", "study"], default="best")
+    parser.add_argument("--data", help="data root, or one folder in VOC layout; default datasets/, else the sample")
+    parser.add_argument("--batches", type=int, default=2, help="number of batches, from the first on")
+    parser.add_argument("--images", type=int, default=16, help="images drawn of each batch at most")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
+    parser.add_argument("opts", nargs="*", help="KEY VALUE pairs over the configuration")
+    args = parser.parse_args(argv, argparse.Namespace(weights=None, pretrained=0))
+    if args.batches < 1 or args.images < 1:
+        raise UserError(f"--batches {args.batches} --images {args.images}: expected 1 or more of each")
+
+    cfg, name = build_cfg(args)
+    check_datasets(cfg)
+    set_classes(cfg)
+    entries = [entry for dataset in cfg.DATASETS.TRAIN for entry in DatasetCatalog.get(dataset)]
+    resolve_epochs(cfg, len(entries))
+    size = cfg.SOLVER.IMS_PER_BATCH
+    stream = TrainingStream(entries, DatasetMapper(cfg, True, dataset_dicts=entries), max(cfg.SEED, 0), size)
+    folder = args.output / "batches" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(args.batches):
+        batch = [stream[number * size + place] for place in range(min(size, args.images))]
+        figure = picture(batch, cfg.MODEL.CLASSES, f"{name}, batch {number}")
+        path = folder / f"{number:03d}.png"
+        write_atomically(path, lambda file, figure=figure: figure.savefig(file, format="png", dpi=110))
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
