@@ -203,8 +203,8 @@ def _fetch(source: str) -> dict[str, torch.Tensor]:
             import timm
 
             return timm.create_model(name, pretrained=True).state_dict()
-    except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # each hub has kinds of its own for a name that it does not know
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{source}: pretrained weights cannot be fetched ({reason}); "
             "give a file (WEIGHTS=path) or start from random weights (PRETRAINED=0)"
