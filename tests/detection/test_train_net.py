@@ -25,7 +25,8 @@ NAME = "faster_rcnn_R_50_FPN"
 FORK_SERVER = """
 import json, os, resource, runpy, sys
 import torch
-import detection.evaluation, detection.hooks, detection.modeling, detection.voc, pandas, matplotlib.figure, tqdm.contrib.logging
+import detection.evaluation, detection.hooks, detection.modeling, detection.voc
+import matplotlib.figure, pandas, tqdm.contrib.logging
 for line in sys.stdin:
     job = json.loads(line)
     child = os.fork()
@@ -90,9 +91,7 @@ class Trainings:
         """Waits for it; returns its exit code and what it printed."""
         return int(self.server.stdout.readline()), self.log.read_text()
 
-    def __call__(
-        self, output: str, *flags: str, opts: tuple[str, ...] = (), largest_file: int = 0
-    ) -> tuple[int, str]:
+    def __call__(self, output: str, *flags: str, opts: tuple[str, ...] = (), largest_file: int = 0) -> tuple[int, str]:
         """Runs one from start to end."""
         self.start(self.arguments(output, *flags, opts=opts), largest_file)
         return self.end()
@@ -141,7 +140,15 @@ def test_run_folder_is_complete(finished: Path) -> None:
     assert [row["epoch"] for row in rows(finished)] == pytest.approx([1.2, 2.0, 2.4, 3.6, 4.0, 4.8])
 
     files = {path.name for path in finished.iterdir()}
-    assert {"config.yaml", "log.txt", "metrics.json", "results.csv", "results.png", "model_best.pth", "model_last.pth"} <= files  # fmt: skip
+    assert {
+        "config.yaml",
+        "log.txt",
+        "metrics.json",
+        "results.csv",
+        "results.png",
+        "model_best.pth",
+        "model_last.pth",
+    } <= files
     assert any(name.startswith("events.out.tfevents") for name in files)
     assert not any(name.startswith(".") for name in files)
     table = pd.read_csv(finished / "results.csv")
@@ -158,7 +165,7 @@ def test_losses_fall(finished: Path) -> None:
 
 
 def test_killed_and_resumed_run_is_the_same_run(trainings: Trainings, finished: Path) -> None:
-    """SIGKILL anywhere between start and end: rows, losses and weights are those of the run never killed, bit by bit."""
+    """SIGKILL anywhere: rows, losses and weights are those of the run never killed, bit by bit."""
     rng = random.Random(0)
     run = trainings.folder / "killed" / NAME
     flags: tuple[str, ...] = ()
@@ -259,7 +266,9 @@ def test_two_processes(trainings: Trainings, voc_folder: Path, nodes: int) -> No
     assert code == 0, alone
     figures = json.loads((folders[0] / "evaluation" / "evaluation.json").read_text())
     assert figures["AP"] == pytest.approx(trained[-1]["AP"], abs=1e-9)
-    detections = [json.loads((folder / "detections.json").read_text()) for folder in (folders[0], folders[0] / "evaluation")]  # fmt: skip
+    detections = [
+        json.loads((folder / "detections.json").read_text()) for folder in (folders[0], folders[0] / "evaluation")
+    ]
     assert sorted(d["score"] for d in detections[0]) == pytest.approx(sorted(d["score"] for d in detections[1]))
 
 

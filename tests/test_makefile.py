@@ -1,0 +1,152 @@
+"""The interface: what bare `make` lists, what each target would run, and checkouts in folders with spaces."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make(*arguments: str, cwd: Path = ROOT) -> str:
+    """Output of make with the interpreter of the tests."""
+    words = ["make", f"PYTHON={shlex.quote(sys.executable)}", *arguments]
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=True).stdout
+
+
+def commands(*arguments: str) -> list[list[str]]:
+    """The command lines that make would run, split as the shell would."""
+    lines = make("--dry-run", *arguments).splitlines()
+    return [shlex.split(line) for line in lines if "tools.setup_environment" not in line]
+
+
+def test_help_lists_every_target() -> None:
+    text = (ROOT / "Makefile").read_text()
+    phony = set(re.findall(r"^\.PHONY: (\S+)$", text, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z][a-z-]*):", text, re.MULTILINE))
+    assert targets == phony
+    listed = re.sub(r"\x1b\[\d+m", "", make())
+    assert make() == make("help")
+    for target in targets:
+        assert re.search(rf"^  {target} +[A-Z].+$", listed, re.MULTILINE), target
+    # Every variable that a target takes is named there.
+    used = set(re.findall(r"\$\((?:if \$\(|filter 1,\$\()?([A-Z]+)\)", text)) | {
+        "NGPU",
+        "NNODES",
+        "NODE_RANK",
+        "DIST_URL",
+    }
+    for variable in used - {"PY", "SETUP"}:
+        assert re.search(rf"\b{variable}\b", listed), variable
+
+
+def test_every_target_that_runs_python_sets_up_first() -> None:
+    for line in (ROOT / "Makefile").read_text().splitlines():
+        if match := re.match(r"^([a-z-]+):(.*?)##", line):
+            name, needs = match.groups()
+            assert ("setup" in needs) == (name not in ("help", "setup", "clean")), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected", "absent"),
+    [
+        (
+            ["train-frcnn"],
+            ["tools.launch", "detection.train_net", "--model faster_rcnn"],
+            ["--recipe", "--data", "--resume", "--weights"],
+        ),
+        (
+            ["train-frcnn", "RECIPE=study", "DATA=a b", "RESUME=1", "PRETRAINED=0"],
+            ["--recipe study", "--data a b", "--resume", "--pretrained 0"],
+            [],
+        ),
+        (["train-frcnn", "RESUME=0"], [], ["--resume"]),
+        (
+            ["train-frcnn", "OPTS=SOLVER.MAX_ITER 20 SOLVER.STEPS '(5, 9)'"],
+            ["SOLVER.MAX_ITER 20 SOLVER.STEPS (5, 9)"],
+            [],
+        ),
+        (
+            ["eval-frcnn", "WEIGHTS=my run/model_best.pth"],
+            ["--eval-only", "--weights my run/model_best.pth"],
+            ["--resume"],
+        ),
+        (
+            ["eval-detections", "DETECTIONS=my boxes.json", "SPLIT=voc07_test"],
+            ["tools.eval_detections", "my boxes.json", "--split voc07_test"],
+            ["--out"],
+        ),
+        (
+            ["visualize-proposals", "IMAGES='a b.jpg' c/", "TOPK=10"],
+            ["tools.visualize_proposals", "a b.jpg c/", "--topk 10"],
+            ["--weights"],
+        ),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_variables_reach_the_command_line(arguments: list[str], expected: list[str], absent: list[str]) -> None:
+    (words,) = commands(*arguments)
+    line = " ".join(words)
+    for text in expected:
+        assert text in line
+    for text in absent:
+        assert text not in line
+
+
+def test_paths_with_spaces_are_one_word() -> None:
+    (words,) = commands("train-frcnn", "DATA=my data", "WEIGHTS=my weights.pth")
+    assert {"my data", "my weights.pth"} <= set(words)
+    (words,) = commands("visualize-proposals", "IMAGES='a b.jpg' c/")
+    assert words[-2:] == ["a b.jpg", "c/"]
+
+
+def test_processes_are_counted_in_the_environment() -> None:
+    """The variables of the launcher reach it, given on make's command line or in make's own environment."""
+    probe = "include Makefile\nprobe: ; @echo $$NGPU $$NNODES $$NODE_RANK $$DIST_URL\n"
+    words = ["make", "-s", "-f", "-", "probe", "NGPU=2", "NNODES=3", "NODE_RANK=1", "DIST_URL=tcp://a:1"]
+    done = subprocess.run(words, cwd=ROOT, input=probe, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "3", "1", "tcp://a:1"]
+
+
+def test_without_python_the_project_has_an_environment_of_its_own() -> None:
+    done = subprocess.run(["make", "-n", "train-frcnn"], cwd=ROOT, capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert "tools.setup_environment --venv .venv" in first
+    assert second.startswith(".venv/bin/python ")
+    assert ".venv" not in make("-n", "train-frcnn").replace(sys.executable, "")
+
+
+def test_readme_commands_exist() -> None:
+    """Every `make` line of the README names targets that there are, with variables that they take."""
+    text = (ROOT / "README.md").read_text()
+    makefile = (ROOT / "Makefile").read_text()
+    blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    found = [line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?make\b", line)]
+    for line in found:
+        words = [word for word in shlex.split(line)[1:] if not word.startswith("[")]
+        make("--dry-run", *words)
+        for word in words:
+            if match := re.match(r"([A-Z_0-9]+)=", word):
+                assert re.search(rf"\b{match[1]}\b", makefile), line
+
+
+def test_checkout_in_a_folder_with_spaces(tmp_path: Path) -> None:
+    checkout = tmp_path / "a checkout"
+    checkout.mkdir()
+    shutil.copy(ROOT / "Makefile", checkout)
+    for package in ("tools", "detection"):
+        shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
+    # A target that reads the data root and writes nothing; the environment itself is set up by another test.
+    output = subprocess.run(
+        ["make", "-o", "setup", f"PYTHON={shlex.quote(sys.executable)}", "check-datasets"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+    )
+    assert "VOC2007" in output.stdout + output.stderr
+    assert "Traceback" not in output.stderr

@@ -1,0 +1,181 @@
+"""The run folder: nobody's files are touched, and what is there is whole."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tools.errors import UserError
+from tools.run_folder import (
+    append_metrics,
+    create_run_folder,
+    find_run_folders,
+    read_metrics,
+    truncate_metrics,
+    write_atomically,
+    write_results,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_runs_never_share_a_folder(tmp_path: Path) -> None:
+    root = tmp_path / "new" / "output"
+    names = [create_run_folder(root, "run", resume=False).name for _ in range(11)]
+    assert names == ["run", *(f"run-{number}" for number in range(2, 12))]
+    assert create_run_folder(root, "run-2", resume=False).name == "run-2-2"
+    assert create_run_folder(root, "run", resume=True).name == "run-11"  # by number, not by letter
+    for name in ("run-x", "running", "run_study", "run-1.5"):
+        (root / name).mkdir()
+    assert [run.name for run in find_run_folders(root, "run")] == names
+
+
+def test_resume_clears_what_a_kill_left_half_written(tmp_path: Path) -> None:
+    """A process that is killed in the middle of a checkpoint."""
+    run = create_run_folder(tmp_path, "run", resume=False)
+    write_atomically(run / "model.pth", lambda file: file.write(b"whole"))
+    program = (
+        "import sys, time; from pathlib import Path; from tools.run_folder import write_atomically\n"
+        "write = lambda file: (file.write(b'half'), file.flush(), print('writing', flush=True), time.sleep(60))\n"
+        "write_atomically(Path(sys.argv[1]) / 'model.pth', write)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", program, str(run)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert writer.stdout.readline() == b"writing\n"
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+    assert len(list(run.iterdir())) == 2
+    assert create_run_folder(tmp_path, "run", resume=True) == run
+    assert [path.name for path in run.iterdir()] == ["model.pth"]
+    assert (run / "model.pth").read_bytes() == b"whole"
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run to resume"):
+        create_run_folder(tmp_path, "run", resume=True)
+    with pytest.raises(UserError, match="no run to resume"):
+        create_run_folder(tmp_path / "nowhere", "run", resume=True)
+
+
+def test_write_atomically_keeps_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    seen = []
+
+    def write(file) -> None:
+        file.write(b"ne")
+        file.flush()
+        seen.append(path.read_bytes())
+        file.write(b"w")
+
+    write_atomically(path, write)
+    assert seen == [b"old"]
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+    with pytest.raises(ZeroDivisionError):
+        write_atomically(path, lambda file: 1 / 0)
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_full_disk_is_named(tmp_path: Path, wrapped: bool) -> None:
+    """An error of writing has no file name, and torch.save puts an error of its own over it."""
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full on this system")
+
+    def write(file) -> None:
+        try:
+            with full.open("wb", buffering=0) as device:
+                device.write(b"x")
+        except OSError as error:
+            if wrapped:
+                raise RuntimeError("unexpected position") from error
+            raise
+
+    with pytest.raises(OSError, match="No space left") as error:
+        write_atomically(tmp_path / "model.pth", write)
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "model.pth"))
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "metrics.json").symlink_to(full)
+    with pytest.raises(OSError, match="No space left") as error:
+        append_metrics(tmp_path, {"iteration": 1})
+    assert error.value.filename == str(tmp_path / "metrics.json")
+
+
+def test_metrics_there_and_back(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+    rows = [{"iteration": 0, "loss": 1.5}, {"iteration": 4, "loss": 1.25, "AP": 0.1}, {"iteration": 9, "AP": 0.2}]
+    for row in rows:
+        append_metrics(tmp_path, row)
+    assert read_metrics(tmp_path) == rows
+    truncate_metrics(tmp_path, 9)
+    assert read_metrics(tmp_path) == rows[:2]
+    truncate_metrics(tmp_path, 0)
+    assert (tmp_path / "metrics.json").read_text() == ""
+
+
+@pytest.mark.parametrize("cut", range(1, 28))
+def test_a_row_cut_short_is_left_out(tmp_path: Path, cut: int) -> None:
+    for iteration in range(3):
+        append_metrics(tmp_path, {"iteration": iteration, "loss": 0.5})
+    path = tmp_path / "metrics.json"
+    path.write_bytes(path.read_bytes()[:-cut])
+    rows = read_metrics(tmp_path)
+    assert [row["iteration"] for row in rows] == ([0, 1, 2] if cut == 1 else [0, 1])
+    truncate_metrics(tmp_path, len(rows))
+    append_metrics(tmp_path, {"iteration": len(rows)})
+    assert [row["iteration"] for row in read_metrics(tmp_path)] == list(range(len(rows) + 1))
+
+
+def test_a_broken_line_in_the_middle_is_no_kill(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text('{"iteration": 0}\nbroken\n{"iteration": 2}\n')
+    with pytest.raises(UserError, match=r"metrics\.json: line 2 is 'broken'"):
+        read_metrics(tmp_path)
+
+
+def test_results_hold_the_metrics(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    assert not list(tmp_path.iterdir())
+    append_metrics(tmp_path, {"iteration": 1, "total_loss": 2.5, "lr": 0.1})
+    append_metrics(tmp_path, {"iteration": 1, "AP50": 0.25})  # of the same iteration
+    append_metrics(tmp_path, {"iteration": 3, "total_loss": 2.0, "lr": 0.01})
+    write_results(tmp_path)
+    table = pd.read_csv(tmp_path / "results.csv")
+    assert table["iteration"].tolist() == [1, 3]
+    assert table["total_loss"].tolist() == [2.5, 2.0]
+    assert table["AP50"].tolist()[0] == 0.25
+    with Image.open(tmp_path / "results.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.size[0] > picture.size[1] > 100
+
+
+def test_readers_see_whole_rows_while_another_process_writes(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tools.run_folder import append_metrics, truncate_metrics\n"
+        "for i in range(300):\n"
+        "    append_metrics(Path(sys.argv[1]), {'iteration': i})\n"
+        "    truncate_metrics(Path(sys.argv[1]), i + 1)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT)
+    while writer.poll() is None:
+        iterations = [row["iteration"] for row in read_metrics(tmp_path)]
+        assert iterations == list(range(len(iterations)))
+        time.sleep(0.001)
+    assert writer.returncode == 0
+    assert len(read_metrics(tmp_path)) == 300
+    assert json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1]) == {"iteration": 299}
