@@ -36,17 +36,16 @@ def build_augmentations(
     """
     built = []
     for entry in augmentations:
-        [(name, arguments)] = entry.items() if isinstance(entry, Mapping) and len(entry) == 1 else [(entry, {})]
-        if name not in AUGMENTATIONS:
-            raise UserError(f"INPUT.AUGMENTATIONS: unknown {name}; expected some of {', '.join(AUGMENTATIONS)}")
-        if name == "RandomZoomOut":
-            arguments = {"fill": tuple(round(value) for value in fill)} | arguments
-        try:
-            built.append(AUGMENTATIONS[name](**arguments))
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"INPUT.AUGMENTATIONS: {name} {arguments}: {error}; see torchvision.transforms.v2"
-            ) from error
+        for name, arguments in (entry if isinstance(entry, Mapping) else {str(entry): {}}).items():
+            if name not in AUGMENTATIONS:
+                raise UserError(f"INPUT.AUGMENTATIONS: unknown {name}; expected some of {', '.join(AUGMENTATIONS)}")
+            defaults = {"fill": tuple(round(value) for value in fill)} if name == "RandomZoomOut" else {}
+            try:
+                built.append(AUGMENTATIONS[name](**(defaults | arguments)))
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"INPUT.AUGMENTATIONS: {name} {arguments}: {error}; see torchvision.transforms.v2.{name}"
+                ) from error
     return built
 
 

@@ -75,7 +75,7 @@ class YOLOv3Loss:
             predictions[..., 4], is_object, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
         )
         losses = self._box_losses(matched[:, :4], grid, targets)
-        weights = (~targets.ignored).to(objectness)
+        weights = (~targets.ignored).to(predictions)
         weights[targets.images, targets.predictions] = targets.weights
         losses["loss_objectness"] = (objectness * weights).sum()
         losses["loss_cls"] = F.binary_cross_entropy_with_logits(
