@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model as build_detectron2_model
+from detectron2.modeling.poolers import ROIPooler
 from torch import nn
 
 import detection.yolov3  # noqa: F401 - registers the YOLOv3 meta-architecture
 from detection.checkpoint import load_weights
 from detection.config import read_run_cfg
+from detection.roi_align import ROIAlign
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
@@ -19,9 +21,15 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
     With `MODEL.CHANNELS_LAST` convolutions run on NHWC memory; with `MODEL.BF16` the forward pass is autocast to
     bfloat16, which needs no gradient scaler. The layers that predict logits and box deltas stay in float32: the eight
-    bits of a bfloat16 mantissa would tie many scores.
+    bits of a bfloat16 mantissa would tie many scores. ROIAlign is this project's own, see there.
     """
     model = build_detectron2_model(cfg)
+    for module in model.modules():
+        if isinstance(module, ROIPooler) and cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "ROIAlignV2":
+            module.level_poolers = nn.ModuleList(
+                ROIAlign(level.output_size[0], level.spatial_scale, level.sampling_ratio)
+                for level in module.level_poolers
+            )
     if cfg.MODEL.CHANNELS_LAST:
         model.to(memory_format=torch.channels_last)
     device = torch.device(cfg.MODEL.DEVICE).type
