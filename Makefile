@@ -113,6 +113,11 @@ eval-detections: setup ## Scores any detector's boxes with the same evaluator [D
 visualize-proposals: setup ## Shows RPN proposals beside the final detections [WEIGHTS RECIPE DATA IMAGES="a.jpg dir/" TOPK SCORE]
 	@$(PY) -m tools.visualize_proposals $(recipe) $(data) $(weights) $(if $(TOPK),--topk $(TOPK)) $(if $(SCORE),--score $(SCORE)) $(IMAGES)
 
+.PHONY: compare-detectors
+compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs, or with their kinds of errors on a test split [IMAGES="a.jpg dir/" FRCNN=weights YOLOV3=weights RECIPE SCORE DATA SPLIT LIMIT=100 OUT]
+	@$(PY) -m tools.compare_detectors $(recipe) $(if $(FRCNN),--frcnn "$(FRCNN)") $(if $(YOLOV3),--yolov3 "$(YOLOV3)") $(data) \
+		$(if $(SPLIT),--split $(SPLIT)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(SCORE),--score $(SCORE)) $(out) $(IMAGES)
+
 ##@ Development
 
 .PHONY: test

@@ -6,13 +6,28 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torchvision.ops import box_iou
+from torchvision.transforms.v2.functional import resize
+
+FONT_SIZE = 7  # points
+MAX_SIDE = 1600  # pixels of an image that a panel can show; a photograph of 50 megapixels takes seconds to draw
 
 
 def class_colors(count: int) -> np.ndarray:
     """One colour a class, as far apart as a colour wheel allows: RGB from 0 to 1, shape (count, 3)."""
     wheel = colormaps["hsv"](np.arange(count) / max(count, 1))[:, :3]
     return 0.15 + 0.8 * wheel
+
+
+def side_by_side(image: torch.Tensor, count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels in a row that fit an image (3, H, W), however long or tall, with room for titles."""
+    height, width = image.shape[1:]
+    panel_width = max(min(6.5, 8 * width / height), 3.2)  # inches
+    panel_height = max(min(panel_width * height / width, 8), 1)
+    figure = Figure(figsize=(count * panel_width, panel_height + 0.5), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def draw_boxes(
@@ -29,28 +44,49 @@ def draw_boxes(
         image: uint8, (3, H, W) tensor or (H, W, 3) array, RGB.
         boxes: (N, 4), XYXY in pixels of `image`; the last is drawn on top.
         colors: (N, 3 or 4), RGB or RGBA from 0 to 1.
-        labels: a text for each box, written at its upper left corner.
+        labels: a text for each box, written at one of its corners; later boxes choose first.
     """
-    if isinstance(image, torch.Tensor):
-        image = image.permute(1, 2, 0).numpy()
-    axes.imshow(image)
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(image).permute(2, 0, 1)
+    height, width = image.shape[1:]
+    if max(height, width) > MAX_SIDE:
+        image = resize(image, None, max_size=MAX_SIDE)
+    axes.imshow(image.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
+    axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
-    height, width = image.shape[:2]
-    for index, (x0, y0, x1, y1) in enumerate(np.asarray(boxes, dtype=float).reshape(-1, 4)):
-        color = colors[index]
+    boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
+    for (x0, y0, x1, y1), color in zip(boxes, colors, strict=True):
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=1.6))
-        if labels is not None:
-            # Inside the image even where the box touches its upper edge.
-            above = y0 > 0.06 * height
-            axes.text(
-                min(max(x0, 0), width),
-                y0 if above else y0 + 1,
-                labels[index],
-                fontsize=7,
-                color="white" if np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.6 else "black",
-                verticalalignment="bottom" if above else "top",
-                bbox={"facecolor": color, "edgecolor": "none", "pad": 1.2, "alpha": 0.9},
-                clip_on=True,
-            )
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
+    if labels is not None:
+        _draw_labels(axes, boxes, colors, labels)
+
+
+def _draw_labels(axes: Axes, boxes: np.ndarray, colors: np.ndarray, labels: Sequence[str]) -> None:
+    """Writes each label at a corner of its box, inside the image and off the labels of later boxes where it can."""
+    width, height = axes.get_xlim()[1], axes.get_ylim()[0]
+    axes.apply_aspect()
+    pixels_per_point = width / (72 * axes.get_window_extent().width / axes.figure.dpi)
+    line = 1.8 * FONT_SIZE * pixels_per_point
+    placed = np.empty((0, 4))
+    for index in reversed(range(len(boxes))):
+        x0, y0, x1, y1 = boxes[index]
+        length = 0.65 * FONT_SIZE * len(labels[index]) * pixels_per_point
+        corners = [(x, y) for y in (y0, y0 + line, y1, y1 + line) for x in (x0, x1 - length)]
+        left, bottom = np.array(corners).T
+        left, bottom = left.clip(0, max(width - length, 0)), bottom.clip(min(line, height), height)
+        spots = np.stack([left, bottom - line, left + length, bottom], axis=1)
+        overlap = box_iou(torch.from_numpy(spots), torch.from_numpy(placed)).sum(dim=1)
+        spot = spots[overlap.numpy().argmin()]  # the first of equals
+        placed = np.concatenate([placed, spot[None]])
+        color = colors[index]
+        axes.text(
+            spot[0],
+            spot[3],
+            labels[index],
+            fontsize=FONT_SIZE,
+            color="white" if np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.6 else "black",
+            verticalalignment="bottom",
+            bbox={"facecolor": color, "edgecolor": "none", "pad": 1.2, "alpha": 0.9},
+            clip_on=True,
+            zorder=3 + index / len(boxes),
+        )

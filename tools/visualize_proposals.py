@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from detection.dataset_mapper import DatasetMapper, read_image
-from detection.drawing import class_colors, draw_boxes
+from detection.drawing import class_colors, draw_boxes, side_by_side
 from detection.modeling import load_detector
 from detection.proposals import proposal_recall, record_proposals, to_original
 from detection.train_net import newest_weights, parse_args, setup_logging, train
@@ -49,9 +49,7 @@ def picture(
 ) -> Figure:
     """The picture of one image: the `topk` best proposals left, the detections of at least `score` right."""
     image = read_image(path)
-    height, width = image.shape[1:]
-    figure = Figure(figsize=(13, 6.2 * height / width + 0.9), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = side_by_side(image, 2)
 
     shown = proposals[:topk]
     colormap = colormaps["plasma"]

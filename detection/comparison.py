@@ -1,0 +1,159 @@
+"""Two detectors on the same photographs: what each finds, where they agree and where they differ."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+from torchvision.ops import box_iou
+
+from detection.dataset_mapper import DatasetMapper
+from detection.evaluation import Detections
+
+SAME_PLACE_IOU = 0.5
+
+
+@dataclass
+class Detector:
+    """A trained detector, with the name that tables and pictures give it.
+
+    Attributes:
+        name: a short name.
+        weights: the file of its weights.
+        cfg: its configuration.
+        model: the model in inference mode.
+    """
+
+    name: str
+    weights: Path
+    cfg: CfgNode
+    model: nn.Module
+
+    def detect(self, path: str | Path) -> tuple[list[dict], float]:
+        """Finds the objects of a photograph and takes the time.
+
+        Returns:
+            Dicts of `class` (its name), `score` and `bbox` (x, y, width, height in pixels of the photograph, counted
+            from 0), best first; and milliseconds, from the decoded and resized image to the boxes.
+
+        Raises:
+            UserError: the photograph cannot be read.
+        """
+        entry = DatasetMapper(self.cfg, False)({"file_name": str(path)})
+        start = time.perf_counter()
+        with torch.inference_mode():
+            instances = self.model([entry])[0]["instances"].to("cpu")  # which waits for a GPU
+        milliseconds = 1000 * (time.perf_counter() - start)
+        instances = instances[instances.scores.argsort(descending=True, stable=True)]
+        boxes = instances.pred_boxes.tensor.double()
+        boxes[:, 2:] -= boxes[:, :2]
+        rows = zip(instances.pred_classes.tolist(), instances.scores.tolist(), boxes.tolist(), strict=True)
+        classes = self.cfg.MODEL.CLASSES
+        return [{"class": classes[label], "score": score, "bbox": box} for label, score, box in rows], milliseconds
+
+
+def corners(objects: Sequence[dict]) -> torch.Tensor:
+    """The boxes of objects as XYXY, float64, shape (N, 4)."""
+    boxes = torch.tensor([found["bbox"] for found in objects], dtype=torch.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
+def to_detections(found: Sequence[Sequence[dict]], class_names: Sequence[str]) -> Detections:
+    """The objects found in each image of a dataset, in the form that the evaluation reads."""
+    category = {name: number for number, name in enumerate(class_names)}
+    objects = [box for image in found for box in image]
+    return Detections(
+        np.repeat(np.arange(len(found)), [len(image) for image in found]),
+        np.array([category[box["class"]] for box in objects], dtype=np.int64),
+        np.array([box["score"] for box in objects], dtype=np.float64),
+        corners(objects).numpy(),
+    )
+
+
+def agreements(names: Sequence[str]) -> list[str]:
+    """How two detectors of these names may agree on an object."""
+    return ["both", "other class", *(f"only {name}" for name in names)]
+
+
+def compare(found: dict[str, Sequence[dict]]) -> list[dict]:
+    """Pairs what two detectors found in one photograph.
+
+    Two objects of one class that overlap by an IoU of 0.5 or more are the same, the best overlap first, each in one
+    pair; of those left over, two of different classes at the same place are paired likewise.
+
+    Args:
+        found: name of the detector -> objects as `Detector.detect` gives them, for two detectors.
+
+    Returns:
+        Dicts of `agreement` (one of `agreements`), `iou` and, under each detector's name, its object; None where there
+        is none. Sorted by agreement, then as found.
+    """
+    first, second = found.values()
+    iou = box_iou(corners(first), corners(second)).numpy()
+    is_same_class = np.array([[a["class"] == b["class"] for b in second] for a in first], dtype=bool).reshape(iou.shape)
+    kinds = agreements(list(found))
+    free = set(range(len(first))), set(range(len(second)))
+    rows = []
+    for agreement, allowed in zip(kinds, (is_same_class, ~is_same_class), strict=False):
+        places = map(tuple, np.argwhere(allowed & (iou >= SAME_PLACE_IOU)).tolist())
+        pairs = []
+        for i, j in sorted(places, key=lambda place: -iou[place]):
+            if i in free[0] and j in free[1]:
+                free[0].remove(i)
+                free[1].remove(j)
+                pairs.append((i, j))
+        rows += [(agreement, float(iou[i, j]), first[i], second[j]) for i, j in sorted(pairs)]
+    rows += [(kinds[2], None, first[i], None) for i in sorted(free[0])]
+    rows += [(kinds[3], None, None, second[j]) for j in sorted(free[1])]
+    return [dict(zip(("agreement", "iou", *found), row, strict=True)) for row in rows]
+
+
+def photographs_table(photographs: Sequence[dict], names: Sequence[str]) -> pd.DataFrame:
+    """One photograph a row: how many objects each detector found, how they agree, and the milliseconds.
+
+    Args:
+        photographs: dicts of `file_name`, `milliseconds` (by name of the detector) and `objects` (of `compare`).
+        names: names of the detectors.
+
+    Returns:
+        The table; its last row has the sums, and the medians of the times.
+    """
+    rows = []
+    for photograph in photographs:
+        pairs = photograph["objects"]
+        count = Counter(pair["agreement"] for pair in pairs)
+        row = {"photograph": photograph["file_name"]}
+        row |= {name: sum(pair[name] is not None for pair in pairs) for name in names}
+        row |= {agreement: count[agreement] for agreement in agreements(names)}
+        rows.append(row | {f"{name} ms": photograph["milliseconds"][name] for name in names})
+    table = pd.DataFrame(rows)
+    times, counts = [f"{name} ms" for name in names], [*names, *agreements(names)]
+    total = {"photograph": "sum, median ms", **table[counts].sum(), **table[times].median()}
+    return pd.concat([table, pd.DataFrame([total])], ignore_index=True)
+
+
+def objects_table(photographs: Sequence[dict], names: Sequence[str]) -> pd.DataFrame:
+    """One object a row: the photograph, the agreement, the IoU, and class, score and box of each detector.
+
+    Args:
+        photographs: as for `photographs_table`.
+        names: names of the detectors.
+    """
+    keys = ("class", "score", "x", "y", "width", "height")
+    columns = ["photograph", "agreement", "iou", *(f"{name} {key}" for name in names for key in keys)]
+    rows = []
+    for photograph in photographs:
+        for pair in photograph["objects"]:
+            row = [photograph["file_name"], pair["agreement"], pair["iou"]]
+            for name in names:
+                found = pair[name]
+                row += [found["class"], found["score"], *found["bbox"]] if found else [None] * len(keys)
+            rows.append(row)
+    return pd.DataFrame(rows, columns=columns)

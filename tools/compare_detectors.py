@@ -1,0 +1,275 @@
+"""Runs Faster R-CNN and YOLOv3 on the same photographs: where they agree, where not, and how long each takes.
+
+For each photograph one picture with what both find side by side; for all of them `objects.csv` with one object a row,
+`photographs.csv` with one photograph a row, and `comparison.json` with everything. Without photographs it takes those
+of a test split, whose ground truth is known, and also sorts the errors of both by their kind: `errors.csv`,
+`errors.json` and `errors.png`.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from detection.comparison import Detector, compare, corners, objects_table, photographs_table, to_detections
+from detection.dataset_mapper import read_image
+from detection.drawing import class_colors, draw_boxes, side_by_side
+from detection.error_analysis import KINDS, ErrorAnalysis, analyse_errors, plot_errors
+from detection.modeling import load_detector
+from detection.train_net import check_datasets, newest_weights
+from detection.voc import default_splits, register_voc
+from tools.errors import UserError, exits_on_user_error
+from tools.images import find_images
+from tools.run_folder import write_atomically
+
+NAMES = {"GeneralizedRCNN": "Faster R-CNN", "YOLOv3": "YOLOv3"}
+CHOICE_SEED = 0
+MAX_PICTURES = 20  # of a split; every photograph that is named gets one
+MAX_ROWS = 60  # of a printed table; the files hold them all
+
+
+def load_detectors(frcnn: Path | None, yolov3: Path | None, output: Path, recipe: str) -> list[Detector]:
+    """Loads both detectors; where no weights are given, those of the newest run.
+
+    Args:
+        frcnn: weights of Faster R-CNN, or None.
+        yolov3: weights of YOLOv3, or None. Either may be the other network's too: any two detectors compare.
+        output: folder of all runs.
+        recipe: recipe of the newest runs.
+
+    Raises:
+        UserError: a detector is not trained yet, or its weights do not load.
+    """
+    paths = [
+        frcnn or newest_weights(output, "faster_rcnn", recipe),
+        yolov3 or newest_weights(output, "yolov3", recipe),
+    ]
+    words = zip(paths, NAMES.values(), ("train-frcnn", "train-yolov3"), ("FRCNN", "YOLOV3"), strict=True)
+    if missing := [rest for path, *rest in words if path is None]:
+        names, targets, variables = zip(*missing, strict=True)
+        raise UserError(
+            f"{output}: no trained {' and no '.join(names)} in it; expected a run of each: run make "
+            f"{' '.join(targets)}, or give {' '.join(f'{variable}=weights' for variable in variables)}"
+        )
+    loaded = [(path, *load_detector(path)) for path in paths]
+    names = [NAMES[cfg.MODEL.META_ARCHITECTURE] for _, cfg, _ in loaded]
+    if names[0] == names[1]:
+        names = [f"{name} {number}" for number, name in enumerate(names, start=1)]
+    return [Detector(name, *parts) for name, parts in zip(names, loaded, strict=True)]
+
+
+def read_split(
+    detectors: Sequence[Detector], data: str | None, split: str | None, limit: int
+) -> tuple[str, list[dict], list[str]]:
+    """Annotated photographs: at most `limit`, always the same, by default of the split the detectors are tested on.
+
+    Returns:
+        The name of the split, Detectron2's dataset dicts, and the names of the classes: those of the data, then those
+        that only a detector knows.
+
+    Raises:
+        UserError: data or split are not there, or a detector knows none of the classes.
+    """
+    roots = [detector.cfg.DATASETS.ROOT for detector in detectors]
+    if data is None and roots[0] != roots[1]:
+        raise UserError(
+            f"{detectors[0].weights} was trained on {roots[0]}, {detectors[1].weights} on {roots[1]}; "
+            "expected the same data: name the one to compare on with DATA=, or photographs with IMAGES="
+        )
+    cfg = detectors[0].cfg.clone()
+    cfg.DATASETS.ROOT = data or roots[0]
+    register_voc(Path(cfg.DATASETS.ROOT))
+    if data is not None:
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = default_splits(Path(data))
+    if split is not None:
+        cfg.DATASETS.TEST = (split,)
+    check_datasets(cfg)
+    classes = list(MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes)
+    for detector in detectors:
+        if not set(detector.cfg.MODEL.CLASSES) & set(classes):
+            raise UserError(
+                f"{detector.weights}: knows none of the classes of {cfg.DATASETS.ROOT} ({', '.join(classes[:3])}, "
+                "...); expected weights trained on such data"
+            )
+    records = [record for name in cfg.DATASETS.TEST for record in DatasetCatalog.get(name)]
+    chosen = np.random.default_rng(CHOICE_SEED).permutation(len(records))[:limit]
+    known = [name for detector in detectors for name in detector.cfg.MODEL.CLASSES]
+    return ", ".join(cfg.DATASETS.TEST), [records[i] for i in np.sort(chosen)], list(dict.fromkeys(classes + known))
+
+
+def picture(
+    image: torch.Tensor, found: dict[str, list[dict]], milliseconds: dict[str, float], colors: dict[str, np.ndarray]
+) -> Figure:
+    """The picture of one photograph, one panel a detector.
+
+    Args:
+        image: uint8, (3, H, W), RGB.
+        found: title of the panel -> objects of `Detector.detect`, best first. True objects have no score.
+        milliseconds: title of the panel -> time, where it took any.
+        colors: name of the class -> RGB from 0 to 1.
+    """
+    figure, panels = side_by_side(image, len(found))
+    for axes, (name, objects) in zip(panels, found.items(), strict=True):
+        labels = [f"{box['class']} {box['score']:.2f}" if "score" in box else box["class"] for box in objects]
+        edge = np.array([colors[box["class"]] for box in objects]).reshape(-1, 3)
+        draw_boxes(axes, image, corners(objects).flip(0), edge[::-1], labels[::-1])  # the best on top
+        time = f", {milliseconds[name]:.0f} ms" if name in milliseconds else ""
+        axes.set_title(f"{name}: {len(objects)} object{'s' * (len(objects) != 1)}{time}", fontsize=11)
+    return figure
+
+
+def errors_table(analyses: dict[str, ErrorAnalysis]) -> pd.DataFrame:
+    """One kind of error a row: for each detector how many there are, and what they cost in AP50."""
+    columns = {"error": KINDS}
+    for name, analysis in analyses.items():
+        columns[name] = analysis.count.values()
+        columns[f"{name} cost"] = analysis.cost.values()
+    return pd.DataFrame(columns)
+
+
+def _print_objects(photographs: Sequence[dict], names: Sequence[str]) -> None:
+    def cell(found: dict | None) -> str:
+        return f"{found['class']} {found['score']:.2f}" if found else ""
+
+    rows = [
+        (Path(photograph["file_name"]).name, pair["agreement"], *(cell(pair[name]) for name in names), pair["iou"])
+        for photograph in photographs
+        for pair in photograph["objects"]
+    ]
+    _print_table(pd.DataFrame(rows, columns=["photograph", "agreement", *names, "IoU"]), ".2f")
+
+
+def _print_table(table: pd.DataFrame, floatfmt: str, last_rows: int = 0) -> None:
+    left_out = len(table) - MAX_ROWS
+    if left_out > 0:
+        table = pd.concat([table[: MAX_ROWS - last_rows], table[len(table) - last_rows :]])
+    table = table.astype(object).where(table.notna(), None)
+    print(table.to_markdown(index=False, tablefmt="psql", floatfmt=floatfmt, missingval=""))
+    if left_out > 0:
+        print(f"{left_out} more rows are in the files")
+
+
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    write_atomically(path, lambda file: table.to_csv(file, index=False, float_format="%.4f"))
+
+
+def _write_json(content: object, path: Path) -> None:
+    write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+
+
+def _write_figure(figure: Figure, path: Path) -> None:
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compares, prints the tables and writes all files.
+
+    Args:
+        argv: the command line without the program's name; None takes that of the process.
+    """
+    parser = argparse.ArgumentParser(prog="tools.compare_detectors", description=__doc__.splitlines()[0])
+    parser.add_argument("images", nargs="*", help="files, folders or patterns; default: an annotated test split")
+    parser.add_argument("--frcnn", type=Path, help="weights; default those of the newest run of Faster R-CNN")
+    parser.add_argument("--yolov3", type=Path, help="weights; default those of the newest run of YOLOv3")
+    parser.add_argument("--recipe", choices=["best", "study"], default="best", help="of the newest runs")
+    parser.add_argument("--score", type=float, default=0.5, help="objects compared have at least this score")
+    parser.add_argument("--data", help="data root of the split; default that of the runs")
+    parser.add_argument("--split", help="such as voc07_test; default that on which the runs are tested")
+    parser.add_argument("--limit", type=int, default=100, help="photographs of the split")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
+    parser.add_argument("--out", type=Path, help="folder of the results; default output/comparison")
+    args = parser.parse_args(argv)
+    if args.limit < 1:
+        raise UserError(f"LIMIT={args.limit}: expected 1 or more")
+    if args.images and (args.split or args.data):
+        raise UserError("IMAGES and SPLIT or DATA: expected either photographs or an annotated split; leave one out")
+
+    records = [{"file_name": str(path)} for path in find_images(args.images)]
+    detectors = load_detectors(args.frcnn, args.yolov3, args.output, args.recipe)
+    names = [detector.name for detector in detectors]
+    for detector in detectors:
+        print(f"{detector.name}: {detector.weights}")
+    split, class_names = None, list(dict.fromkeys(name for d in detectors for name in d.cfg.MODEL.CLASSES))
+    if not records:
+        split, records, class_names = read_split(detectors, args.data, args.split, args.limit)
+    colors = dict(zip(class_names, class_colors(len(class_names)), strict=True))
+    folder = args.out or args.output / "comparison"
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+
+    photographs, found_by = [], {name: [] for name in names}
+    pictures = Counter()  # photographs of several folders may have the same name
+    for record in tqdm(records, unit="photograph", disable=None):
+        path = Path(record["file_name"])
+        if not photographs:
+            for detector in detectors:
+                detector.detect(path)  # the first pass through a network is slow
+        results = {detector.name: detector.detect(path) for detector in detectors}
+        shown = {name: [box for box in objects if box["score"] >= args.score] for name, (objects, _) in results.items()}
+        photograph = {
+            "file_name": str(path),
+            "milliseconds": {name: milliseconds for name, (_, milliseconds) in results.items()},
+            "objects": compare(shown),
+        }
+        photographs.append(photograph)
+
+        is_agreed = all(pair["agreement"] == "both" for pair in photograph["objects"])
+        if split is not None:
+            for name, (objects, _) in results.items():
+                found_by[name].append(objects)
+            shown = {"annotated": _annotated(record, class_names), **shown}
+        if split is None or (not is_agreed and pictures.total() < MAX_PICTURES):
+            pictures[path.stem] += 1
+            number = pictures[path.stem]
+            photograph["picture"] = f"pictures/{path.stem}{f'-{number}' * (number > 1)}.png"
+            figure = picture(read_image(path), shown, photograph["milliseconds"], colors)
+            _write_figure(figure, folder / photograph["picture"])
+
+    table = photographs_table(photographs, names)
+    if split is None:
+        _print_objects(photographs, names)
+        _print_table(table.assign(photograph=[Path(name).name for name in table["photograph"]]), ".0f", last_rows=1)
+    else:
+        _print_table(table.tail(1), ".0f")
+    _write_csv(table, folder / "photographs.csv")
+    _write_csv(objects_table(photographs, names), folder / "objects.csv")
+    weights = {detector.name: str(detector.weights) for detector in detectors}
+    _write_json({"weights": weights, "score": args.score, "photographs": photographs}, folder / "comparison.json")
+
+    if split is not None:
+        analyses = {
+            name: analyse_errors(records, to_detections(found, class_names), class_names)
+            for name, found in found_by.items()
+        }
+        print(f"Errors of all detections, whatever their score, on {len(records)} photographs of {split}; the cost is")
+        print("the rise of AP50 if this kind alone were mended, so costs do not add up:")
+        _print_table(errors_table(analyses), ".3f")
+        print("AP50 " + ", ".join(f"{name} {analysis.ap50:.3f}" for name, analysis in analyses.items()))
+        _write_csv(errors_table(analyses), folder / "errors.csv")
+        _write_json(
+            {"split": split, "photographs": len(records)} | {name: asdict(a) for name, a in analyses.items()},
+            folder / "errors.json",
+        )
+        _write_figure(plot_errors(analyses), folder / "errors.png")
+    print(f"{pictures.total()} pictures, tables and comparison.json are in {folder}")
+
+
+def _annotated(record: dict, class_names: Sequence[str]) -> list[dict]:
+    objects = []
+    for annotation in record["annotations"]:
+        x0, y0, x1, y1 = annotation["bbox"]
+        objects.append({"class": class_names[annotation["category_id"]], "bbox": [x0, y0, x1 - x0, y1 - y0]})
+    return objects
+
+
+if __name__ == "__main__":
+    main()
