@@ -1,1 +1,1 @@
-"""Thin command lines in front of the two halves, and the three leaf modules (errors, run_folder, launch) that both share."""
+"""Thin command lines in front of the two halves, and the leaf modules that both halves share: see README.md."""
