@@ -28,7 +28,7 @@ bird = $(RECIPE) $(if $(MODEL),model=$(MODEL)) $(if $(LR),lr=$(LR)) $(if $(PRETR
 help: ## Lists the targets
 	@awk -F ':.*## ' ' \
 		/^##@/ { printf "\n\033[1m%s\033[0m\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { \
+		/^[a-z0-9-]+:.*## / { \
 			split($$2, text, " \\["); printf "  \033[36m%-20s\033[0m %s\n", $$1, text[1]; \
 			if (text[2]) printf "  %-20s   %s\n", "", substr(text[2], 1, length(text[2]) - 1) }' Makefile
 

@@ -27,7 +27,7 @@ def commands(*arguments: str) -> list[list[str]]:
 def test_help_lists_every_target() -> None:
     text = (ROOT / "Makefile").read_text()
     phony = set(re.findall(r"^\.PHONY: (\S+)$", text, re.MULTILINE))
-    targets = set(re.findall(r"^([a-z][a-z-]*):", text, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", text, re.MULTILINE))
     assert targets == phony
     listed = re.sub(r"\x1b\[\d+m", "", make())
     assert make() == make("help")
@@ -46,7 +46,7 @@ def test_help_lists_every_target() -> None:
 
 def test_every_target_that_runs_python_sets_up_first() -> None:
     for line in (ROOT / "Makefile").read_text().splitlines():
-        if match := re.match(r"^([a-z-]+):(.*?)##", line):
+        if match := re.match(r"^([a-z0-9-]+):(.*?)##", line):
             name, needs = match.groups()
             assert ("setup" in needs) == (name not in ("help", "setup", "clean")), name
 
