@@ -111,7 +111,7 @@ def test_configs_name_known_augmentations() -> None:
     for path in CONFIGS.glob("*.yaml"):
         cfg = get_cfg()
         cfg.merge_from_file(str(path))
-        assert len(DatasetMapper(cfg, True).augmentations) == len(cfg.INPUT.AUGMENTATIONS)
+        assert len(DatasetMapper(cfg, True, dataset_dicts=[{}]).augmentations) == len(cfg.INPUT.AUGMENTATIONS)
     with pytest.raises(UserError, match="unknown Mixup"):
         make_mapper(["RandomHorizontalFlip", "Mixup"], [120])
 
