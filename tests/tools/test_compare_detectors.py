@@ -1,0 +1,237 @@
+"""The command on two very small untrained detectors, which find something everywhere."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from detection.config import CONFIGS, get_cfg, merge_file
+from detection.dataset_mapper import DatasetMapper
+from detection.modeling import build_model, load_detector
+from detection.train_net import evaluate
+from detection.voc import register_voc
+from tools.compare_detectors import main
+
+COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
+OBJECT = """<object><name>{}</name><truncated>0</truncated><difficult>{}</difficult>
+<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
+
+SMALL = {
+    "faster_rcnn_R_50_FPN": {
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
+        "MODEL.RESNETS.NORM": "BN",
+        "MODEL.FPN.OUT_CHANNELS": 16,
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[20], [24], [28], [32], [32]],
+        "MODEL.RPN.NMS_THRESH": 0.9,
+        "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.8,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.1,
+    },
+    "yolov3_tiny": {
+        "MODEL.YOLOV3.CONV_DIMS": [16, 32],
+        "MODEL.YOLOV3.ANCHORS": [[[20, 20], [24, 20], [28, 24]], [[20, 28], [24, 28], [28, 28]]],
+        "MODEL.YOLOV3.SCORE_THRESH_TEST": 0.1,
+    },
+}
+
+
+def draw_photograph(path: Path, seed: int) -> list[tuple[str, int, int, int, int]]:
+    """Two rectangles on grey; returns class and corners of each."""
+    rng = np.random.default_rng(seed)
+    image = np.full((48, 64, 3), 120, dtype=np.uint8)
+    objects = []
+    for name, colour in COLOURS.items():
+        (x, y), (w, h) = rng.integers(0, 16, 2), rng.integers(16, 32, 2)
+        image[y : y + h, x : x + w] = colour
+        objects.append((name, x + 1, y + 1, x + w, y + h))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return objects
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Six photographs in VOC layout, every third object difficult."""
+    folder = tmp_path_factory.mktemp("tiny voc")
+    for name in ("Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    (folder / "labels.txt").write_text("red\nblue\n")
+    for number in range(6):
+        objects = draw_photograph(folder / "JPEGImages" / f"{number}.png", number)
+        text = "".join(OBJECT.format(n, int((i + number) % 3 == 0), *box) for i, (n, *box) in enumerate(objects))
+        size = "<size><width>64</width><height>48</height><depth>3</depth></size>"
+        (folder / "Annotations" / f"{number}.xml").write_text(f"<annotation>{size}{text}</annotation>")
+    (folder / "ImageSets/Main/trainval.txt").write_text("0\n1\n")
+    (folder / "ImageSets/Main/test.txt").write_text("2\n3\n4\n5\n")
+    return folder
+
+
+def make_run(run: Path, config: str, classes: list[str], data: Path) -> Path:
+    """A run folder with random weights whose predictions are far from even."""
+    cfg = get_cfg()
+    merge_file(cfg, CONFIGS / f"{config}.yaml")
+    cfg.merge_from_list([word for pair in SMALL[config].items() for word in pair])
+    cfg.merge_from_list(
+        [
+            "MODEL.DEVICE",
+            "cpu",
+            "INPUT.MIN_SIZE_TEST",
+            64,
+            "TEST.DETECTIONS_PER_IMAGE",
+            120,
+            "DATALOADER.NUM_WORKERS",
+            0,
+        ]
+    )
+    cfg.MODEL.CLASSES = classes
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.YOLOV3.NUM_CLASSES = len(classes)
+    cfg.DATASETS.ROOT, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = str(data), ("voc_trainval",), ("voc_test",)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    for name, weight in model.named_parameters():
+        if name.endswith("cls_score.weight"):
+            torch.nn.init.normal_(weight, std=0.02)
+        elif name.endswith("prediction.weight"):
+            torch.nn.init.normal_(weight, std=0.5)
+        elif name.endswith("prediction.bias"):
+            torch.nn.init.zeros_(weight)
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": model.state_dict()}, run / "model_best.pth")
+    return run / "model_best.pth"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data) -> dict[str, Path]:
+    """Weights by name; YOLOv3 has the classes in another order, and one of its own."""
+    output = tmp_path_factory.mktemp("runs")
+    return {
+        "frcnn": make_run(output / "faster_rcnn_R_50_FPN-sample", "faster_rcnn_R_50_FPN", ["red", "blue"], data),
+        "yolov3": make_run(output / "yolov3_darknet53", "yolov3_tiny", ["green", "blue", "red"], data),
+        "same classes": make_run(output / "same", "yolov3_tiny", ["red", "blue"], data),
+        "other data": make_run(output / "other", "yolov3_tiny", ["cat"], data / "elsewhere"),
+    }
+
+
+def error_of(capsys, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as exit_code:
+        main([str(argument) for argument in arguments])
+    assert exit_code.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def ap50_of_evaluation(weights: Path) -> float:
+    cfg, model = load_detector(weights)
+    register_voc(Path(cfg.DATASETS.ROOT))
+    return evaluate(cfg, model, None)["AP50"]
+
+
+def test_photographs_of_several_folders(runs, tmp_path, capsys):
+    names = ["a/same.png", "b/same.png", "b/other.png"]
+    for seed, name in enumerate(names):
+        draw_photograph(tmp_path / "photos" / name, seed)
+    out = tmp_path / "out"
+    arguments = ["--frcnn", runs["frcnn"], "--yolov3", runs["yolov3"], "--score", 0.2, "--out", out]
+    main([str(a) for a in (tmp_path / "photos" / "a" / "same.png", tmp_path / "photos" / "b", *arguments)])
+
+    content = json.loads((out / "comparison.json").read_text())
+    assert content["weights"] == {"Faster R-CNN": str(runs["frcnn"]), "YOLOv3": str(runs["yolov3"])}
+    photographs = content["photographs"]
+    assert [photo["file_name"] for photo in photographs] == [
+        str(tmp_path / "photos" / name) for name in ("a/same.png", "b/other.png", "b/same.png")
+    ]
+    assert [photo["picture"] for photo in photographs] == [
+        "pictures/same.png", "pictures/other.png", "pictures/same-2.png"
+    ]  # fmt: skip
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == ["other.png", "same-2.png", "same.png"]
+    assert not (out / "errors.json").exists()
+
+    # What each detector is said to find is what its model finds.
+    for name, weights in content["weights"].items():
+        cfg, model = load_detector(Path(weights))
+        for photo in photographs:
+            with torch.no_grad():
+                (result,) = model([DatasetMapper(cfg, False)({"file_name": photo["file_name"]})])
+            instances = result["instances"][result["instances"].scores >= 0.2]
+            expected = sorted(zip(instances.scores.tolist(), instances.pred_classes.tolist(), strict=True))
+            found = [pair[name] for pair in photo["objects"] if pair[name]]
+            assert sorted((box["score"], cfg.MODEL.CLASSES.index(box["class"])) for box in found) == expected
+            assert len(found) > 0
+            assert photo["milliseconds"][name] > 0
+
+    table = pd.read_csv(out / "photographs.csv")
+    objects = pd.read_csv(out / "objects.csv")
+    assert len(objects) == sum(len(photo["objects"]) for photo in photographs)
+    counts = objects["agreement"].value_counts()
+    for agreement in ("both", "other class", "only Faster R-CNN", "only YOLOv3"):
+        assert table[agreement].iloc[-1] == table[agreement][:-1].sum() == counts.get(agreement, 0)
+    printed = capsys.readouterr().out
+    assert "b/same.png" not in printed and "same.png" in printed
+    assert f"3 pictures, tables and comparison.json are in {out}" in printed
+
+
+def test_a_split_gives_the_errors_and_the_ap_of_the_evaluation(runs, tmp_path, capsys):
+    main(
+        ["--frcnn", str(runs["frcnn"]), "--yolov3", str(runs["same classes"]), "--score", "0.9", "--out", str(tmp_path)]
+    )
+    errors = json.loads((tmp_path / "errors.json").read_text())
+    assert (errors["split"], errors["photographs"]) == ("voc_test", 4)
+    table = pd.read_csv(tmp_path / "errors.csv", index_col="error")
+    for name, weights in (("Faster R-CNN", runs["frcnn"]), ("YOLOv3", runs["same classes"])):
+        assert errors[name]["ap50"] == pytest.approx(ap50_of_evaluation(weights), abs=1e-6)
+        assert errors[name]["ap50"] > 0
+        assert table[name].to_dict() == errors[name]["count"]
+        assert table[f"{name} cost"].to_dict() == pytest.approx(errors[name]["cost"], abs=1e-4)
+    assert sum(sum(errors[name]["count"].values()) for name in ("Faster R-CNN", "YOLOv3")) > 0
+    assert (tmp_path / "errors.png").stat().st_size > 5000
+    assert "voc_test" in capsys.readouterr().out
+
+
+def test_a_limit_takes_the_same_photographs_each_time_and_two_of_a_kind_are_numbered(runs, tmp_path):
+    chosen = []
+    for number in range(2):
+        out = tmp_path / str(number)
+        weights = ["--frcnn", str(runs["same classes"]), "--yolov3", str(runs["yolov3"])]
+        main([*weights, "--split", "voc_trainval", "--limit", "1", "--out", str(out)])
+        content = json.loads((out / "comparison.json").read_text())
+        assert list(content["weights"]) == ["YOLOv3 1", "YOLOv3 2"]
+        chosen.append([photo["file_name"] for photo in content["photographs"]])
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0]) == 1
+
+
+def test_without_weights_the_newest_runs_are_taken(runs, tmp_path, capsys):
+    draw_photograph(tmp_path / "photo.png", 0)
+    output = runs["frcnn"].parents[1]
+    main([str(tmp_path / "photo.png"), "--output", str(output), "--out", str(tmp_path / "out")])
+    weights = json.loads((tmp_path / "out" / "comparison.json").read_text())["weights"]
+    assert weights == {"Faster R-CNN": str(runs["frcnn"]), "YOLOv3": str(runs["yolov3"])}
+
+
+def test_what_is_missing_or_does_not_fit_is_told_in_one_line(runs, tmp_path, capsys, data):
+    photo = tmp_path / "photo.png"
+    draw_photograph(photo, 0)
+    empty = tmp_path / "no runs"
+    line = error_of(capsys, photo, "--frcnn", runs["frcnn"], "--output", empty)
+    assert "no trained YOLOv3" in line and "make train-yolov3" in line and "R-CNN" not in line
+    line = error_of(capsys, photo, "--output", empty)
+    assert "make train-frcnn train-yolov3" in line and "FRCNN=weights YOLOV3=weights" in line
+
+    both = ("--frcnn", runs["frcnn"], "--yolov3", runs["yolov3"], "--out", tmp_path / "out")
+    assert "expected either" in error_of(capsys, photo, "--split", "voc_test", *both)
+    assert "LIMIT=0" in error_of(capsys, "--limit", 0, *both)
+    assert "('voc_dev',)" in error_of(capsys, "--split", "voc_dev", *both)
+    assert "no such file" in error_of(capsys, tmp_path / "none.jpg", *both)
+    photo.write_bytes(b"no image")
+    assert "cannot be read as an image" in error_of(capsys, photo, *both)
+
+    stranger = ("--frcnn", runs["frcnn"], "--yolov3", runs["other data"], "--out", tmp_path / "out")
+    assert "DATA=" in error_of(capsys, *stranger)
+    assert "knows none of the classes" in error_of(capsys, "--data", data, *stranger)
