@@ -250,9 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             name: analyse_errors(records, to_detections(found, class_names), class_names)
             for name, found in found_by.items()
         }
-        print(
-            f"Errors on {split} ({len(records)} of its photographs), all detections whatever their score; the cost is the"
-        )
+        print(f"Errors on {split} ({len(records)} photographs), all detections whatever their score; the cost is the")
         print("rise of AP50 if errors of this kind alone were mended, so that costs do not add up:")
         _print_table(errors_table(analyses), ".3f")
         print("AP50 " + ", ".join(f"{name} {analysis.ap50:.3f}" for name, analysis in analyses.items()))
