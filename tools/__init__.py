@@ -1,1 +1,9 @@
 """Thin command lines in front of the two halves, and the leaf modules that both halves share: see README.md."""
+
+import logging
+import warnings
+
+# Detectron2 uses what torch has deprecated; users of this project can do nothing about it.
+warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
+warnings.filterwarnings("ignore", message="torch.meshgrid.*", category=UserWarning)
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
