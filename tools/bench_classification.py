@@ -7,13 +7,17 @@ Three trainings of ResNet-18 on the same images, on this machine, in turn:
   the same factories with the same defaults: create_loader, create_transform, batch 128, 4 workers, float32, NCHW;
 - ours, with the study's recipe.
 
-The first table is time; the second is accuracy, on smaller images so that some epochs fit.
+Each lives in a process of its own, so that what ours sets for its process (the memory allocator) helps no other. The
+first table is time; the second is accuracy, on smaller images so that some epochs fit.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
 
 import pandas as pd
 import timm
@@ -71,6 +75,10 @@ class Plain:
             loss.backward()
             self.optimizer.step()
 
+    def accuracy(self, birds: list[Bird], size: int) -> dict[str, float]:
+        """Measures the network on other photographs."""
+        return measure_alike(self.model, birds, size, self.device)
+
 
 class Ours:
     """`classification.engine.Trainer` with the study's recipe; decoding is part of the first epoch."""
@@ -92,28 +100,45 @@ class Ours:
         self.stream.start_at(self.trainer.iteration)
         return self.trainer.train_one_epoch(self.loader)["data_share"]
 
+    def resident(self) -> float:
+        """Images a second when every batch is on the device already."""
+        self.stream.start_at(0)
+        batches = [(images.to(self.device), labels.to(self.device), seeds) for images, labels, seeds in self.loader]
+        self.trainer.train_one_epoch(batches)
+        return self.trainer.train_one_epoch(batches)["images_per_second"]
 
-def contenders(
-    birds: list[Bird], classes: int, size: int, device: torch.device, lr: float = 0.02
-) -> dict[str, Plain | Ours]:
-    """The three trainings, each with its own network."""
-    plain_transform = transforms.Compose(
-        [
-            transforms.Resize(int(size / 0.875)),
-            transforms.CenterCrop(size),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomRotation(15),
-            transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-        ]
-    )
-    plain_model = torchvision.models.resnet18(num_classes=classes)
-    plain_loader = DataLoader(
-        Pictures(birds, plain_transform), batch_size=64, shuffle=True, num_workers=2, drop_last=True
-    )
-    plain_optimizer = torch.optim.SGD(plain_model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-3)
-    timm_model = timm.create_model("resnet18", num_classes=classes)
-    timm_loader = create_loader(
+    def accuracy(self, birds: list[Bird], size: int) -> dict[str, float]:
+        """Measures the network on other photographs."""
+        return measure_alike(self.model, birds, size, self.device)
+
+
+PLAIN, TIMM, OURS = "plain torchvision loop", "timm's script at its defaults", "ours"
+
+
+def build(name: str, birds: list[Bird], classes: int, size: int, lr: float) -> Plain | Ours:
+    """Builds one of the three trainings in this process, from the same seed."""
+    torch.manual_seed(0)
+    if name == OURS:
+        return Ours(birds, classes, size, start_process(), lr)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == PLAIN:
+        transform = transforms.Compose(
+            [
+                transforms.Resize(int(size / 0.875)),
+                transforms.CenterCrop(size),
+                transforms.RandomHorizontalFlip(),
+                transforms.RandomRotation(15),
+                transforms.ToTensor(),
+                transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+            ]
+        )
+        model = torchvision.models.resnet18(num_classes=classes)
+        loader = DataLoader(Pictures(birds, transform), batch_size=64, shuffle=True, num_workers=2, drop_last=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-3)
+        return Plain(model, loader, optimizer, device)
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # timm's default of 4 workers on fewer cores
+    model = timm.create_model("resnet18", num_classes=classes)
+    loader = create_loader(
         Pictures(birds),
         input_size=(3, size, size),
         batch_size=128,
@@ -125,66 +150,83 @@ def contenders(
         interpolation="random",
         device=device,
     )
-    timm_optimizer = create_optimizer_v2(timm_model, opt="sgd", lr=0.1 * 128 / 256, weight_decay=2e-5, momentum=0.9)
-    return {
-        "plain torchvision loop": Plain(plain_model, plain_loader, plain_optimizer, device),
-        "timm's script at its defaults": Plain(timm_model, timm_loader, timm_optimizer, device),
-        "ours": Ours(birds, classes, size, device, lr),
-    }
+    optimizer = create_optimizer_v2(model, opt="sgd", lr=0.1 * 128 / 256, weight_decay=2e-5, momentum=0.9)
+    return Plain(model, loader, optimizer, device)
 
 
-def compare_speed(birds: list[Bird], classes: int, size: int, rounds: int, device: torch.device) -> pd.DataFrame:
+def serve(orders: Connection, *arguments) -> None:
+    """A contender's process: trains an epoch, measures or ends when told, and answers with the figures."""
+    training = build(*arguments)
+    while (order := orders.recv()) is not None:
+        start = time.perf_counter()
+        answer = getattr(training, order[0])(*order[1:])
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        orders.send((time.perf_counter() - start, answer))
+
+
+class Contender:
+    """One of the three trainings in its own process; waits, without computing, until it is its turn."""
+
+    def __init__(self, *arguments):
+        self.orders, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        self.process = context.Process(target=serve, args=(theirs, *arguments))
+        self.process.start()
+
+    def __call__(self, *order) -> tuple[float, float]:
+        """Calls a method of the training and returns the seconds it took and its result."""
+        self.orders.send(order)
+        return self.orders.recv()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.orders.send(None)
+        self.process.join()
+
+
+def compare_speed(birds: list[Bird], classes: int, size: int, rounds: int) -> pd.DataFrame:
     """Times whole epochs of all three in turn; the first round, in which ours decodes its images, is shown apart."""
-    trainings = contenders(birds, classes, size, device)
+    trainings = {name: Contender(name, birds, classes, size, 0.02) for name in (PLAIN, TIMM, OURS)}
     seconds: dict[str, list[float]] = {name: [] for name in trainings}
     shares = {}
     for _ in range(rounds + 1):
         for name, training in trainings.items():
-            start = time.perf_counter()
-            shares[name] = training.epoch()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - start)
+            duration, shares[name] = training("epoch")
+            seconds[name].append(duration)
+    if torch.cuda.is_available():
+        print(f"Ours with images resident on the GPU: {trainings[OURS]('resident')[1]:.0f} images/s.\n")
+    else:
+        print("Images a second on a GPU, and with images resident on it: not measured, no GPU here.\n")
+    for training in trainings.values():
+        training.close()
     table = pd.DataFrame({"first epoch, s": {name: times[0] for name, times in seconds.items()}})
     table["an epoch, s"] = [statistics.median(times[1:]) for times in seconds.values()]
     table["images/s"] = len(birds) / table["an epoch, s"]
-    table["ours is faster by"] = table["an epoch, s"] / table["an epoch, s"]["ours"]
+    table["ours is faster by"] = table["an epoch, s"] / table["an epoch, s"][OURS]
     table["waiting for data, %"] = pd.Series(shares)
-    if device.type == "cuda":
-        resident = _images_per_second_when_resident(trainings["ours"])
-        print(f"Ours with images resident on the GPU: {resident:.0f} images/s.")
-    else:
-        print("Images a second on a GPU, and with images resident on it: not measured, no GPU here.")
     return table
 
 
-def _images_per_second_when_resident(ours: Ours) -> float:
-    ours.stream.start_at(0)
-    batches = [(images.to(ours.device), labels.to(ours.device), seeds) for images, labels, seeds in ours.loader]
-    ours.trainer.train_one_epoch(batches)
-    return ours.trainer.train_one_epoch(batches)["images_per_second"]
-
-
-def compare_accuracy(cub: Cub, size: int, epochs: int, device: torch.device) -> pd.DataFrame:
+def compare_accuracy(cub: Cub, size: int, epochs: int) -> pd.DataFrame:
     """Trains the plain loop and ours from random weights, with equal settings, and measures both alike."""
-    trainings = contenders(cub.train, len(cub.class_names), size, device, lr=0.05)
-    recipe = trainings["ours"].recipe
-    batches = [[(index, 0) for index in range(start, len(cub.test), 64)[:64]] for start in range(0, len(cub.test), 64)]
-    test = build_loader(recipe, cub.test, batches, device)
-    prepare = BatchAugmentation(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     rows = {}
-    for name in ("plain torchvision loop", "ours"):
-        start = time.perf_counter()
-        for _ in range(epochs):
-            trainings[name].epoch()
-        seconds = time.perf_counter() - start
-        measured = evaluate(trainings[name].model, test, prepare, "float32")
-        rows[name] = {
-            f"{epochs} epochs, s": seconds,
-            "test top-1, %": measured["validation_top1"],
-            "test top-5, %": measured["validation_top5"],
-        }
+    for name in (PLAIN, OURS):
+        training = Contender(name, cub.train, len(cub.class_names), size, 0.05)
+        seconds = sum(training("epoch")[0] for _ in range(epochs))
+        rows[name] = {f"{epochs} epochs, s": seconds} | training("accuracy", cub.test, size)[1]
+        training.close()
     return pd.DataFrame(rows).T
+
+
+def measure_alike(model: nn.Module, birds: list[Bird], size: int, device: torch.device) -> dict[str, float]:
+    """Top-1 and top-5 in float32 on centre crops."""
+    batches = [[(index, 0) for index in range(len(birds))[start : start + 64]] for start in range(0, len(birds), 64)]
+    loader = build_loader(
+        load_recipe(RECIPES / "study.yaml", [f"image_size={size}"]), birds, batches, device, cache=False
+    )
+    measured = evaluate(model, loader, BatchAugmentation(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), "float32")
+    return {"test top-1, %": measured["validation_top1"], "test top-5, %": measured["validation_top5"]}
 
 
 @exits_on_user_error
@@ -197,19 +239,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4, help="epochs of the second table")
     arguments = parser.parse_args()
 
-    device = start_process()
     root, _ = resolve_data_root(arguments.data, [FOLDER])
     cub = read_cub(root)
     # Evenly through the set, which is in the order of its classes.
     birds = cub.train[:: max(1, len(cub.train) // arguments.images)][: arguments.images]
-    threads = torch.get_num_threads()
-    print(
-        f"ResNet-18 on {device}, {threads} threads, torch {torch.__version__}, timm {timm.__version__}, {root / FOLDER}"
-    )
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    print(f"ResNet-18, {device}, torch {torch.__version__}, timm {timm.__version__}, {root / FOLDER}")
     print(f"\nA training epoch over {len(birds)} images at 224 px, median of {arguments.rounds} after the first:\n")
-    print(compare_speed(birds, len(cub.class_names), 224, arguments.rounds, device).to_markdown(floatfmt=".1f"))
+    print(compare_speed(birds, len(cub.class_names), 224, arguments.rounds).to_markdown(floatfmt=".1f"))
     print(f"\nEqual settings, {len(cub.train)} training and {len(cub.test)} test images at 64 px, random weights:\n")
-    print(compare_accuracy(cub, 64, arguments.epochs, device).to_markdown(floatfmt=".1f"))
+    print(compare_accuracy(cub, 64, arguments.epochs).to_markdown(floatfmt=".1f"))
 
 
 if __name__ == "__main__":
