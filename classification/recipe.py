@@ -16,7 +16,7 @@ _CHOICES = {
     "schedule": ("constant", "cosine", "multistep"),
     "precision": ("auto", "bfloat16", "float32"),
 }
-_SHARES = ("flip", "random_erasing", "label_smoothing", "ema_decay", "holdout")
+_SHARES = ("flip", "random_erasing", "label_smoothing", "warmup", "ema_decay", "holdout")
 _AT_LEAST_ONE = ("image_size", "epochs", "batch_size", "checkpoint_every")
 
 # Settings that change neither the weights a run ends with nor their meaning.
@@ -51,7 +51,7 @@ class Recipe:
         weight_decay: of all parameters.
         schedule: `constant`, `cosine` (to zero) or `multistep` (a tenth at each milestone), set at every iteration.
         milestones: epochs at which `multistep` lowers the rate.
-        warmup_epochs: linear increase from zero, part of `epochs`.
+        warmup: share of the run in which the rate rises linearly from zero.
         clip_grad: largest norm of the gradient, 0 for no limit.
         epochs: passes over the training images.
         batch_size: images a step, over all processes together.
@@ -91,7 +91,7 @@ class Recipe:
     weight_decay: float = 1e-3
     schedule: str = "constant"
     milestones: list[int] = field(default_factory=list)
-    warmup_epochs: int = 0
+    warmup: float = 0.0
     clip_grad: float = 0.0
     epochs: int = 20
     batch_size: int = 64

@@ -31,7 +31,7 @@ EVERYTHING = {
     "drop_rate": 0.2,
     "ema_decay": 0.9,
     "schedule": "cosine",
-    "warmup_epochs": 1,
+    "warmup": 0.3,
     "clip_grad": 1.0,
     "checkpoint_every": 1,
 }
