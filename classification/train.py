@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import cv2
 import torch
 import torch.distributed as dist
 from timm.data import Mixup
@@ -108,7 +107,7 @@ def train(recipe: Recipe, cub: Cub, model: nn.Module, run: Path, device: torch.d
             trainer.gather_sums()
             if rank == 0:
                 save_last()
-                logger.debug("epoch %d, iteration %d/%d: checkpoint", epoch + 1, done, stream.iterations)
+                logger.info("epoch %d, iteration %d/%d: checkpoint", epoch + 1, done, stream.iterations)
 
     while not _is_finished(recipe, trainer.iteration // stream.iterations, best):
         epoch = trainer.iteration // stream.iterations + 1
@@ -217,12 +216,7 @@ def build_loader(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         persistent_workers=workers > 0,
-        worker_init_fn=_start_worker,
     )
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(0)
 
 
 def _shares(length: int, recipe: Recipe, rank: int, ranks: int) -> list[list[tuple[int, int]]]:
@@ -301,11 +295,10 @@ def build_model_for(recipe: Recipe, num_classes: int, is_sample: bool) -> tuple[
     weights = Path(recipe.weights) if recipe.weights else None
     try:
         return build_model(recipe.model, num_classes, recipe.pretrained, weights, recipe.drop_rate), recipe
-    except PretrainedWeightsUnavailable as error:
+    except PretrainedWeightsUnavailable:
         if not is_sample:
             raise
         logger.warning("No ImageNet weights: the hub cannot be reached. THE SAMPLE RUN STARTS FROM RANDOM WEIGHTS.")
-        logger.debug("%s", error)
         torch.manual_seed(recipe.seed)
         recipe = dataclasses.replace(recipe, pretrained=False)
         return build_model(recipe.model, num_classes, drop_rate=recipe.drop_rate), recipe
