@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -276,14 +277,17 @@ def train(args: argparse.Namespace) -> Path:
         The run folder.
     """
     cfg, name = build_cfg(args)
-    # Rank 0 makes the folder, or every process would make one.
-    run = comm.all_gather(create_run_folder(args.output, name, args.resume) if comm.is_main_process() else None)[0]
-    if args.resume and (run / "config.yaml").exists():
-        cfg = read_run_cfg(run)
+
+    def run_folder() -> Path:
+        # Rank 0 makes the folder, or every process would make one.
+        return comm.all_gather(create_run_folder(args.output, name, args.resume) if comm.is_main_process() else None)[0]
+
+    if args.resume and (run_folder() / "config.yaml").exists():
+        cfg = read_run_cfg(run_folder())
         register_voc(Path(cfg.DATASETS.ROOT))
         merge_options(cfg, args.opts)
         check_datasets(cfg)
-        check_classes(cfg, run)
+        check_classes(cfg, run_folder())
     else:
         check_datasets(cfg)
         set_classes(cfg)
@@ -297,10 +301,16 @@ def train(args: argparse.Namespace) -> Path:
     cfg.SEED = max(cfg.SEED, 0)
     cfg.freeze()
 
+    run = run_folder()
     if comm.is_main_process():
         write_atomically(run / "config.yaml", lambda file: file.write(cfg.dump().encode()))
         setup_logging(run)
-    trainer = Trainer(cfg, run, args.resume)
+    try:
+        trainer = Trainer(cfg, run, args.resume)
+    except UserError:
+        if comm.is_main_process() and not args.resume:
+            shutil.rmtree(run)  # nothing has begun: leave no empty run behind
+        raise
     is_terminal = comm.is_main_process() and sys.stderr.isatty()
     with (
         logging_redirect_tqdm([logging.getLogger(name) for name in LOGGERS])
