@@ -371,7 +371,7 @@ def add_recipe_argument(parser: argparse.ArgumentParser) -> None:
         "recipe",
         nargs="*",
         metavar="[RECIPE] KEY=VALUE",
-        help="name or path of a recipe (study; on the drawn sample: sample), and settings of it to change",
+        help="name or path of a recipe (best; on the drawn sample: sample), and settings of it to change",
     )
 
 
@@ -387,7 +387,7 @@ def resolve(arguments: list[str]) -> tuple[Path, Recipe, Path, bool]:
         raise UserError(f"{' '.join(named)}: expected one recipe, and KEY=VALUE for what differs")
     data = [change.removeprefix("data=") for change in changes if change.startswith("data=")]
     root, is_sample = _on_first_process(resolve_data_root, data[-1] if data else None, [FOLDER])
-    name = named[0] if named else ("sample" if is_sample else "study")
+    name = named[0] if named else ("sample" if is_sample else "best")
     path = Path(name) if name.endswith(".yaml") else RECIPES / f"{name}.yaml"
     return path, load_recipe(path, changes), root, is_sample
 
