@@ -1,0 +1,1 @@
+"""Benchmarks against what people use otherwise: `python -m tools.bench [names]`."""

@@ -1,0 +1,58 @@
+"""Measures this project against what people use otherwise: `python -m tools.bench [names]`, one table a name."""
+
+import argparse
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import detectron2
+import pandas as pd
+import torch
+import torchvision
+
+from tools.bench import faster_rcnn, voc
+from tools.data_root import resolve_data_root
+from tools.errors import exits_on_user_error
+
+BENCHMARKS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    "faster_rcnn": faster_rcnn.speed,
+    "faster_rcnn_accuracy": faster_rcnn.accuracy,
+    "voc_loader": voc.loader,
+    "voc_evaluator": voc.evaluator,
+    "training_images": voc.training_images,
+}
+
+
+def describe_machine() -> str:
+    """One line on what the figures were measured with."""
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
+    cpu = models[0].partition(": ")[2] if models else platform.machine()
+    capabilities = torch.cpu.get_capabilities()
+    bf16 = [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no NVIDIA GPU"
+    return (
+        f"{cpu}, {torch.get_num_threads()} threads, {' '.join(bf16) or 'no bf16 instructions'}; {gpu}; "
+        f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
+        f"Detectron2 {detectron2.__version__}, OpenCV {cv2.__version__}"
+    )
+
+
+@exits_on_user_error
+def main() -> None:
+    """Reads the command line and prints the table of each benchmark as soon as it is measured."""
+    parser = argparse.ArgumentParser(description="Benchmarks; times are medians, the contenders taking turns.")
+    # argparse holds the empty list, all of them, against the choices too.
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], metavar="name", help=", ".join(BENCHMARKS))
+    parser.add_argument("--data", help="data root (default: datasets/, else the drawn sample)")
+    arguments = parser.parse_args()
+    root, is_sample = resolve_data_root(arguments.data, ["VOC2007", "VOC2012"])
+    print(f"{describe_machine()}\nData: {root}{' (the drawn sample)' if is_sample else ''}")
+    for name in arguments.names or BENCHMARKS:
+        table = BENCHMARKS[name](root)
+        print(f"\n## {name}\n\n{table.fillna('').to_markdown(index=False, floatfmt='.3g')}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

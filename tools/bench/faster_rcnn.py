@@ -1,0 +1,173 @@
+"""Faster R-CNN R50-FPN beside stock Detectron2 and torchvision: the same network three times."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torchvision
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model as build_stock_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.transforms.v2.functional import resize
+
+from detection.checkpoint import convert_resnet, load_weights
+from detection.config import CONFIGS, get_cfg, merge_file
+from detection.dataset_mapper import read_image
+from detection.modeling import build_model, load_detector
+from detection.train_net import evaluate, newest_weights
+from detection.voc import default_splits, register_voc
+from tools.bench.timing import against_rivals, in_turn
+
+
+class Contender:
+    """A detector, its optimizer, and what turns Detectron2's inputs into its own."""
+
+    def __init__(self, model: nn.Module, inputs: Callable[[Sequence[dict]], tuple]) -> None:
+        self.model = model
+        self.inputs = inputs
+        # The rate is so low that the network, and so the work, stays the same.
+        self.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-7, momentum=0.9)
+
+    def detect(self, batch: Sequence[dict]) -> None:
+        """Detects on a batch."""
+        self.model.eval()
+        with torch.inference_mode():
+            self.model(*self.inputs(batch))
+
+    def step(self, batch: Sequence[dict]) -> None:
+        """Takes one training step on a batch."""
+        self.model.train()
+        with EventStorage():
+            losses = self.model(*self.inputs(batch))
+        self.optimizer.zero_grad()
+        sum(losses.values()).backward()
+        self.optimizer.step()
+
+
+def speed(root: Path, size: tuple[int, int] = (600, 800), repetitions: int = 5) -> pd.DataFrame:
+    """Times inference and a training step, on the CPU and on a GPU where there is one.
+
+    Args:
+        root: data root; its first training images are resized and taken.
+        size: height and width of the images.
+        repetitions: rounds of inference that count; of training, half as many.
+    """
+    samples = read_samples(root, 4, size)
+    rows = _speed_on("cpu", samples, repetitions)
+    if torch.cuda.is_available():
+        rows += _speed_on("cuda", samples, repetitions)
+    else:
+        rows.append({"what": "the same on an NVIDIA GPU", "rival": "not measured: none here"})
+    return pd.DataFrame(rows)
+
+
+def _speed_on(device: str, samples: Sequence[dict], repetitions: int) -> list[dict]:
+    contenders = build_contenders(samples, device)
+    rows = []
+    for what, count, task, rounds in (
+        ("inference", 1, Contender.detect, repetitions),
+        ("training step", 2, Contender.step, (repetitions + 1) // 2),
+    ):
+        batch = samples[:count]
+        seconds = in_turn({name: partial(task, each, batch) for name, each in contenders.items()}, rounds)
+        height, width = batch[0]["image"].shape[1:]
+        compared = against_rivals(f"{what}, {count} x {height} x {width}, {device}", seconds)
+        rows += [row | {"ours, images/s": count / row["ours, s"]} for row in compared]
+    return rows
+
+
+def accuracy(root: Path) -> pd.DataFrame:
+    """Average precision of the same weights in our network and in stock Detectron2's, in percent.
+
+    Args:
+        root: data root whose test split is taken; the weights are those of the newest run in `output/`.
+    """
+    weights = newest_weights(Path("output"), "faster_rcnn", "best")
+    if weights is None:
+        return pd.DataFrame([{"what": "not measured: no trained weights in output/; see `make train-frcnn`"}])
+    cfg, ours = load_detector(weights)
+    stock = build_stock_model(cfg).eval()
+    load_weights(stock, weights)
+    register_voc(root)
+    _, cfg.DATASETS.TEST = default_splits(root)
+    points = pd.DataFrame({"ours": evaluate(cfg, ours, None), "stock Detectron2": evaluate(cfg, stock, None)}) * 100
+    points["difference"] = points["ours"] - points["stock Detectron2"]
+    return points.rename_axis("what").reset_index()
+
+
+def read_samples(root: Path, count: int, size: tuple[int, int]) -> list[dict]:
+    """The first training images of a data root that show an object, resized, as Detectron2's models take them.
+
+    Returns:
+        Dicts of `image` (uint8, (3, H, W), RGB), `height`, `width`, and `instances` with `gt_boxes` and `gt_classes`.
+    """
+    register_voc(root)
+    records = (record for record in DatasetCatalog.get(default_splits(root)[0][0]) if record["annotations"])
+    height, width = size
+    samples = []
+    for record, _ in zip(records, range(count), strict=False):
+        scale = torch.tensor([width / record["width"], height / record["height"]] * 2)
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(torch.tensor([box["bbox"] for box in record["annotations"]]) * scale)
+        instances.gt_classes = torch.tensor([box["category_id"] for box in record["annotations"]])
+        image = resize(read_image(record["file_name"]), list(size))
+        samples.append({"image": image, "height": height, "width": width, "instances": instances})
+    return samples
+
+
+def build_contenders(samples: Sequence[dict], device: str) -> dict[str, Contender]:
+    """Ours, stock Detectron2's and torchvision's Faster R-CNN R50-FPN for VOC's classes.
+
+    All have the same random ResNet, its first two stages frozen, and ours and Detectron2's the same random weights
+    altogether. Each image keeps its size.
+    """
+    cfg = get_cfg()
+    merge_file(cfg, CONFIGS / "faster_rcnn_R_50_FPN.yaml")
+    cfg.MODEL.DEVICE = device
+    resnet = random_resnet([sample["image"] for sample in samples], cfg)
+
+    stock = build_stock_model(cfg)
+    stock.load_state_dict(convert_resnet(resnet), strict=False)
+    ours = build_model(cfg)
+    ours.load_state_dict(stock.state_dict())
+
+    height, width = samples[0]["image"].shape[1:]
+    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
+    backbone.body.load_state_dict({name: value for name, value in resnet.items() if not name.startswith("fc.")})
+    rival = FasterRCNN(backbone, num_classes=21, min_size=min(height, width), max_size=max(height, width)).to(device)
+    return {
+        "ours": Contender(ours, lambda batch: (batch,)),
+        "stock Detectron2": Contender(stock, lambda batch: (batch,)),
+        "torchvision": Contender(rival, partial(_torchvision_inputs, device=device)),
+    }
+
+
+def random_resnet(images: Sequence[Tensor], cfg: CfgNode) -> dict[str, Tensor]:
+    """Tensors of a random ResNet-50 whose BatchNorm statistics are those of the images (each uint8, (3, H, W)).
+
+    With the statistics that a frozen BatchNorm starts with, activations would grow from block to block beyond all
+    bounds, and there would be no proposals.
+    """
+    torch.manual_seed(0)
+    resnet = torchvision.models.resnet50()
+    for module in resnet.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches, not a moving one
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
+    with torch.inference_mode():
+        resnet.train()(torch.stack([(image - mean) / std for image in images]))
+    return resnet.state_dict()
+
+
+def _torchvision_inputs(batch: Sequence[dict], device: str) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    images = [sample["image"].to(device) / 255 for sample in batch]
+    instances = [sample["instances"].to(device) for sample in batch]
+    targets = [{"boxes": each.gt_boxes.tensor, "labels": each.gt_classes + 1} for each in instances]
+    return images, targets

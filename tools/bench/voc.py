@@ -1,0 +1,174 @@
+"""Reading and evaluating Pascal VOC, and mapping its training images, beside Detectron2's own ways."""
+
+import itertools
+import re
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetMapper as StockDatasetMapper
+from detectron2.data.datasets.pascal_voc import load_voc_instances as load_voc_instances_of_stock
+from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.structures import Boxes, Instances
+
+from detection.config import CONFIGS, default_device, get_cfg, merge_file
+from detection.data_loader import TrainingStream
+from detection.dataset_mapper import DatasetMapper
+from detection.evaluation import VOCEvaluator
+from detection.voc import VOC_CLASSES, default_splits, load_voc_instances, register_voc
+from tools.bench.faster_rcnn import build_contenders, read_samples
+from tools.bench.timing import against_rivals, in_turn, seconds_of
+from tools.errors import UserError
+
+STOCK = "stock Detectron2"
+
+
+def loader(root: Path, images: int = 16551, repetitions: int = 5) -> pd.DataFrame:
+    """Times reading the annotations of VOC07+12 trainval, 16,551 files, for the first time and from the cache.
+
+    Args:
+        root: data root, whose annotations are repeated until there are enough.
+        images: annotation files.
+        repetitions: rounds that count.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        write_voc_folder(tree, root, images)
+
+        def first() -> None:
+            shutil.rmtree(tree / ".voc_cache", ignore_errors=True)
+            load_voc_instances(tree, "trainval", VOC_CLASSES)
+
+        seconds = in_turn(
+            {
+                "first": first,
+                "cached": partial(load_voc_instances, tree, "trainval", VOC_CLASSES),
+                STOCK: partial(load_voc_instances_of_stock, str(tree), "trainval", VOC_CLASSES),
+            },
+            repetitions,
+        )
+    return pd.DataFrame(
+        [
+            row
+            for time in ("first", "cached")
+            for row in against_rivals(
+                f"reading {images} annotations, {time}", {"ours": seconds[time], STOCK: seconds[STOCK]}
+            )
+        ]
+    )
+
+
+def evaluator(root: Path, images: int = 4952, detections: int = 100) -> pd.DataFrame:
+    """Times taking in and scoring detections on as many images as VOC07 test has. Detectron2's is timed once.
+
+    Args:
+        root: data root, whose annotations are repeated until there are enough.
+        images: images.
+        detections: detections on each.
+    """
+    name = "bench_voc_evaluator"
+    with tempfile.TemporaryDirectory() as folder:
+        write_voc_folder(Path(folder), root, images)
+        records = load_voc_instances(Path(folder), "trainval", VOC_CLASSES)
+        outputs = random_detections(records, detections)
+        DatasetCatalog.register(name, lambda: records)
+        MetadataCatalog.get(name).set(thing_classes=list(VOC_CLASSES), dirname=folder, split="trainval", year=2007)
+        try:
+            ours, stock = VOCEvaluator(name), PascalVOCDetectionEvaluator(name)
+            seconds = in_turn({"ours": partial(_evaluate, ours, records, outputs)}, 3)
+            seconds[STOCK] = seconds_of(partial(_evaluate, stock, records, outputs))
+        finally:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+    return pd.DataFrame(against_rivals(f"evaluating {images} images, {detections} detections each", seconds))
+
+
+def training_images(root: Path, images: int = 48, size: tuple[int, int] = (600, 800)) -> pd.DataFrame:
+    """Images a second that one process reads and augments, beside what the network trains on here.
+
+    Args:
+        root: data root.
+        images: images to map.
+        size: height and width of the images that the network is trained on.
+    """
+    cfg = get_cfg()
+    merge_file(cfg, CONFIGS / "faster_rcnn_R_50_FPN.yaml")
+    register_voc(root)
+    records = [record for name in default_splits(root)[0] for record in DatasetCatalog.get(name)]
+    stream = TrainingStream(records, DatasetMapper(cfg, True), seed=0, batch_size=2)
+    stock_mapper = StockDatasetMapper(cfg, True)
+    order = [records[index] for index in itertools.islice(itertools.cycle(stream.order(0)), images)]
+
+    batch = read_samples(root, 2, size)
+    network = build_contenders(batch, default_device())["ours"]
+    seconds = in_turn(
+        {
+            "read and augmented, one process": lambda: [stream[position] for position in range(images)],
+            f"the same, {STOCK}": lambda: [stock_mapper(record) for record in order],
+        },
+        1,
+    )
+    rates = {what: images / each for what, each in seconds.items()}
+    rates[f"trained on by Faster R-CNN, {default_device()}"] = 2 / in_turn({"": partial(network.step, batch)}, 3)[""]
+    return pd.DataFrame(rates.items(), columns=["what", "images/s"])
+
+
+def write_voc_folder(folder: Path, root: Path, images: int) -> None:
+    """Makes a VOC-layout folder of a root's annotations, repeated as often as needed, with empty files as images.
+
+    Annotations with coordinates that are no integers stay out: Detectron2's evaluator cannot read them.
+
+    Raises:
+        UserError: the root holds no annotation to take.
+    """
+    texts = [path.read_bytes() for path in sorted(root.glob("**/Annotations/*.xml"))]
+    texts = [text for text in texts if not re.search(rb"<[xy]m(in|ax)>\s*\d+\.", text)]
+    if not texts:
+        raise UserError(f"{root}: no Annotations/*.xml in it; expected a data root, see `make check-datasets`")
+    ids = [f"{number:06d}" for number in range(images)]
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    for image_id, text in zip(ids, itertools.cycle(texts), strict=False):
+        (folder / "Annotations" / f"{image_id}.xml").write_bytes(text)
+        (folder / "JPEGImages" / f"{image_id}.jpg").touch()
+    (folder / "ImageSets" / "Main" / "trainval.txt").write_text("\n".join(ids))
+
+
+def random_detections(records: list[dict], count: int) -> list[Instances]:
+    """As many detections for each image; a third of them lie near an object, most of these with its class."""
+    rng = np.random.default_rng(0)
+    outputs = []
+    for record in records:
+        size = np.array([record["width"], record["height"]])
+        corners = np.sort(rng.uniform(0, 1, (count, 2, 2)), axis=1) * size
+        boxes, classes = corners.reshape(count, 4), rng.integers(0, len(VOC_CLASSES), count)
+        scores = rng.beta(1, 6, count)
+        if annotations := record["annotations"]:
+            near = np.flatnonzero(rng.random(count) < 1 / 3)
+            object_of = rng.integers(0, len(annotations), len(near))
+            boxes[near] = np.array([box["bbox"] for box in annotations])[object_of] + rng.normal(0, 8, (len(near), 4))
+            is_right = rng.random(len(near)) < 0.9
+            right = np.array([box["category_id"] for box in annotations])[object_of]
+            classes[near] = np.where(is_right, right, classes[near])
+            scores[near] = rng.beta(4, 2, len(near))
+        outputs.append(
+            Instances(
+                (record["height"], record["width"]),
+                pred_boxes=Boxes(torch.tensor(boxes)),
+                scores=torch.tensor(scores),
+                pred_classes=torch.tensor(classes),
+            )
+        )
+    return outputs
+
+
+def _evaluate(evaluator: DatasetEvaluator, records: list[dict], outputs: list[Instances]) -> None:
+    evaluator.reset()
+    for record, instances in zip(records, outputs, strict=True):
+        evaluator.process([record], [{"instances": instances}])
+    evaluator.evaluate()
