@@ -124,6 +124,14 @@ compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs,
 test: setup ## Runs the tests [TESTS=tests/detection]
 	@$(PY) -m pytest $(TESTS)
 
+.PHONY: bench
+bench: setup ## Measures speed and accuracy against what people use otherwise [BENCH="faster_rcnn voc_loader ..." DATA]
+	@$(PY) -m tools.bench $(BENCH) $(data)
+
+.PHONY: bench-classification
+bench-classification: setup ## Measures a training epoch against a plain loop and timm's defaults [DATA]
+	@$(PY) -m tools.bench_classification $(data)
+
 .PHONY: lint
 lint: setup ## Checks format and rules
 	@$(PY) -m ruff format --check .
