@@ -120,9 +120,10 @@ compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs,
 
 ##@ Development
 
+# One thread: with several, networks as small as those of the tests mostly wait for one another.
 .PHONY: test
 test: setup ## Runs the tests [TESTS=tests/detection]
-	@$(PY) -m pytest $(TESTS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest $(TESTS)
 
 .PHONY: bench
 bench: setup ## Measures speed and accuracy against what people use otherwise [BENCH="faster_rcnn voc_loader ..." DATA]

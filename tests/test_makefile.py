@@ -1,5 +1,6 @@
 """The interface: what bare `make` lists, what each target would run, and checkouts in folders with spaces."""
 
+import os
 import re
 import shlex
 import shutil
@@ -15,7 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 def make(*arguments: str, cwd: Path = ROOT) -> str:
     """Output of make with the interpreter of the tests."""
     words = ["make", f"PYTHON={shlex.quote(sys.executable)}", *arguments]
-    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(words, cwd=cwd, env=own_environment(), capture_output=True, text=True, check=True).stdout
+
+
+def own_environment() -> dict[str, str]:
+    """The environment without what a make around these tests, as in `make test`, hands down to makes inside."""
+    return {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
 
 
 def commands(*arguments: str) -> list[list[str]]:
@@ -108,12 +114,16 @@ def test_processes_are_counted_in_the_environment() -> None:
     """The variables of the launcher reach it, given on make's command line or in make's own environment."""
     probe = "include Makefile\nprobe: ; @echo $$NGPU $$NNODES $$NODE_RANK $$DIST_URL\n"
     words = ["make", "-s", "-f", "-", "probe", "NGPU=2", "NNODES=3", "NODE_RANK=1", "DIST_URL=tcp://a:1"]
-    done = subprocess.run(words, cwd=ROOT, input=probe, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        words, cwd=ROOT, env=own_environment(), input=probe, capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["2", "3", "1", "tcp://a:1"]
 
 
 def test_without_python_the_project_has_an_environment_of_its_own() -> None:
-    done = subprocess.run(["make", "-n", "train-frcnn"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "-n", "train-frcnn"], cwd=ROOT, env=own_environment(), capture_output=True, text=True, check=True
+    )
     first, second = done.stdout.splitlines()
     assert "tools.setup_environment --venv .venv" in first
     assert second.startswith(".venv/bin/python ")
@@ -145,6 +155,7 @@ def test_checkout_in_a_folder_with_spaces(tmp_path: Path) -> None:
     output = subprocess.run(
         ["make", "-o", "setup", f"PYTHON={shlex.quote(sys.executable)}", "check-datasets"],
         cwd=checkout,
+        env=own_environment(),
         capture_output=True,
         text=True,
     )
