@@ -47,7 +47,7 @@ def run(folder: Path, root: Path, **settings) -> dict:
 
 def command(root: Path, output: Path, *arguments: str, processes: int = 1) -> subprocess.CompletedProcess:
     settings = [f"{key}={value}" for key, value in TINY.items()]
-    program = [sys.executable, "-m", "tools.launch", "classification.train"]
+    program = [sys.executable, "-m", "tools.launch", "classification.train", "study"]
     return subprocess.run(
         [*program, *settings, f"data={root}", *arguments, "--output", str(output)],
         timeout=60,
