@@ -51,7 +51,7 @@ def main() -> None:
     print(f"{describe_machine()}\nData: {root}{' (the drawn sample)' if is_sample else ''}")
     for name in arguments.names or BENCHMARKS:
         table = BENCHMARKS[name](root)
-        print(f"\n## {name}\n\n{table.fillna('').to_markdown(index=False, floatfmt='.3g')}", flush=True)
+        print(f"\n## {name}\n\n{table.astype(object).fillna('').to_markdown(index=False, floatfmt='.3g')}", flush=True)
 
 
 if __name__ == "__main__":
