@@ -68,7 +68,7 @@ def test_a_rival_of_twice_the_time_is_half_as_fast() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has the rows of a GPU too")
 def test_faster_rcnn_speed(root: Path) -> None:
-    table = faster_rcnn.speed(root, size=(64, 96), repetitions=1)
+    table = faster_rcnn.speed(root, size=(32, 48), repetitions=1)
     assert_compares(table, ["stock Detectron2", "torchvision"] * 2 + ["not measured: none here"])
     batches = np.array([1, 1, 2, 2])
     np.testing.assert_allclose(table["ours, images/s"][:4], batches / table["ours, s"][:4])
@@ -131,7 +131,7 @@ def test_random_detections_find_objects(root: Path) -> None:
 
 
 def test_training_images(root: Path) -> None:
-    table = voc.training_images(root, images=2, size=(64, 96))
+    table = voc.training_images(root, images=2, size=(32, 48))
     assert len(table) == 3
     assert (table["images/s"] > 0).all()
 
