@@ -1,14 +1,10 @@
 """Networks by name with a head for the birds, their weights, and the two groups of their parameters."""
 
-import contextlib
 import difflib
 import logging
 import pickle
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-import huggingface_hub
 import safetensors
 import safetensors.torch
 import timm
@@ -18,6 +14,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model
 from torch import Tensor, nn
 
 from tools.errors import UserError
+from tools.hub import locate_weights
 
 logger = logging.getLogger(__name__)
 
@@ -65,20 +62,10 @@ def build_model(
 
 
 def _build_timm(name: str, num_classes: int, from_hub: bool, **dropout: float) -> nn.Module:
-    overlay = None
-    if from_hub:
-        config = timm.get_pretrained_cfg(name)
-        if config is None or not config.has_weights:
-            raise UserError(f"MODEL={name}: timm has no ImageNet weights of it; give WEIGHTS=<file> or PRETRAINED=0")
-        cached = (
-            huggingface_hub.try_to_load_from_cache(config.hf_hub_id, "model.safetensors") if config.hf_hub_id else None
-        )
-        if isinstance(cached, str):
-            overlay = {"file": cached}
-        else:
-            # Ask once whether anybody answers: without network the hub's client would try for most of a minute.
-            with contextlib.suppress(urllib.error.HTTPError):
-                urllib.request.urlopen(huggingface_hub.constants.ENDPOINT, timeout=10).close()
+    try:
+        overlay = locate_weights(name) if from_hub else None
+    except LookupError as error:
+        raise UserError(f"MODEL={name}: {error}; give WEIGHTS=<file> or PRETRAINED=0") from None
     return timm.create_model(
         name, pretrained=from_hub, pretrained_cfg_overlay=overlay, num_classes=num_classes, **dropout
     )

@@ -16,6 +16,7 @@ from torch import nn
 from detection.yolov3.darknet import Darknet
 from detection.yolov3.darknet_weights import read_darknet_weights
 from tools.errors import UserError
+from tools.hub import locate_weights
 from tools.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -202,7 +203,8 @@ def _fetch(source: str) -> dict[str, torch.Tensor]:
         if hub == "timm":
             import timm
 
-            return timm.create_model(name, pretrained=True).state_dict()
+            overlay = locate_weights(name)
+            return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
     except Exception as error:  # each hub has kinds of its own for a name that it does not know
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(

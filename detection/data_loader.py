@@ -6,10 +6,12 @@ stopped would have seen. Position p = iteration x batch + place in the batch.
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -69,6 +71,11 @@ class TrainingStream(Dataset):
         entry = self.dataset_dicts[self.order(epoch)[place]]
         with seeded(self.seed, position):
             return self.mapper(entry, position // self.batch_size)
+
+
+def worker_count(cfg: CfgNode) -> int:
+    """Loading processes of each training process: what the configuration asks for, at most one a core."""
+    return min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
 
 
 def build_train_loader(

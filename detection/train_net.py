@@ -39,7 +39,7 @@ from detection.config import (
     read_run_cfg,
     resolve_epochs,
 )
-from detection.data_loader import TrainingStream, build_train_loader
+from detection.data_loader import TrainingStream, build_train_loader, worker_count
 from detection.dataset_mapper import DatasetMapper
 from detection.evaluation import VOCEvaluator
 from detection.hooks import (
@@ -107,7 +107,7 @@ class Trainer(SimpleTrainer):
             range(self.start_iter, self.max_iter),
             comm.get_rank(),
             comm.get_world_size(),
-            cfg.DATALOADER.NUM_WORKERS,
+            worker_count(cfg),
         )
 
     def _build_hooks(self, num_images: int) -> list:
@@ -208,7 +208,7 @@ def evaluate(cfg: CfgNode, model: nn.Module, output_dir: Path | None) -> dict[st
             DatasetCatalog.get(name),
             mapper=DatasetMapper(cfg, False),
             batch_size=cfg.TEST.IMS_PER_BATCH,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            num_workers=worker_count(cfg),
         )
         folder = output_dir if output_dir is None or len(cfg.DATASETS.TEST) == 1 else output_dir / name
         hidden = not comm.is_main_process() or not sys.stderr.isatty()
@@ -276,19 +276,18 @@ def train(args: argparse.Namespace) -> Path:
     Returns:
         The run folder.
     """
-    cfg, name = build_cfg(args)
-
-    def run_folder() -> Path:
-        # Rank 0 makes the folder, or every process would make one.
-        return comm.all_gather(create_run_folder(args.output, name, args.resume) if comm.is_main_process() else None)[0]
-
-    if args.resume and (run_folder() / "config.yaml").exists():
-        cfg = read_run_cfg(run_folder())
+    run = create_run_folder(args.output, name_to_resume(args), resume=True) if args.resume else None
+    has_begun = run is not None and (run / "config.yaml").exists()
+    comm.synchronize()  # all have looked before rank 0 writes one
+    if has_begun:
+        cfg = read_run_cfg(run)
+        cfg.DATASETS.ROOT = args.data or cfg.DATASETS.ROOT
         register_voc(Path(cfg.DATASETS.ROOT))
         merge_options(cfg, args.opts)
         check_datasets(cfg)
-        check_classes(cfg, run_folder())
+        check_classes(cfg, run)
     else:
+        cfg, name = build_cfg(args)
         check_datasets(cfg)
         set_classes(cfg)
     cfg.MODEL.DEVICE = default_device()
@@ -301,7 +300,8 @@ def train(args: argparse.Namespace) -> Path:
     cfg.SEED = max(cfg.SEED, 0)
     cfg.freeze()
 
-    run = run_folder()
+    if run is None:  # rank 0 makes the folder, or every process would make one
+        run = comm.all_gather(create_run_folder(args.output, name, False) if comm.is_main_process() else None)[0]
     if comm.is_main_process():
         write_atomically(run / "config.yaml", lambda file: file.write(cfg.dump().encode()))
         setup_logging(run)
@@ -351,6 +351,14 @@ def eval_only(args: argparse.Namespace) -> None:
             weights, ", ".join(cfg.DATASETS.TEST),
             "  ".join(f"{key} {value:.4f}" for key, value in metrics.items()), weights.parent / "evaluation",
         )  # fmt: skip
+
+
+def name_to_resume(args: argparse.Namespace) -> str:
+    """Name of the runs whose newest RESUME=1 goes on with: of this model and recipe, on the data named or on any."""
+    name = leaf_name(args.model, args.recipe)
+    names = [name] if args.data else [name, f"{name}-sample"]
+    runs = [(run.stat().st_mtime, name) for name in names for run in find_run_folders(args.output, name)]
+    return max(runs)[1] if runs else name
 
 
 def newest_weights(output: Path, model: str, recipe: str) -> Path | None:
@@ -404,7 +412,9 @@ def setup_logging(run: Path | None = None) -> None:
         if run is None and sys.stderr.isatty():
             for handler in logging.getLogger(name).handlers:
                 handler.addFilter(lambda record: not getattr(record, "is_progress", False))
-    for name in ("evaluation.evaluator", "data.common", "engine.hooks"):  # our own lines say what these would
+    # Our own lines, or a progress bar, say what these would.
+    quiet = ["data.common", "engine.hooks", *(["evaluation.evaluator"] if sys.stderr.isatty() else [])]
+    for name in quiet:
         logging.getLogger(f"detectron2.{name}").setLevel(logging.WARNING)
 
 

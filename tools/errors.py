@@ -37,10 +37,18 @@ def exits_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
                 time.sleep(3)
             print(f"error: {_one_line(error)}", file=sys.stderr)
             sys.exit(2)
-        except Exception:
-            if "RANK" in os.environ:
-                time.sleep(3)  # the launcher ends this process meanwhile, if another has failed
-            raise
+        except Exception as error:
+            if "RANK" not in os.environ:
+                raise
+            time.sleep(3)  # the launcher ends this process meanwhile, if another has failed here
+            if "by peer" not in str(error) or os.environ.get("DEBUG") == "1":
+                raise
+            print(
+                "error: another process has ended, expected all to go on: see what it printed on its machine; RESUME=1 "
+                "on all machines goes on from the last checkpoint",
+                file=sys.stderr,
+            )
+            sys.exit(2)
 
     return wrapped
 

@@ -214,8 +214,10 @@ def test_study_stops_early(trainings: Trainings) -> None:
     run = trainings.folder / "study" / f"{NAME}_study"
     assert rows(run)[-1]["iteration"] == 3
     assert "Stopping early" in printed
-    code, printed = trainings("study", "--recipe", "study", "--resume")
-    assert code == 0
+    # A resume finds the run, and in it the data.
+    trainings.start(["--recipe", "study", "--output", str(run.parent), "--resume"])
+    code, printed = trainings.end()
+    assert code == 0, printed
     assert "stopped early after iteration 4" in printed
 
 
