@@ -14,7 +14,7 @@ import queue
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -22,18 +22,21 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from classification.recipe import Recipe, differences, load_recipe, save_recipe
 from classification.train import add_recipe_argument, resolve, run_name
 from tools.errors import UserError, exits_on_user_error
+from tools.processes import end_with_parent
 from tools.run_folder import create_run_folder, find_run_folders, read_metrics
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep: its folder's name and the settings that make it different."""
+    """One run of a sweep: its folder's name, its length and the settings that make it different."""
 
     name: str
+    epochs: int
     overrides: tuple[str, ...]
 
 
@@ -67,8 +70,11 @@ def run_trials(trials: Sequence[Trial], recipe: list[str], folder: Path) -> Iter
     with ThreadPoolExecutor(max(1, gpus)) as pool:
         running = {pool.submit(run, trial): trial for trial in trials}
         try:
-            for done in as_completed(running):
-                yield running[done], done.result()
+            with tqdm(total=sum(trial.epochs for trial in trials), desc=folder.name, unit="epoch", disable=None) as bar:
+                while running:
+                    for done in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
+                        yield running.pop(done), done.result()
+                    bar.update(sum(len(read_metrics(folder / trial.name)) for trial in trials) - bar.n)
         except UserError:
             pool.shutdown(cancel_futures=True)
             raise
@@ -79,7 +85,14 @@ def _run_trial(trial: Trial, recipe: list[str], folder: Path, environment: dict[
     command += ["--output", str(folder), "--name", trial.name]
     if (folder / trial.name).is_dir():
         command.append("--resume")
-    finished = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    finished = subprocess.run(
+        command,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=end_with_parent,
+    )
     if finished.returncode:
         reason = (finished.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
         raise UserError(f"{folder / trial.name}: {reason}")
@@ -88,7 +101,7 @@ def _run_trial(trial: Trial, recipe: list[str], folder: Path, environment: dict[
 def sweep_grid(lrs: Sequence[float], epochs: Sequence[int], recipe: list[str], folder: Path) -> None:
     """Tries every rate with every number of epochs; prints a line a trial; writes sweep.csv and sweep.png."""
     settings = {f"lr{lr:g}-epochs{count}": (lr, count) for lr, count in product(lrs, epochs)}
-    trials = [Trial(name, (f"lr={lr}", f"epochs={count}")) for name, (lr, count) in settings.items()]
+    trials = [Trial(name, count, (f"lr={lr}", f"epochs={count}")) for name, (lr, count) in settings.items()]
     rows: list[dict] = []
     for number, (trial, result) in enumerate(run_trials(trials, recipe, folder), start=1):
         lr, count = settings[trial.name]
@@ -104,10 +117,9 @@ def sweep_grid(lrs: Sequence[float], epochs: Sequence[int], recipe: list[str], f
                 "test top-1": result["top1"],
             }
         )
-        print(
+        tqdm.write(
             f"[{number}/{len(trials)}] lr {lr:g}, {count} epochs: validation top-1 {result['validation_top1']:.2f} %"
-            f"{'  <- new best' if is_best else ''}",
-            flush=True,
+            f"{'  <- new best' if is_best else ''}"
         )
     table = pd.DataFrame(rows).sort_values("validation top-1", ascending=False, kind="stable")
     table.to_csv(folder / "sweep.csv", index=False, float_format="%g")
@@ -116,18 +128,18 @@ def sweep_grid(lrs: Sequence[float], epochs: Sequence[int], recipe: list[str], f
     print(f"Chosen on the {result['chosen_on']}. {folder}/sweep.csv, sweep.png")
 
 
-def compare_pretraining(recipe: list[str], folder: Path) -> None:
+def compare_pretraining(recipe: list[str], epochs: int, folder: Path) -> None:
     """Trains once pretrained and once from random weights; writes comparison.csv and both in one set of curves."""
     shared = [override for override in recipe if not override.startswith(("weights=", "pretrained="))]
     weights = [override for override in recipe if override.startswith("weights=")]
     trials = [
-        Trial("pretrained", ("pretrained=true", *weights)),
-        Trial("random", ("pretrained=false",)),
+        Trial("pretrained", epochs, ("pretrained=true", *weights)),
+        Trial("random", epochs, ("pretrained=false",)),
     ]
     results = {}
     for trial, result in run_trials(trials, shared, folder):
         results[trial.name] = result
-        print(f"{trial.name}: test top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %", flush=True)
+        tqdm.write(f"{trial.name}: test top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %")
     if not results["pretrained"]["pretrained"]:
         print("NO PRETRAINED WEIGHTS could be had: on the sample both runs started from random ones.")
     curves = {trial.name: pd.DataFrame(read_metrics(folder / trial.name)) for trial in trials}
@@ -215,7 +227,7 @@ def main() -> None:
     if arguments.kind == "grid":
         sweep_grid(arguments.lrs, arguments.epochs or [recipe.epochs], [str(path), *changes], folder)
     else:
-        compare_pretraining([str(path), *changes], folder)
+        compare_pretraining([str(path), *changes], recipe.epochs, folder)
 
 
 def _numbers(kind: type) -> Callable[[str], list]:

@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     detections = read_detections(args.detections, [record["image_id"] for record in records], class_names)
     evaluation = evaluate_voc(records, detections, class_names)
     print(f"{len(detections.score)} detections on {split}, {len(records)} images of {root}/", end="")
-    print(" (the drawn sample: the official data is not there)" if is_sample else "")
+    print(" (the drawn sample)" if is_sample else "")
     print(evaluation.format_table())
     out = args.out or args.detections.parent
     try:

@@ -7,15 +7,14 @@ machines of which this is number `NODE_RANK`, meeting at `DIST_URL` (tcp://host:
 in place; several run through torch's own launcher, `torch.distributed.run`. Without GPUs several processes speak gloo.
 """
 
-import ctypes
 import logging
 import os
 import re
 import runpy
-import signal
 import sys
 
 from tools.errors import UserError, exits_on_user_error
+from tools.processes import end_with_parent
 
 
 def _count(name: str, default: int, least: int) -> int:
@@ -30,18 +29,12 @@ def _run_here(module: str, arguments: list[str]) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def _end_with_launcher() -> None:
-    """Asks the kernel to kill this process when its launcher is killed: nobody would stop it any more."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
 @exits_on_user_error
 def main() -> None:
     """Reads the environment, checks it against the machine and runs the module named first on the command line."""
     module, arguments = sys.argv[1], sys.argv[2:]
     if "RANK" in os.environ:  # one of the processes that are started below
-        _end_with_launcher()
+        end_with_parent()
         _run_here(module, arguments)
         return
 
