@@ -32,6 +32,12 @@ help: ## Lists the targets
 			split($$2, text, " \\["); printf "  \033[36m%-20s\033[0m %s\n", $$1, text[1]; \
 			if (text[2]) printf "  %-20s   %s\n", "", substr(text[2], 1, length(text[2]) - 1) }' Makefile
 
+##@ Everything at once
+
+.PHONY: demo
+demo: setup ## Every experiment on drawn data, and the report of them: fifteen minutes on two cores; called again, it goes on
+	@$(PY) -m tools.demo
+
 ##@ Set-up
 
 .PHONY: setup
@@ -128,10 +134,6 @@ test: setup ## Runs the tests [TESTS=tests/detection]
 .PHONY: bench
 bench: setup ## Measures speed and accuracy against what people use otherwise [BENCH="faster_rcnn voc_loader ..." DATA]
 	@$(PY) -m tools.bench $(BENCH) $(data)
-
-.PHONY: bench-classification
-bench-classification: setup ## Measures a training epoch against a plain loop and timm's defaults [DATA]
-	@$(PY) -m tools.bench_classification $(data)
 
 .PHONY: lint
 lint: setup ## Checks format and rules

@@ -11,11 +11,13 @@ import pandas as pd
 import torch
 import torchvision
 
-from tools.bench import faster_rcnn, voc
+from tools.bench import classification, faster_rcnn, voc
 from tools.data_root import resolve_data_root
 from tools.errors import exits_on_user_error
 
 BENCHMARKS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    "classification": classification.training_epoch,
+    "classification_accuracy": classification.training_accuracy,
     "faster_rcnn": faster_rcnn.speed,
     "faster_rcnn_accuracy": faster_rcnn.accuracy,
     "voc_loader": voc.loader,

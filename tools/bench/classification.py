@@ -1,4 +1,4 @@
-"""How fast training is, loading included, beside a plain loop and timm's own: `python -m tools.bench_classification`.
+"""Training a classifier, loading included, beside a plain loop and timm's own.
 
 Three trainings of ResNet-18 on the same images, on this machine, in turn:
 
@@ -7,17 +7,17 @@ Three trainings of ResNet-18 on the same images, on this machine, in turn:
   the same factories with the same defaults: create_loader, create_transform, batch 128, 4 workers, float32, NCHW;
 - ours, with the study's recipe.
 
-Each lives in a process of its own, so that what ours sets for its process (the memory allocator) helps no other. The
-first table is time; the second is accuracy, on smaller images so that some epochs fit.
+Each lives in a process of its own, so that what ours sets for its process (the memory allocator) helps no other.
 """
 
-import argparse
+import math
 import multiprocessing
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pandas as pd
 import timm
@@ -30,12 +30,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from classification.cub import FOLDER, Bird, Cub, read_cub
+from classification.cub import Bird, read_cub
 from classification.engine import BatchAugmentation, TrainingStream, evaluate
 from classification.recipe import load_recipe
 from classification.train import RECIPES, build_loader, build_trainer, start_process
-from tools.data_root import resolve_data_root
-from tools.errors import exits_on_user_error
 
 
 class Pictures(Dataset):
@@ -185,38 +183,65 @@ class Contender:
         self.process.join()
 
 
-def compare_speed(birds: list[Bird], classes: int, size: int, rounds: int) -> pd.DataFrame:
-    """Times whole epochs of all three in turn; the first round, in which ours decodes its images, is shown apart."""
-    trainings = {name: Contender(name, birds, classes, size, 0.02) for name in (PLAIN, TIMM, OURS)}
+def training_epoch(root: Path, images: int = 256, size: int = 224, rounds: int = 2) -> pd.DataFrame:
+    """Times whole epochs of all three in turn, loading included.
+
+    The first round, in which ours decodes its images, stands apart.
+
+    Args:
+        root: data root with CUB_200_2011.
+        images: training images, a multiple of 128, taken evenly through the set.
+        size: side of what the network sees, in pixels.
+        rounds: epochs that count after the first.
+    """
+    cub = read_cub(root)
+    birds = cub.train[:: max(1, len(cub.train) // images)][:images]  # the set is in the order of its classes
+    trainings = {name: Contender(name, birds, len(cub.class_names), size, 0.02) for name in (OURS, PLAIN, TIMM)}
     seconds: dict[str, list[float]] = {name: [] for name in trainings}
     shares = {}
     for _ in range(rounds + 1):
         for name, training in trainings.items():
             duration, shares[name] = training("epoch")
             seconds[name].append(duration)
-    if torch.cuda.is_available():
-        print(f"Ours with images resident on the GPU: {trainings[OURS]('resident')[1]:.0f} images/s.\n")
-    else:
-        print("Images a second on a GPU, and with images resident on it: not measured, no GPU here.\n")
+    resident = trainings[OURS]("resident")[1] if torch.cuda.is_available() else math.nan
     for training in trainings.values():
         training.close()
-    table = pd.DataFrame({"first epoch, s": {name: times[0] for name, times in seconds.items()}})
-    table["an epoch, s"] = [statistics.median(times[1:]) for times in seconds.values()]
-    table["images/s"] = len(birds) / table["an epoch, s"]
-    table["ours is faster by"] = table["an epoch, s"] / table["an epoch, s"][OURS]
-    table["waiting for data, %"] = pd.Series(shares)
-    return table
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    rows = [
+        {
+            "what": f"ResNet-18, epoch of {len(birds)} images, {size} px",
+            "trained by": name,
+            "first epoch, s": seconds[name][0],
+            "an epoch, s": medians[name],
+            "images/s": len(birds) / medians[name],
+            "ours is faster by": medians[name] / medians[OURS],
+            "waiting for data, %": shares[name],
+        }
+        for name in trainings
+    ]
+    on_gpu = {"what": "the same with images resident on an NVIDIA GPU"}
+    on_gpu |= {"trained by": "not measured: none here"} if math.isnan(resident) else {"images/s": resident}
+    return pd.DataFrame([*rows, on_gpu])
 
 
-def compare_accuracy(cub: Cub, size: int, epochs: int) -> pd.DataFrame:
-    """Trains the plain loop and ours from random weights, with equal settings, and measures both alike."""
-    rows = {}
-    for name in (PLAIN, OURS):
+def training_accuracy(root: Path, size: int = 64, epochs: int = 6) -> pd.DataFrame:
+    """Trains the plain loop and ours from random weights, with equal settings, and measures both alike.
+
+    Args:
+        root: data root with CUB_200_2011.
+        size: side of what the network sees, in pixels; small, so that some epochs fit.
+        epochs: of each training.
+    """
+    cub = read_cub(root)
+    rows = []
+    for name in (OURS, PLAIN):
         training = Contender(name, cub.train, len(cub.class_names), size, 0.05)
         seconds = sum(training("epoch")[0] for _ in range(epochs))
-        rows[name] = {f"{epochs} epochs, s": seconds} | training("accuracy", cub.test, size)[1]
+        what = f"ResNet-18, {epochs} epochs of {len(cub.train)} images, {size} px"
+        accuracy = training("accuracy", cub.test, size)[1]
+        rows.append({"what": what, "trained by": name, "seconds": seconds} | accuracy)
         training.close()
-    return pd.DataFrame(rows).T
+    return pd.DataFrame(rows)
 
 
 def measure_alike(model: nn.Module, birds: list[Bird], size: int, device: torch.device) -> dict[str, float]:
@@ -227,29 +252,3 @@ def measure_alike(model: nn.Module, birds: list[Bird], size: int, device: torch.
     )
     measured = evaluate(model, loader, BatchAugmentation(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), "float32")
     return {"test top-1, %": measured["validation_top1"], "test top-5, %": measured["validation_top5"]}
-
-
-@exits_on_user_error
-def main() -> None:
-    """Reads the command line, measures and prints both tables."""
-    parser = argparse.ArgumentParser(description="Speed of classification training.")
-    parser.add_argument("--data", help=f"folder that holds {FOLDER}")
-    parser.add_argument("--images", type=int, default=256, help="training images of the first table, multiple of 128")
-    parser.add_argument("--rounds", type=int, default=1, help="epochs timed after the first")
-    parser.add_argument("--epochs", type=int, default=4, help="epochs of the second table")
-    arguments = parser.parse_args()
-
-    root, _ = resolve_data_root(arguments.data, [FOLDER])
-    cub = read_cub(root)
-    # Evenly through the set, which is in the order of its classes.
-    birds = cub.train[:: max(1, len(cub.train) // arguments.images)][: arguments.images]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    print(f"ResNet-18, {device}, torch {torch.__version__}, timm {timm.__version__}, {root / FOLDER}")
-    print(f"\nA training epoch over {len(birds)} images at 224 px, median of {arguments.rounds} after the first:\n")
-    print(compare_speed(birds, len(cub.class_names), 224, arguments.rounds).to_markdown(floatfmt=".1f"))
-    print(f"\nEqual settings, {len(cub.train)} training and {len(cub.test)} test images at 64 px, random weights:\n")
-    print(compare_accuracy(cub, 64, arguments.epochs).to_markdown(floatfmt=".1f"))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,51 @@
+"""The demo's stages: each is a command line that exists, runs once, and says what failed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tqdm import tqdm
+
+from tools import demo
+from tools.demo import Stage, run_stage
+from tools.errors import UserError
+
+
+@pytest.fixture
+def bar() -> tqdm:
+    return tqdm(total=100, disable=True)
+
+
+def test_failing_stage_names_its_log_and_the_last_line(tmp_path: Path, bar: tqdm) -> None:
+    log = tmp_path / "log.txt"
+    weights = tmp_path / "nothing.pth"
+    stage = Stage("evaluating", ["classification.evaluate", str(weights)], 5)
+    with pytest.raises(UserError, match=r"log\.txt: evaluating failed: .*nothing\.pth: no such file.*make demo"):
+        run_stage(stage, log, bar)
+    assert "error: " in log.read_text()
+
+
+def test_begun_run_is_resumed(tmp_path: Path, bar: tqdm) -> None:
+    """What is run tells its arguments: Python's own `compileall` refuses an option that it does not know."""
+    stage = Stage("training", ["compileall", "-q"], 5, run=tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="unrecognized arguments: --resume"):
+        run_stage(stage, tmp_path / "log.txt", bar)
+
+
+def test_finished_stages_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "demo"
+    marks = [tmp_path / "first", tmp_path / "second"]
+    stages = [Stage(mark.name, ["tools.sample_data", "--root", str(mark)], 1) for mark in marks]
+    stages.append(Stage("fails", ["classification.evaluate", "nothing.pth"], 1))
+    output.mkdir()
+    (output / demo.FINISHED).write_text(json.dumps({"first": stages[0].arguments, "second": ["other arguments"]}))
+    monkeypatch.setattr(demo, "plan", lambda _: stages)
+    monkeypatch.setattr(demo, "draw_sample", lambda *_, **__: None)
+    monkeypatch.setattr(sys, "argv", ["demo", "--output", str(output)])
+    with pytest.raises(SystemExit) as stopped:
+        demo.main()
+    assert stopped.value.code == 2
+    assert [mark.exists() for mark in marks] == [False, True]
+    assert json.loads((output / demo.FINISHED).read_text()) == {stage.name: stage.arguments for stage in stages[:2]}
