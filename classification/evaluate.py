@@ -21,8 +21,9 @@ from classification.cub import FOLDER, Bird, BirdDataset, read_cub
 from classification.engine import BatchAugmentation, predict_logits
 from classification.model import load_classifier
 from classification.train import start_process
-from tools.data_root import resolve_data_root
+from tools.data_root import data_facts, resolve_data_root
 from tools.errors import UserError, exits_on_user_error
+from tools.run_folder import record_session
 
 CALIBRATION_BINS = 15
 
@@ -231,10 +232,11 @@ def main() -> None:
     ]
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=2)
     model.to(device, memory_format=torch.channels_last)
-    logits, labels = predict_logits(model, loader, BatchAugmentation(card["mean"], card["std"]), "float32")
-
     folder = arguments.output or arguments.weights.parent / "evaluation"
-    report = write_report(folder, logits, labels, cub.test, cub.class_names)
+    folder.mkdir(parents=True, exist_ok=True)
+    with record_session(folder, **data_facts(root), weights=str(arguments.weights)):
+        logits, labels = predict_logits(model, loader, BatchAugmentation(card["mean"], card["std"]), "float32")
+        report = write_report(folder, logits, labels, cub.test, cub.class_names)
     print(f"{arguments.weights} on the test split of {root / FOLDER}, {report.images} images:")
     print(
         f"  top-1 {report.top1:.2f} %   top-5 {report.top5:.2f} %   mean of classes {report.mean_class_accuracy:.2f} %"

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -37,9 +38,16 @@ from classification.model import (
     read_checkpoint,
 )
 from classification.recipe import Recipe, differences, load_recipe, save_recipe
-from tools.data_root import resolve_data_root
+from tools.data_root import data_facts, resolve_data_root
 from tools.errors import UserError, exits_on_user_error
-from tools.run_folder import append_metrics, create_run_folder, truncate_metrics, write_atomically, write_results
+from tools.run_folder import (
+    append_metrics,
+    create_run_folder,
+    record_session,
+    truncate_metrics,
+    write_atomically,
+    write_results,
+)
 
 logger = logging.getLogger("classification.train")
 
@@ -144,6 +152,8 @@ def train(recipe: Recipe, cub: Cub, model: nn.Module, run: Path, device: torch.d
         "top1": measured["validation_top1"],
         "top5": measured["validation_top5"],
         "chosen_on": chosen_on,
+        "test_images": len(cub.test),
+        "classes": len(cub.class_names),
         **best,
         **{key: getattr(recipe, key) for key in _NAMED_IN_RESULT},
     }
@@ -359,7 +369,9 @@ def main() -> None:
         " (DRAWN SAMPLE, no real birds)" if is_sample else "",
     )
     logger.info("%s weights, recipe %s, %s", "Pretrained" if recipe.pretrained else "Random", path.stem, device)
-    train(recipe, cub, model, run, device)
+    is_first = int(os.environ.get("RANK", 0)) == 0
+    with record_session(run, **data_facts(root)) if is_first else contextlib.nullcontext():
+        train(recipe, cub, model, run, device)
     logger.info("%s: finished in %.0f s", run, time.perf_counter() - start)
     if dist.is_initialized():
         dist.destroy_process_group()

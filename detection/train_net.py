@@ -54,9 +54,16 @@ from detection.hooks import (
 )
 from detection.modeling import build_model, load_detector
 from detection.voc import default_splits, register_voc
-from tools.data_root import resolve_data_root
+from tools.data_root import data_facts, resolve_data_root
 from tools.errors import UserError, exits_on_user_error
-from tools.run_folder import create_run_folder, find_run_folders, truncate_metrics, write_atomically, write_results
+from tools.run_folder import (
+    create_run_folder,
+    find_run_folders,
+    record_session,
+    truncate_metrics,
+    write_atomically,
+    write_results,
+)
 
 logger = logging.getLogger("detection.train_net")  # it runs as __main__
 
@@ -137,7 +144,7 @@ class Trainer(SimpleTrainer):
             )  # fmt: skip
             return
         logger.info("Training iterations %d to %d into %s", self.start_iter + 1, self.max_iter, self.run)
-        with EventStorage(self.start_iter) as self.storage:
+        with EventStorage(self.start_iter) as self.storage, recorded(self.run, self.cfg):
             self.iter = self.start_iter
             self.before_train()
             try:
@@ -344,12 +351,15 @@ def eval_only(args: argparse.Namespace) -> None:
     merge_options(cfg, args.opts)
     check_datasets(cfg)
     check_classes(cfg, weights)
-    metrics = evaluate(cfg, model, weights.parent / "evaluation")
+    folder = weights.parent / "evaluation"
+    folder.mkdir(exist_ok=True)
+    with recorded(folder, cfg, weights=str(weights)):
+        metrics = evaluate(cfg, model, folder)
     if comm.is_main_process():
         logger.info(
             "%s on %s: %s; files in %s",
             weights, ", ".join(cfg.DATASETS.TEST),
-            "  ".join(f"{key} {value:.4f}" for key, value in metrics.items()), weights.parent / "evaluation",
+            "  ".join(f"{key} {value:.4f}" for key, value in metrics.items()), folder,
         )  # fmt: skip
 
 
@@ -359,6 +369,13 @@ def name_to_resume(args: argparse.Namespace) -> str:
     names = [name] if args.data else [name, f"{name}-sample"]
     runs = [(run.stat().st_mtime, name) for name in names for run in find_run_folders(args.output, name)]
     return max(runs)[1] if runs else name
+
+
+def recorded(folder: Path, cfg: CfgNode, **facts: object) -> contextlib.AbstractContextManager[None]:
+    """`record_session` with the data of `cfg`, in the main process; nothing in the others."""
+    if not comm.is_main_process():
+        return contextlib.nullcontext()
+    return record_session(folder, **data_facts(Path(cfg.DATASETS.ROOT)), test=list(cfg.DATASETS.TEST), **facts)
 
 
 def newest_weights(output: Path, model: str, recipe: str) -> Path | None:

@@ -29,7 +29,7 @@ from detection.train_net import check_datasets, newest_weights
 from detection.voc import default_splits, register_voc
 from tools.errors import UserError, exits_on_user_error
 from tools.images import find_images
-from tools.run_folder import write_atomically
+from tools.run_folder import machine, write_atomically
 
 NAMES = {"GeneralizedRCNN": "Faster R-CNN", "YOLOv3": "YOLOv3"}
 CHOICE_SEED = 0
@@ -243,7 +243,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     _write_csv(table, folder / "photographs.csv")
     _write_csv(objects_table(photographs, names), folder / "objects.csv")
     weights = {detector.name: str(detector.weights) for detector in detectors}
-    _write_json({"weights": weights, "score": args.score, "photographs": photographs}, folder / "comparison.json")
+    comparison = {"weights": weights, "split": split, "score": args.score, "machine": machine()}
+    _write_json(comparison | {"photographs": photographs}, folder / "comparison.json")
 
     if split is not None:
         analyses = {

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.errors import UserError
-from tools.sample_data import draw_sample
+from tools.sample_data import draw_sample, sample_seed
 
 OFFICIAL = Path("datasets")
 SAMPLE = OFFICIAL / "sample"
@@ -41,3 +41,8 @@ def resolve_data_root(data: str | None, needed: Sequence[str]) -> tuple[Path, bo
     if not all((SAMPLE / name).is_dir() for name in needed):
         draw_sample(SAMPLE, seed=0)
     return SAMPLE, True
+
+
+def data_facts(root: Path) -> dict:
+    """What `record_session` keeps of a data root: its path, and the seed if it is a drawn sample."""
+    return {"data": str(root), "sample_seed": sample_seed(root)}

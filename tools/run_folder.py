@@ -2,6 +2,7 @@
 
     config.yaml        the whole configuration of the run
     log.txt            what was printed
+    environment.json   one object a session: versions, machine, command, data, start and seconds
     metrics.json       one JSON object a line, one line a step of the log; the only source of the two files below
     results.csv        the same as a table, one row an iteration
     results.png        losses, accuracies or APs, and learning rate
@@ -12,18 +13,24 @@
 Every file that a later step depends on is written aside and renamed, so a run killed at any moment leaves whole files.
 """
 
+import datetime
 import json
 import os
+import platform
 import re
+import shlex
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from tools.errors import UserError
 
 METRICS = "metrics.json"
+ENVIRONMENT = "environment.json"
 
 
 def create_run_folder(root: Path, name: str, resume: bool) -> Path:
@@ -96,6 +103,75 @@ def _named(path: Path) -> Iterator[None]:
         if not isinstance(reason, OSError):
             raise
         raise OSError(reason.errno, reason.strerror, str(path)) from error
+
+
+@contextmanager
+def record_session(folder: Path, **facts: object) -> Iterator[None]:
+    """Adds to `environment.json` where and how the block ran: versions, machine, command, start and seconds.
+
+    Every resumption of a run is a session of its own. One that was killed keeps null for its seconds.
+
+    Args:
+        folder: an existing folder of a run or of an evaluation.
+        facts: what else the session is to be remembered by, such as its data; JSON types only.
+    """
+    path = folder / ENVIRONMENT
+    session = {
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seconds": None,
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "machine": machine(),
+        "versions": _versions(),
+        **facts,
+    }
+    sessions = [*read_sessions(folder), session]
+
+    def write() -> None:
+        write_atomically(path, lambda file: file.write(json.dumps(sessions, indent=1).encode()))
+
+    write()
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        session["seconds"] = round(time.perf_counter() - start, 1)
+        write()
+
+
+def read_sessions(folder: Path) -> list[dict]:
+    """The sessions that `record_session` kept, oldest first.
+
+    Raises:
+        UserError: the file is not a list of JSON objects.
+    """
+    path = folder / ENVIRONMENT
+    if not path.exists():
+        return []
+    try:
+        return [dict(session) for session in json.loads(path.read_text())]
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: not a JSON list of sessions: delete the file") from None
+
+
+def machine() -> str:
+    """What a session ran on, such as "AMD EPYC 9654, 2 cores, 16 GB, NVIDIA H200"."""
+    import psutil  # here, as torch is: this module is imported by command lines that need neither
+    import torch
+
+    processor = platform.processor() or platform.machine()
+    with suppress(OSError):
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        processor = found[1] if found else processor
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GB"
+    return ", ".join([processor, f"{len(os.sched_getaffinity(0))} cores", memory, *gpus])
+
+
+def _versions() -> dict[str, str]:
+    loaded = {name: sys.modules.get(name) for name in ("torch", "torchvision", "timm", "detectron2")}
+    versions = {name: module.__version__ for name, module in loaded.items() if module is not None}
+    return {"python": platform.python_version(), **versions}
 
 
 def append_metrics(run: Path, row: dict) -> None:

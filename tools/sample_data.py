@@ -848,6 +848,14 @@ def draw_sample(root: Path, seed: int = 0) -> None:
         raise UserError(f"{root}: cannot draw the sample there ({error}); free space or choose another root") from error
 
 
+def sample_seed(root: Path) -> int | None:
+    """The seed of the drawn sample in `root`; None where other data lies."""
+    try:
+        return json.loads((root / _MARKER).read_text())["seed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 @exits_on_user_error
 def main() -> None:
     """Command line: draws the sample and tells what is there."""

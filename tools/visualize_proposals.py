@@ -133,11 +133,13 @@ def main() -> None:
         figure = picture(path, proposals, detections, cfg.MODEL.CLASSES, args.topk, args.score)
         name = Path(path).stem
         pictures[name] += 1
-        _save(figure, folder / (f"{name}.png" if pictures[name] == 1 else f"{name}-{pictures[name]}.png"))
+        name = f"{name}.png" if pictures[name] == 1 else f"{name}-{pictures[name]}.png"
+        _save(figure, folder / name)
         boxes = proposals.proposal_boxes.tensor
         records.append(
             {
                 "file_name": str(path),
+                "picture": name,
                 "height": proposals.image_size[0],
                 "width": proposals.image_size[1],
                 "proposals": [
