@@ -124,6 +124,17 @@ compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs,
 	@$(PY) -m tools.compare_detectors $(recipe) $(if $(FRCNN),--frcnn "$(FRCNN)") $(if $(YOLOV3),--yolov3 "$(YOLOV3)") $(data) \
 		$(if $(SPLIT),--split $(SPLIT)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(SCORE),--score $(SCORE)) $(out) $(IMAGES)
 
+##@ Use a trained model
+
+.PHONY: predict
+predict: setup ## Runs any trained model: annotated pictures or videos, COCO results, VOC XML [WEIGHTS=run IMAGES="a.jpg dir/ clip.mp4" OUT SCORE=0.5 VOC_XML=1]
+	@$(PY) -m tools.predict $(weights) $(if $(SCORE),--score $(SCORE)) $(if $(filter 1,$(VOC_XML)),--voc-xml) $(out) $(IMAGES)
+
+.PHONY: app
+app: setup ## Serves a page: drop a photograph, see both detectors, the proposals, the likeliest birds [FRCNN=run YOLOV3=run BIRD=run HOST=127.0.0.1 PORT=7860]
+	@$(PY) -m tools.app $(if $(FRCNN),--frcnn "$(FRCNN)") $(if $(YOLOV3),--yolov3 "$(YOLOV3)") $(if $(BIRD),--bird "$(BIRD)") \
+		$(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
+
 ##@ Development
 
 # One thread: with several, networks as small as those of the tests mostly wait for one another.

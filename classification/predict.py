@@ -10,6 +10,22 @@ from torchvision.transforms import v2
 from classification.cub import read_image
 from classification.engine import BatchAugmentation
 from classification.model import load_classifier
+from classification.recipe import load_recipe
+from tools.errors import UserError
+
+
+def newest_weights(output: Path) -> Path | None:
+    """`model_best.pth` of the newest run of a classifier, on whatever data; None if there is none."""
+    found = [path for path in output.glob("*/model_best.pth") if _is_of_classifier(path.parent)]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _is_of_classifier(run: Path) -> bool:
+    try:
+        load_recipe(run / "config.yaml")
+    except UserError:  # a detector has another kind of configuration
+        return False
+    return True
 
 
 class BirdClassifier:
@@ -39,6 +55,16 @@ class BirdClassifier:
             UserError: the file is not an image.
         """
         return self._crop(read_image(path, self._side))
+
+    def cut_out(self, image: Tensor) -> Tensor:
+        """The same of a photograph that is read already, uint8 (3, H, W), RGB."""
+        return self._crop(v2.functional.resize(image, [self._side], antialias=True))
+
+    def likeliest(self, image: Tensor, count: int = 5) -> dict[str, float]:
+        """The likeliest classes of a cut-out, uint8 (3, S, S), with their probabilities, the likeliest first."""
+        probabilities, labels = self.probabilities(image[None])[0].topk(min(count, len(self.class_names)))
+        names = [self.class_names[label] for label in labels.tolist()]
+        return dict(zip(names, probabilities.tolist(), strict=True))
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:

@@ -35,8 +35,11 @@ class Detector:
     cfg: CfgNode
     model: nn.Module
 
-    def detect(self, path: str | Path) -> tuple[list[dict], float]:
+    def detect(self, image: str | Path | torch.Tensor) -> tuple[list[dict], float]:
         """Finds the objects of a photograph and takes the time.
+
+        Args:
+            image: a file, or its pixels, uint8 (3, H, W), RGB.
 
         Returns:
             Dicts of `class` (its name), `score` and `bbox` (x, y, width, height in pixels of the photograph, counted
@@ -45,7 +48,8 @@ class Detector:
         Raises:
             UserError: the photograph cannot be read.
         """
-        entry = DatasetMapper(self.cfg, False)({"file_name": str(path)})
+        source = {"image": image} if isinstance(image, torch.Tensor) else {"file_name": str(image)}
+        entry = DatasetMapper(self.cfg, False)(source)
         start = time.perf_counter()
         with torch.inference_mode():
             instances = self.model([entry])[0]["instances"].to("cpu")  # which waits for a GPU

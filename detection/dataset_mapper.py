@@ -149,7 +149,8 @@ class DatasetMapper:
         """Maps one dataset dict.
 
         Args:
-            dataset_dict: `file_name` and, for training, `annotations` (XYXY, pixels, 0-based), `height`, `width`.
+            dataset_dict: `file_name`, or `image` already decoded, uint8 (3, H, W), RGB; and, for training,
+                `annotations` (XYXY, pixels, 0-based), `height`, `width`.
             batch: number of the batch the sample goes into.
 
         Returns:
@@ -194,8 +195,8 @@ class DatasetMapper:
 
     def _read(self, dataset_dict: dict) -> dict:
         """The sample as `detection.augmentation` describes it."""
-        path = dataset_dict["file_name"]
-        image = read_image(path)
+        path = dataset_dict.get("file_name")
+        image = dataset_dict["image"] if "image" in dataset_dict else read_image(path)
         height, width = image.shape[1:]
         expected = (dataset_dict.get("height", height), dataset_dict.get("width", width))
         if (height, width) != expected:

@@ -6,12 +6,14 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torchvision.ops import box_iou
 from torchvision.transforms.v2.functional import resize
 
 FONT_SIZE = 7  # points
+MIN_SIDE = 640  # pixels of an image alone in its figure, so that labels have room
 MAX_SIDE = 1600  # pixels of an image that a panel can show; a photograph of 50 megapixels takes seconds to draw
 
 
@@ -28,6 +30,24 @@ def side_by_side(image: torch.Tensor, count: int) -> tuple[Figure, list[Axes]]:
     panel_height = max(min(panel_width * height / width, 8), 1)
     figure = Figure(figsize=(count * panel_width, panel_height + 0.5), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def full_frame(image: torch.Tensor) -> tuple[Figure, Axes]:
+    """A figure that is the image (3, H, W) and nothing beside it, pixel for pixel between `MIN_SIDE` and `MAX_SIDE`."""
+    height, width = image.shape[1:]
+    side = min(max(height, width, MIN_SIDE), MAX_SIDE)
+    width, height = (max(round(length * side / max(height, width)), 1) for length in (width, height))
+    dpi = 110 * max(side / 800, 1)  # lines and labels grow with a large image
+    # A hundredth more, since the canvas drops fractions of a pixel.
+    figure = Figure(figsize=((width + 0.01) / dpi, (height + 0.01) / dpi), dpi=dpi)
+    return figure, figure.add_axes((0, 0, 1, 1))
+
+
+def to_pixels(figure: Figure) -> np.ndarray:
+    """Renders a figure: uint8 (H, W, 3), RGB."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def draw_boxes(

@@ -192,6 +192,35 @@ def register_voc(root: Path) -> None:
             )
 
 
+def annotation_xml(file_name: str, height: int, width: int, objects: Sequence[tuple[str, Sequence[float]]]) -> str:
+    """The annotation of one image in VOC's XML, with whole pixels as VOC has them: what this module reads.
+
+    Args:
+        file_name: name of the image in `JPEGImages/`.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        objects: name of the class, and box (x0, y0, x1, y1 in pixels counted from 0, inside the image). VOC counts
+            from 1 and includes the last pixel; a box less than a pixel wide becomes one of a pixel.
+    """
+    root = ElementTree.Element("annotation")
+
+    def add(parent: ElementTree.Element, **texts: object) -> None:
+        for tag, text in texts.items():
+            ElementTree.SubElement(parent, tag).text = str(text)
+
+    add(root, folder="JPEGImages", filename=file_name)
+    add(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
+    add(root, segmented=0)
+    for name, (x0, y0, x1, y1) in objects:
+        left, top = min(round(x0) + 1, width), min(round(y0) + 1, height)
+        node = ElementTree.SubElement(root, "object")
+        add(node, name=name, pose="Unspecified", truncated=0, difficult=0)
+        box = {"xmin": left, "ymin": top, "xmax": max(round(x1), left), "ymax": max(round(y1), top)}
+        add(ElementTree.SubElement(node, "bndbox"), **box)
+    ElementTree.indent(root, "\t")
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
 def default_splits(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names the datasets to train on and to test on for a data root.
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -106,6 +107,20 @@ def read_split(
     return ", ".join(cfg.DATASETS.TEST), [records[i] for i in np.sort(chosen)], list(dict.fromkeys(classes + known))
 
 
+def draw_objects(axes: Axes, image: torch.Tensor, objects: Sequence[dict], colors: dict[str, np.ndarray]) -> None:
+    """Draws objects with their classes and scores, the best on top.
+
+    Args:
+        axes: where to draw.
+        image: uint8, (3, H, W), RGB.
+        objects: as `Detector.detect` gives them, best first. True objects have no score.
+        colors: name of the class -> RGB from 0 to 1.
+    """
+    labels = [f"{box['class']} {box['score']:.2f}" if "score" in box else box["class"] for box in objects]
+    edge = np.array([colors[box["class"]] for box in objects]).reshape(-1, 3)
+    draw_boxes(axes, image, corners(objects).flip(0), edge[::-1], labels[::-1])
+
+
 def picture(
     image: torch.Tensor, found: dict[str, list[dict]], milliseconds: dict[str, float], colors: dict[str, np.ndarray]
 ) -> Figure:
@@ -119,9 +134,7 @@ def picture(
     """
     figure, panels = side_by_side(image, len(found))
     for axes, (name, objects) in zip(panels, found.items(), strict=True):
-        labels = [f"{box['class']} {box['score']:.2f}" if "score" in box else box["class"] for box in objects]
-        edge = np.array([colors[box["class"]] for box in objects]).reshape(-1, 3)
-        draw_boxes(axes, image, corners(objects).flip(0), edge[::-1], labels[::-1])  # the best on top
+        draw_objects(axes, image, objects, colors)
         time = f", {milliseconds[name]:.0f} ms" if name in milliseconds else ""
         axes.set_title(f"{name}: {len(objects)} object{'s' * (len(objects) != 1)}{time}", fontsize=11)
     return figure

@@ -9,48 +9,33 @@ from matplotlib import colormaps
 from PIL import Image
 
 from classification.predict import BirdClassifier
-from tools.errors import UserError, exits_on_user_error
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+from tools.errors import exits_on_user_error
+from tools.images import find_images
 
 
 @exits_on_user_error
 def main() -> None:
     """Prints the five likeliest species of every image and, when asked, draws what speaks for the first."""
     parser = argparse.ArgumentParser(description="The five likeliest species on each photograph.")
-    parser.add_argument("images", nargs="+", type=Path, help="photographs, or folders of them")
+    parser.add_argument("images", nargs="+", help="photographs: files, folders or patterns")
     parser.add_argument("--weights", type=Path, required=True, help="model_best.pth of a run")
     parser.add_argument("--saliency", action="store_true", help="also draw what speaks for the likeliest species")
     parser.add_argument("--output", type=Path, default=Path("output/predictions"), help="folder of those pictures")
     arguments = parser.parse_args()
 
     classifier = BirdClassifier(arguments.weights, "cuda" if torch.cuda.is_available() else "cpu")
-    for path in _photographs(arguments.images):
+    for path in find_images(arguments.images):
         image = classifier.read(path)
-        probabilities, labels = classifier.probabilities(image[None])[0].topk(min(5, len(classifier.class_names)))
+        likeliest = classifier.likeliest(image)
         print(path)
-        for probability, label in zip(probabilities.tolist(), labels.tolist(), strict=True):
-            print(f"  {100 * probability:5.1f} %  {classifier.class_names[label]}")
+        for name, probability in likeliest.items():
+            print(f"  {100 * probability:5.1f} %  {name}")
         if arguments.saliency:
-            heat = classifier.saliency(image, int(labels[0]))
+            heat = classifier.saliency(image, classifier.class_names.index(next(iter(likeliest))))
             arguments.output.mkdir(parents=True, exist_ok=True)
             drawn = arguments.output / f"{path.stem}_saliency.png"
             _beside(image, heat).save(drawn)
             print(f"  {drawn}")
-
-
-def _photographs(paths: list[Path]) -> list[Path]:
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found += sorted(inside for inside in path.iterdir() if inside.suffix.lower() in _SUFFIXES)
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise UserError(f"{path}: no such image or folder; expected photographs, IMAGES='a.jpg b.jpg'")
-    if not found:
-        raise UserError(f"{paths[0]}: no images in this folder; expected {', '.join(_SUFFIXES)}")
-    return found
 
 
 def _beside(image: torch.Tensor, heat: torch.Tensor) -> Image.Image:

@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from torch import nn
@@ -34,6 +35,7 @@ from tools.images import find_images
 from tools.run_folder import write_atomically
 
 CHOICE_SEED = 0
+COLORMAP = colormaps["plasma"]  # of objectness
 
 
 def propose_and_detect(cfg: CfgNode, model: nn.Module, path: str | Path) -> tuple[Instances, Instances]:
@@ -44,6 +46,12 @@ def propose_and_detect(cfg: CfgNode, model: nn.Module, path: str | Path) -> tupl
     return to_original(recorded[0].to("cpu"), entry["height"], entry["width"]), detections
 
 
+def draw_proposals(axes: Axes, image: torch.Tensor, proposals: Instances) -> None:
+    """Draws proposals, sorted with the best first, over their image; the brighter, the likelier an object."""
+    order = torch.arange(len(proposals)).flip(0)  # the best on top
+    draw_boxes(axes, image, proposals.proposal_boxes.tensor[order], COLORMAP(proposals.scores[order].numpy()))
+
+
 def picture(
     path: str | Path, proposals: Instances, detections: Instances, classes: Sequence[str], topk: int, score: float
 ) -> Figure:
@@ -52,11 +60,9 @@ def picture(
     figure, (left, right) = side_by_side(image, 2)
 
     shown = proposals[:topk]
-    colormap = colormaps["plasma"]
-    order = torch.arange(len(shown)).flip(0)  # the best on top
-    draw_boxes(left, image, shown.proposal_boxes.tensor[order], colormap(shown.scores[order].numpy()))
+    draw_proposals(left, image, shown)
     left.set_title(f"first stage: {len(shown)} best of {len(proposals)} proposals", fontsize=11)
-    figure.colorbar(ScalarMappable(cmap=colormap), ax=left, label="objectness", fraction=0.03, pad=0.01)
+    figure.colorbar(ScalarMappable(cmap=COLORMAP), ax=left, label="objectness", fraction=0.03, pad=0.01)
 
     shown = detections[detections.scores >= score]
     shown = shown[shown.scores.argsort()]

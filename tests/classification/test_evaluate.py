@@ -107,7 +107,7 @@ def test_predict_bird_names_five_species_and_draws(tiny_root, checkpoint, tmp_pa
     assert Image.open(tmp_path / "drawn" / f"{image.stem}_saliency.png").size == (64, 32)
     code, _, complaint = run_main(predict_bird.main, "nowhere.jpg", "--weights", str(checkpoint))
     assert code == 2
-    assert "nowhere.jpg: no such image" in complaint
+    assert "nowhere.jpg: no such file" in complaint
 
 
 def test_saliency_points_at_what_the_network_looks_at(checkpoint):

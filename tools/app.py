@@ -1,0 +1,232 @@
+"""A page that shows the trained models on a photograph: `make app`, then http://127.0.0.1:7860 in a browser.
+
+Both detectors, what Faster R-CNN's first stage proposed, and the five likeliest birds. The page needs no network.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+from detectron2.structures import Instances
+from gradio.components import Component
+from PIL import Image, UnidentifiedImageError
+
+from classification import predict as classification
+from classification.predict import BirdClassifier
+from detection.comparison import Detector
+from detection.dataset_mapper import read_image
+from detection.drawing import full_frame, to_pixels
+from detection.proposals import record_proposals, to_original
+from detection.train_net import newest_weights
+from tools.data_root import SAMPLE
+from tools.errors import UserError, exits_on_user_error
+from tools.predict import draw_detections, load_model
+from tools.visualize_proposals import draw_proposals
+
+FASTER_RCNN, YOLOV3, BIRDS = "Faster R-CNN", "YOLOv3", "Bird classifier"
+TARGETS = {FASTER_RCNN: "train-frcnn", YOLOV3: "train-yolov3", BIRDS: "finetune"}
+VARIABLES = {FASTER_RCNN: "FRCNN", YOLOV3: "YOLOV3", BIRDS: "BIRD"}
+MAX_MEGAPIXELS = 64  # a small file can unfold to pixels that fill the memory
+TITLE = "Birds and boxes"
+PROPOSALS = "Proposals"
+CSS = ".picture img { padding-top: 2rem }"  # or the caption lies over the picture
+OUTPUT = {
+    "interactive": False,
+    "format": "jpeg",
+    "buttons": ["download", "fullscreen"],
+    "min_width": 280,
+    "height": 420,
+    "elem_classes": "picture",
+}
+
+Model = Detector | BirdClassifier
+
+
+def newest_models(output: Path) -> dict[str, Path]:
+    """Weights of the newest run of each model that there is, by its name."""
+    recipes = {
+        name: [path for recipe in ("best", "study") if (path := newest_weights(output, model, recipe))]
+        for name, model in ((FASTER_RCNN, "faster_rcnn"), (YOLOV3, "yolov3"))
+    }
+    found = {name: max(paths, key=lambda path: path.stat().st_mtime) for name, paths in recipes.items() if paths}
+    bird = classification.newest_weights(output)
+    return {**found, BIRDS: bird} if bird else found
+
+
+def load_models(weights: dict[str, Path]) -> dict[str, Model]:
+    """Loads the models of a page.
+
+    Raises:
+        UserError: weights are broken, or of another model than their name says.
+    """
+    models = {}
+    for name, path in weights.items():
+        model = load_model(path)
+        kind = model.name if isinstance(model, Detector) else BIRDS
+        if kind != name:
+            raise UserError(f"{path}: is a {kind}, expected a {name} for {VARIABLES[name]}=")
+        models[name] = model
+    return models
+
+
+def read_photograph(path: Path) -> torch.Tensor:
+    """The pixels of an uploaded file, uint8 (3, H, W), RGB.
+
+    Raises:
+        UserError: it is no whole image, or unfolds to too many pixels; the message names the file without its folder.
+    """
+    try:
+        with Image.open(path) as image:  # which reads the header alone
+            megapixels = image.width * image.height / 1e6
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+        is_bomb = isinstance(error, Image.DecompressionBombError)
+        reason = f"has more than {MAX_MEGAPIXELS} megapixels" if is_bomb else "is no image that can be read"
+        raise UserError(f"{path.name} {reason}; expected JPEG, PNG, GIF or WebP") from error
+    if megapixels > MAX_MEGAPIXELS:
+        raise UserError(f"{path.name} has {megapixels:.0f} megapixels; expected at most {MAX_MEGAPIXELS}")
+    try:
+        return read_image(path)
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), path.name)) from error
+
+
+def build_page(models: dict[str, Model], score: float, examples: Sequence[Path] = ()) -> gr.Blocks:
+    """Lays out the page.
+
+    Args:
+        models: by name; in the place of one that is missing stands the command that makes it.
+        score: objects shown have at least this one.
+        examples: photographs to choose from.
+    """
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
+        gr.Markdown(f"# {TITLE}\nDrop a photograph: both detectors look for objects in it, the classifier for a bird.")
+        seen = gr.State()  # the pixels and the proposals of the photograph
+        with gr.Row():
+            with gr.Column(scale=1, min_width=300):
+                photograph = gr.Image(label="Photograph", sources=["upload", "clipboard"], height=320, buttons=[])
+                # Handed on as the file that was uploaded: Gradio's own reading of a broken one tells nobody why.
+                photograph.preprocess = lambda payload: payload and payload.path
+                if examples:
+                    chosen = gr.Examples([str(path) for path in examples], photograph, label="Drawn examples")
+                parts = {BIRDS: _part(BIRDS, models, gr.Label, num_top_classes=5)}
+            with gr.Column(scale=3, min_width=300):
+                with gr.Row():
+                    parts |= {name: _part(name, models, gr.Image, **OUTPUT) for name in (FASTER_RCNN, YOLOV3)}
+                proposed = gr.Image(label=PROPOSALS, visible=FASTER_RCNN in models, **OUTPUT)
+                count = gr.Slider(
+                    1,
+                    300,
+                    50,
+                    step=1,
+                    label="Proposals shown",
+                    info="The best of Faster R-CNN's first stage; the brighter, the likelier an object",
+                    visible=FASTER_RCNN in models,
+                )
+
+        def clear() -> dict[Component, Any]:
+            shown = {name: part for name, part in parts.items() if name in models} | {PROPOSALS: proposed}
+            return {seen: None, **{part: gr.update(value=None, label=name) for name, part in shown.items()}}
+
+        def look(path: str, topk: int) -> dict[Component, Any]:
+            try:
+                image = read_photograph(Path(path))
+            except UserError as error:
+                gr.Warning(str(error), title="Not read")
+                return clear() | {photograph: None}
+            results = {}
+            if FASTER_RCNN in models:
+                with record_proposals(models[FASTER_RCNN].model) as recorded:
+                    results[parts[FASTER_RCNN]] = _show_objects(models[FASTER_RCNN], image, score)
+                proposals = to_original(recorded[0].to("cpu"), *image.shape[1:])
+                results |= {seen: (image, proposals), proposed: _show_proposals((image, proposals), topk)}
+            if YOLOV3 in models:
+                results[parts[YOLOV3]] = _show_objects(models[YOLOV3], image, score)
+            if BIRDS in models:
+                results[parts[BIRDS]] = models[BIRDS].likeliest(models[BIRDS].cut_out(image))
+            return results
+
+        everything = [photograph, seen, proposed, *parts.values()]
+        photograph.upload(look, [photograph, count], everything)
+        if examples:
+            chosen.load_input_event.then(look, [photograph, count], everything)
+        photograph.clear(clear, None, everything)
+        count.input(_show_proposals, [seen, count], proposed, show_progress="hidden", trigger_mode="always_last")
+    return page
+
+
+def _part(name: str, models: dict[str, Model], kind: type[Component], **settings: Any) -> Component:
+    if name in models:
+        return kind(label=name, **settings)
+    return gr.Markdown(
+        f"**{name}** is not trained yet. Run `make {TARGETS[name]}`, then `make app` again.", container=True
+    )
+
+
+def _show_objects(detector: Detector, image: torch.Tensor, score: float) -> gr.Image:
+    objects = [box for box in detector.detect(image)[0] if box["score"] >= score]
+    picture = to_pixels(draw_detections(image, objects, detector.cfg.MODEL.CLASSES))
+    return gr.Image(picture, label=f"{detector.name}: {len(objects)} object{'s' * (len(objects) != 1)}")
+
+
+def _show_proposals(seen: tuple[torch.Tensor, Instances] | None, topk: int) -> gr.Image:
+    if seen is None:
+        return gr.skip()
+    image, proposals = seen
+    figure, axes = full_frame(image)
+    draw_proposals(axes, image, proposals[:topk])
+    return gr.Image(to_pixels(figure), label=f"{PROPOSALS}: {len(proposals[:topk])} best of {len(proposals)}")
+
+
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Loads the models and serves the page until it is interrupted.
+
+    Args:
+        argv: the command line without the program's name; None takes that of the process.
+
+    Raises:
+        UserError: a model cannot be loaded, or the address cannot be listened on.
+    """
+    parser = argparse.ArgumentParser(prog="tools.app", description=__doc__.splitlines()[0])
+    for name, variable in VARIABLES.items():
+        parser.add_argument(
+            f"--{variable.lower()}", type=Path, help=f"weights of {name}; default those of the newest run"
+        )
+    parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
+    parser.add_argument("--score", type=float, default=0.5, help="objects shown have at least this score")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
+    parser.add_argument("--port", type=int, default=7860)
+    args = parser.parse_args(argv)
+    given = {name: path for name, variable in VARIABLES.items() if (path := getattr(args, variable.lower()))}
+    weights = newest_models(args.output) | given
+    models = load_models(weights)
+    for name, target in TARGETS.items():
+        print(f"{name}: {weights.get(name, f'not trained yet, make {target}')}")
+    examples = sorted((SAMPLE / "VOC2007/JPEGImages").glob("*.jpg"))[:3]
+    page = build_page(models, args.score, examples)
+    try:
+        page.launch(
+            server_name=args.host,
+            server_port=args.port,
+            share=False,
+            ssr_mode=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            footer_links=[],
+            css=CSS,
+            max_file_size="100mb",
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        )
+    except OSError as error:
+        raise UserError(
+            f"{args.host}:{args.port}: cannot listen there ({error}); give another HOST= or PORT="
+        ) from error
+    print(f"Open http://{args.host}:{args.port} in a browser; Ctrl-C ends it", flush=True)
+    page.block_thread()
+
+
+if __name__ == "__main__":
+    main()
