@@ -135,6 +135,12 @@ app: setup ## Serves a page: drop a photograph, see both detectors, the proposal
 	@$(PY) -m tools.app $(if $(FRCNN),--frcnn "$(FRCNN)") $(if $(YOLOV3),--yolov3 "$(YOLOV3)") $(if $(BIRD),--bird "$(BIRD)") \
 		$(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
+##@ Report
+
+.PHONY: report
+report: setup ## Every table and figure of the study, from the runs there are [RUNS=output/ OUT=report/]
+	@$(PY) -m tools.report $(if $(RUNS),--runs "$(RUNS)") $(out)
+
 ##@ Development
 
 # One thread: with several, networks as small as those of the tests mostly wait for one another.
