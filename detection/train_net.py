@@ -254,9 +254,9 @@ def build_cfg(args: argparse.Namespace) -> tuple[CfgNode, str]:
         merge_file(cfg, CONFIGS / f"Sample-{args.model}.yaml")
         name += "-sample"
         logger.warning(
-            "\n%s\nNo VOC data in datasets/: this is the drawn SAMPLE with a configuration sized for it (%s).\n"
+            "\n%s\nNo VOC data: %s holds the drawn SAMPLE, trained on with a configuration sized for it (%s).\n"
             "Its figures say nothing about Pascal VOC. Real data: make datasets, or DATA=path.\n%s",
-            "=" * 100, f"Sample-{args.model}.yaml", "=" * 100,
+            "=" * 100, root, f"Sample-{args.model}.yaml", "=" * 100,
         )  # fmt: skip
     cfg.DATASETS.ROOT = str(root)
     register_voc(root)
@@ -366,7 +366,9 @@ def eval_only(args: argparse.Namespace) -> None:
 def name_to_resume(args: argparse.Namespace) -> str:
     """Name of the runs whose newest RESUME=1 goes on with: of this model and recipe, on the data named or on any."""
     name = leaf_name(args.model, args.recipe)
-    names = [name] if args.data else [name, f"{name}-sample"]
+    names = [name, f"{name}-sample"]
+    if args.data:
+        names = [names[resolve_data_root(args.data, [])[1]]]
     runs = [(run.stat().st_mtime, name) for name in names for run in find_run_folders(args.output, name)]
     return max(runs)[1] if runs else name
 

@@ -20,7 +20,7 @@ def resolve_data_root(data: str | None, needed: Sequence[str]) -> tuple[Path, bo
         needed: subfolders that must be in `datasets/`, such as `VOC2007` and `VOC2012`.
 
     Returns:
-        The root, and whether it is the sample chosen in place of the official data.
+        The root, and whether it holds a drawn sample, for which the recipes are made smaller.
 
     Raises:
         UserError: the folder named does not exist, or `datasets/` holds only a part of what is needed.
@@ -29,7 +29,7 @@ def resolve_data_root(data: str | None, needed: Sequence[str]) -> tuple[Path, bo
         root = Path(data)
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; expected the data root, see `make check-datasets`")
-        return root, False
+        return root, sample_seed(root) is not None
     missing = [name for name in needed if not (OFFICIAL / name).is_dir()]
     if not missing:
         return OFFICIAL, False
