@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tools import sample_data
+from tools.data_root import resolve_data_root
 from tools.errors import UserError
 from tools.sample_data import draw_sample
 
@@ -24,6 +25,11 @@ def sample(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data") / "sample"
     draw_sample(root)
     return root
+
+
+def test_it_is_known_as_a_sample_wherever_it_lies(sample: Path) -> None:
+    assert resolve_data_root(str(sample), ["VOC2007"]) == (sample, True)
+    assert resolve_data_root(str(sample / "VOC2007"), []) == (sample / "VOC2007", False)
 
 
 def ids(root: Path, folder: str, split: str) -> list[str]:

@@ -1,0 +1,90 @@
+"""Every `make` command of the README, in the README's own spelling, in a copy of the checkout with short settings.
+
+`make test` by itself does not collect this file; CI runs `make test TESTS=tests/readme_commands.py` as well.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Where those are run that cannot be run here.
+ELSEWHERE = {
+    "make test": "is what runs this",
+    "make app": "a server: tests/tools/test_app.py",
+    "make bench": "takes half an hour: tests/tools/test_bench.py",
+    "NNODES=2": "needs two machines: tests/detection/test_train_net.py trains two nodes on loopback",
+}
+# (file, pattern, replacement): fewer pictures, fewer steps, smaller images; nothing else differs from the checkout.
+SHORT = [
+    ("tools/sample_data.py", r"_TRAIN_PICTURES = 12, 8", "_TRAIN_PICTURES = 2, 1"),
+    ("tools/sample_data.py", r'("(?:train|val|test)"), (?:80|100), [12]\)', r"\1, 16, 1)"),
+    ("detection/configs/Sample-faster_rcnn.yaml", r"MAX_EPOCHS: .*", "MAX_EPOCHS: 1.0"),
+    ("detection/configs/Sample-faster_rcnn.yaml", r"WARMUP_EPOCHS: .*", "WARMUP_EPOCHS: 0.5"),
+    ("detection/configs/Sample-yolov3.yaml", r"MAX_EPOCHS: .*", "MAX_EPOCHS: 1.0"),
+    ("detection/configs/Sample-yolov3.yaml", r"WARMUP_ITERS: .*", "WARMUP_ITERS: 2"),
+    ("classification/recipes/sample.yaml", r"image_size: .*", "image_size: 32"),
+    ("classification/recipes/sample.yaml", r"(?m)^epochs: .*", "epochs: 1"),
+    ("classification/recipes/sample.yaml", r"batch_size: .*", "batch_size: 100"),
+]
+
+
+def commands() -> list[str]:
+    """The lines of the README's code blocks that begin with make, without their comments."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    lines = [re.split(r"\s+#", line)[0].strip() for block in blocks for line in block.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line.startswith("make ")))
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that git knows or would know, made short, and the user's own files that the README speaks of."""
+    copy = tmp_path_factory.mktemp("a user's") / "checkout"
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines():
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    for name, pattern, replacement in SHORT:
+        text, count = re.subn(pattern, replacement, (copy / name).read_text())
+        assert count, f"{name}: nothing matches {pattern}"
+        (copy / name).write_text(text)
+    subprocess.run(["make", "sample-data"], cwd=copy, env=environment(), check=True)
+    voc = copy / "datasets" / "sample" / "VOC2007"
+    shutil.copytree(voc, copy / "path" / "to" / "folder")
+    (copy / "path/to/folder/ImageSets/Main/val.txt").unlink()
+    pictures = sorted((voc / "JPEGImages").iterdir())
+    shutil.copy(pictures[0], copy / "photo.jpg")
+    (copy / "folder").mkdir()
+    shutil.copy(pictures[1], copy / "folder")
+    image_id = (voc / "ImageSets" / "Main" / "test.txt").read_text().split()[0]
+    (copy / "boxes.json").write_text(
+        f'[{{"image_id": "{image_id}", "category": "dog", "bbox": [1, 2, 30, 40], "score": 0.9}}]'
+    )
+    return copy
+
+
+def environment() -> dict[str, str]:
+    """With the packages of this environment, one thread, and no way to the network for what asks for it."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    own = {"PYTHON": sys.executable, "PATH": path, "MIRROR": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **own, "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.mark.parametrize("command", commands())
+def test_command(command: str, checkout: Path) -> None:
+    for part, where in ELSEWHERE.items():
+        if part in command:
+            pytest.skip(where)
+    done = subprocess.run(command, shell=True, cwd=checkout, env=environment(), capture_output=True, text=True)
+    if command == "make datasets":  # without network: one line, and the way by hand
+        assert done.returncode == 2
+        assert "datasets/README.md" in done.stderr
+        return
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
