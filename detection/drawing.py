@@ -13,7 +13,8 @@ from torchvision.ops import box_iou
 from torchvision.transforms.v2.functional import resize
 
 FONT_SIZE = 7  # points
-MIN_SIDE = 640  # pixels of an image alone in its figure, so that labels have room
+FULL_FRAME = 5  # inches of the long side of an image alone in its figure
+MIN_SIDE = 640  # pixels of the same, so that labels have room
 MAX_SIDE = 1600  # pixels of an image that a panel can show; a photograph of 50 megapixels takes seconds to draw
 
 
@@ -37,7 +38,7 @@ def full_frame(image: torch.Tensor) -> tuple[Figure, Axes]:
     height, width = image.shape[1:]
     side = min(max(height, width, MIN_SIDE), MAX_SIDE)
     width, height = (max(round(length * side / max(height, width)), 1) for length in (width, height))
-    dpi = 110 * max(side / 800, 1)  # lines and labels grow with a large image
+    dpi = side / FULL_FRAME  # lines and labels grow with the image
     # A hundredth more, since the canvas drops fractions of a pixel.
     figure = Figure(figsize=((width + 0.01) / dpi, (height + 0.01) / dpi), dpi=dpi)
     return figure, figure.add_axes((0, 0, 1, 1))

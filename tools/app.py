@@ -38,7 +38,7 @@ OUTPUT = {
     "format": "jpeg",
     "buttons": ["download", "fullscreen"],
     "min_width": 280,
-    "height": 420,
+    "height": 380,
     "elem_classes": "picture",
 }
 
@@ -134,7 +134,7 @@ def build_page(models: dict[str, Model], score: float, examples: Sequence[Path] 
             try:
                 image = read_photograph(Path(path))
             except UserError as error:
-                gr.Warning(str(error), title="Not read")
+                gr.Warning(str(error))
                 return clear() | {photograph: None}
             results = {}
             if FASTER_RCNN in models:
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             footer_links=[],
             css=CSS,
             max_file_size="100mb",
-            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            theme=gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         )
     except OSError as error:
         raise UserError(

@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detection.config import CONFIGS, get_cfg, merge_file
 from detection.dataset_mapper import DatasetMapper
-from detection.modeling import build_model, load_detector
+from detection.modeling import load_detector
 from detection.train_net import evaluate
 from detection.voc import register_voc
 from tools.compare_detectors import main
@@ -19,26 +18,6 @@ from tools.compare_detectors import main
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
 OBJECT = """<object><name>{}</name><truncated>0</truncated><difficult>{}</difficult>
 <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
-
-SMALL = {
-    "faster_rcnn_R_50_FPN": {
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
-        "MODEL.RESNETS.NORM": "BN",
-        "MODEL.FPN.OUT_CHANNELS": 16,
-        "MODEL.ANCHOR_GENERATOR.SIZES": [[20], [24], [28], [32], [32]],
-        "MODEL.RPN.NMS_THRESH": 0.9,
-        "MODEL.ROI_HEADS.NMS_THRESH_TEST": 0.8,
-        "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.1,
-    },
-    "yolov3_tiny": {
-        "MODEL.YOLOV3.CONV_DIMS": [16, 32],
-        "MODEL.YOLOV3.ANCHORS": [[[20, 20], [24, 20], [28, 24]], [[20, 28], [24, 28], [28, 28]]],
-        "MODEL.YOLOV3.SCORE_THRESH_TEST": 0.1,
-    },
-}
 
 
 def draw_photograph(path: Path, seed: int) -> list[tuple[str, int, int, int, int]]:
@@ -72,50 +51,15 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def make_run(run: Path, config: str, classes: list[str], data: Path) -> Path:
-    """A run folder with random weights whose predictions are far from even."""
-    cfg = get_cfg()
-    merge_file(cfg, CONFIGS / f"{config}.yaml")
-    cfg.merge_from_list([word for pair in SMALL[config].items() for word in pair])
-    cfg.merge_from_list(
-        [
-            "MODEL.DEVICE",
-            "cpu",
-            "INPUT.MIN_SIZE_TEST",
-            64,
-            "TEST.DETECTIONS_PER_IMAGE",
-            120,
-            "DATALOADER.NUM_WORKERS",
-            0,
-        ]
-    )
-    cfg.MODEL.CLASSES = classes
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.YOLOV3.NUM_CLASSES = len(classes)
-    cfg.DATASETS.ROOT, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = str(data), ("voc_trainval",), ("voc_test",)
-    torch.manual_seed(0)
-    model = build_model(cfg)
-    for name, weight in model.named_parameters():
-        if name.endswith("cls_score.weight"):
-            torch.nn.init.normal_(weight, std=0.02)
-        elif name.endswith("prediction.weight"):
-            torch.nn.init.normal_(weight, std=0.5)
-        elif name.endswith("prediction.bias"):
-            torch.nn.init.zeros_(weight)
-    run.mkdir(parents=True)
-    (run / "config.yaml").write_text(cfg.dump())
-    torch.save({"model": model.state_dict()}, run / "model_best.pth")
-    return run / "model_best.pth"
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, data) -> dict[str, Path]:
+def runs(tmp_path_factory, data, make_detector) -> dict[str, Path]:
     """Weights by name; YOLOv3 has the classes in another order, and one of its own."""
     output = tmp_path_factory.mktemp("runs")
     return {
-        "frcnn": make_run(output / "faster_rcnn_R_50_FPN-sample", "faster_rcnn_R_50_FPN", ["red", "blue"], data),
-        "yolov3": make_run(output / "yolov3_darknet53", "yolov3_tiny", ["green", "blue", "red"], data),
-        "same classes": make_run(output / "same", "yolov3_tiny", ["red", "blue"], data),
-        "other data": make_run(output / "other", "yolov3_tiny", ["cat"], data / "elsewhere"),
+        "frcnn": make_detector(output / "faster_rcnn_R_50_FPN-sample", "faster_rcnn_R_50_FPN", ["red", "blue"], data),
+        "yolov3": make_detector(output / "yolov3_darknet53", "yolov3_tiny", ["green", "blue", "red"], data),
+        "same classes": make_detector(output / "same", "yolov3_tiny", ["red", "blue"], data),
+        "other data": make_detector(output / "other", "yolov3_tiny", ["cat"], data / "elsewhere"),
     }
 
 

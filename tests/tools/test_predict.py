@@ -1,0 +1,241 @@
+"""The command on very small untrained models, against what the models say when asked directly."""
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from classification.predict import BirdClassifier, newest_weights
+from detection.dataset_mapper import DatasetMapper
+from detection.modeling import load_detector
+from detection.voc import annotation_xml, load_voc_instances
+from tools.eval_detections import read_detections
+from tools.predict import main
+
+CLASSES = ["red", "blue"]
+SCORE = 0.15  # untrained networks are modest
+SPECIES = [f"Bird {number}" for number in range(7)]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory, make_detector, make_classifier) -> Path:
+    """A folder of runs, one of each model."""
+    output = tmp_path_factory.mktemp("all runs")
+    make_detector(output / "frcnn", "faster_rcnn_R_50_FPN", CLASSES, output)
+    make_detector(output / "yolov3", "yolov3_tiny", CLASSES, output)
+    make_classifier(output / "bird", SPECIES)
+    return output
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Three photographs of rectangles, upright and lying, in a folder with a file that is none."""
+    folder = tmp_path / "my photographs"
+    folder.mkdir()
+    for number, (height, width) in enumerate([(48, 64), (64, 48), (50, 61)]):
+        scene(height, width, number).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def scene(height: int, width: int, seed: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    image = np.full((height, width, 3), 120, dtype=np.uint8)
+    for colour in ((200, 30, 30), (30, 30, 200)):
+        (x, y), (w, h) = rng.integers(0, 16, 2), rng.integers(16, 32, 2)
+        image[y : y + h, x : x + w] = colour
+    return Image.fromarray(image)
+
+
+def run(*words: object) -> list[dict]:
+    """Entries of predictions.json after the command."""
+    words = [str(word) for word in words]
+    main(words)
+    return json.loads((Path(words[words.index("--out") + 1]) / "predictions.json").read_text())
+
+
+def asked_directly(weights: Path, path: Path) -> list[tuple[int, float, list[float]]]:
+    """Category from 1, score, and corners of the boxes, best first."""
+    cfg, model = load_detector(weights)
+    with torch.inference_mode():
+        found = model([DatasetMapper(cfg, False)({"file_name": str(path)})])[0]["instances"]
+    rows = zip(found.pred_classes.tolist(), found.scores.tolist(), found.pred_boxes.tensor.tolist(), strict=True)
+    return sorted(((label + 1, score, box) for label, score, box in rows), key=lambda row: -row[1])
+
+
+@pytest.mark.parametrize("name", ["frcnn", "yolov3"])
+def test_detector_says_what_its_model_says(name, output, photographs, tmp_path, capsys):
+    entries = run(photographs, "--weights", output / name, "--out", tmp_path / "out", "--score", SCORE)
+    for path in sorted(photographs.glob("*.png")):
+        expected = [row for row in asked_directly(output / name / "model_best.pth", path) if row[1] >= SCORE]
+        found = [entry for entry in entries if entry["image_id"] == path.stem]
+        assert expected
+        assert [entry["category_id"] for entry in found] == [label for label, _, _ in expected]
+        assert [CLASSES.index(entry["category"]) + 1 for entry in found] == [label for label, _, _ in expected]
+        assert [entry["score"] for entry in found] == pytest.approx([score for _, score, _ in expected])
+        xywh = np.array([entry["bbox"] for entry in found])
+        corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+        np.testing.assert_allclose(corners, [box for _, _, box in expected], atol=0.011)
+    assert f"{len(entries)} predictions on 3 files" in capsys.readouterr().out
+    assert {entry["image_id"] for entry in entries} == {"0", "1", "2"}
+    # The evaluation reads the file as it is.
+    detections = read_detections(tmp_path / "out" / "predictions.json", ["0", "1", "2"], CLASSES)
+    assert len(detections.score) == len(entries)
+
+
+def test_pictures_are_the_photographs_with_what_was_found(output, photographs, tmp_path):
+    arguments = [photographs, "--weights", output / "frcnn" / "model_best.pth"]
+    assert not run(*arguments, "--out", tmp_path / "nothing", "--score", 1)
+    entries = run(*arguments, "--out", tmp_path / "boxes", "--score", SCORE)
+    for path in photographs.glob("*.png"):
+        photograph = Image.open(path).convert("RGB")
+        plain, drawn = (Image.open(tmp_path / name / f"{path.stem}.jpg") for name in ("nothing", "boxes"))
+        scale = 640 / max(photograph.size)
+        assert plain.size == drawn.size == tuple(round(scale * length) for length in photograph.size)
+        # Without objects nothing but the photograph is there, to its edges.
+        small = np.asarray(plain.resize(photograph.size, Image.Resampling.BOX), dtype=float)
+        assert np.abs(small - np.asarray(photograph, dtype=float)).mean() < 6
+        # With objects the upper edge of each box has the colour of a class.
+        changed = np.abs(np.asarray(plain, dtype=float) - np.asarray(drawn, dtype=float)).max(2) > 40
+        for x, y, width, _ in (entry["bbox"] for entry in entries if entry["image_id"] == path.stem):
+            row, column = round(scale * y), round(scale * (x + width / 2))
+            assert changed[max(row - 3, 0) : row + 4, column].any()
+
+
+def test_voc_xml_is_read_back(output, photographs, tmp_path):
+    out = tmp_path / "out"
+    entries = run(photographs, "--weights", output / "yolov3", "--out", out, "--score", SCORE, "--voc-xml")
+    shutil.copytree(photographs, out / "JPEGImages")
+    (out / "ImageSets/Main").mkdir(parents=True)
+    (out / "ImageSets/Main/test.txt").write_text("0\n1\n2\n")
+    assert entries
+    records = load_voc_instances(out, "test", CLASSES)
+    assert [(record["height"], record["width"]) for record in records] == [(48, 64), (64, 48), (50, 61)]
+    for record in records:
+        wanted = [entry for entry in entries if entry["image_id"] == record["image_id"]]
+        found = record["annotations"]
+        assert [annotation["category_id"] + 1 for annotation in found] == [entry["category_id"] for entry in wanted]
+        for annotation, entry in zip(found, wanted, strict=True):
+            x, y, width, height = entry["bbox"]
+            tolerance = 0.51 if min(width, height) >= 1 else 1  # less than a pixel becomes a whole one
+            np.testing.assert_allclose(annotation["bbox"], [x, y, x + width, y + height], atol=tolerance)
+
+
+def test_voc_boxes_keep_a_pixel_inside_the_image(tmp_path):
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (tmp_path / name).mkdir(parents=True)
+    boxes = [(0.0, 0.0, 10.0, 8.0), (2.6, 3.4, 2.7, 3.4), (9.8, 7.9, 10.0, 8.0)]
+    text = annotation_xml("a & b.jpg", 8, 10, [("<cat>", box) for box in boxes])
+    assert "<xmin>1</xmin>" in text.replace("\n", "")
+    (tmp_path / "Annotations/a.xml").write_text(text)
+    (tmp_path / "JPEGImages/a.jpg").touch()
+    (tmp_path / "ImageSets/Main/test.txt").write_text("a\n")
+    (record,) = load_voc_instances(tmp_path, "test", ["<cat>"])
+    found = [annotation["bbox"] for annotation in record["annotations"]]
+    assert found == [[0, 0, 10, 8], [3, 3, 4, 4], [9, 7, 10, 8]]
+
+
+def test_classifier_names_five_species(output, photographs, tmp_path):
+    entries = run(photographs / "0.png", "--weights", output / "bird", "--out", tmp_path / "out")
+    classifier = BirdClassifier(output / "bird" / "model_best.pth")
+    probabilities = classifier.probabilities(classifier.read(photographs / "0.png")[None])[0]
+    order = probabilities.argsort(descending=True)[:5]
+    assert [entry["category_id"] - 1 for entry in entries] == order.tolist()
+    assert [entry["category"] for entry in entries] == [SPECIES[label] for label in order]
+    assert [entry["score"] for entry in entries] == pytest.approx(probabilities[order].tolist(), abs=1e-6)
+    assert all(entry["image_id"] == "0" and "bbox" not in entry for entry in entries)
+    picture = np.asarray(Image.open(tmp_path / "out" / "0.jpg"), dtype=int)
+    assert (picture[:, : picture.shape[1] // 2] == (120, 120, 120)).all(2).mean() > 0.2  # the photograph is on the left
+    assert (picture[:, picture.shape[1] // 2 :] > 250).all(2).mean() > 0.5  # and bars on white on the right
+
+
+def test_patterns_and_equal_names(output, photographs, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(photographs / "1.png", other / "0.png")
+    entries = run(f"{photographs}/[0]*.png", f"{other}/*.png", "--weights", output / "bird", "--out", tmp_path / "out")
+    assert sorted({entry["image_id"] for entry in entries}) == ["0", "0-2"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0-2.jpg", "0.jpg", "predictions.json"]
+
+
+@pytest.mark.parametrize("name", ["frcnn", "yolov3", "bird"])
+def test_video_is_annotated_frame_by_frame(name, output, tmp_path):
+    clip = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"mp4v"), 5, (64, 48))
+    for number in range(4):
+        writer.write(cv2.cvtColor(np.asarray(scene(48, 64, number)), cv2.COLOR_RGB2BGR))
+    writer.release()
+    entries = run(clip, "--weights", output / name, "--out", tmp_path / "out", "--score", SCORE)
+    assert sorted({entry["image_id"] for entry in entries}) == [f"clip_{number:06d}" for number in range(4)]
+
+    drawn = cv2.VideoCapture(str(tmp_path / "out" / "clip.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 4
+    assert drawn.get(cv2.CAP_PROP_FPS) == 5
+    source = cv2.VideoCapture(str(clip))
+    for number in range(4):
+        assert drawn.read()[0]
+        cv2.imwrite(str(tmp_path / "frame.png"), source.read()[1])
+        frame = [entry for entry in entries if entry["image_id"] == f"clip_{number:06d}"]
+        alone = run(tmp_path / "frame.png", "--weights", output / name, "--out", tmp_path / "alone", "--score", SCORE)
+        assert [{**entry, "image_id": ""} for entry in frame] == [{**entry, "image_id": ""} for entry in alone]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.mp4", "predictions.json"]
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """Files that only look like photographs and a video."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    scene(48, 64, 0).save(folder / "cut.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:500])
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("text")
+    (folder / "text.mp4").write_text("text")
+    return folder
+
+
+def test_unreadable_files_are_named_and_left_out(output, photographs, broken, tmp_path, capsys):
+    files = [photographs / "0.png", broken, broken / "text.mp4", photographs / "1.png"]
+    entries = run(*files, "--weights", output / "bird", "--out", tmp_path / "out")
+    assert {entry["image_id"] for entry in entries} == {"0", "1"}
+    said = capsys.readouterr()
+    warnings = [line for line in said.err.splitlines() if line.startswith("warning:")]
+    assert len(warnings) == 4
+    for name, warning in zip(("cut.jpg", "empty.png", "text.jpg", "text.mp4"), warnings, strict=True):
+        assert name in warning
+    assert "2 files" in said.out
+    assert "4 could not be read" in said.out
+
+
+def test_what_a_user_gets_wrong_is_one_line(output, photographs, broken, tmp_path, capsys):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(output / "yolov3" / "model_best.pth", bare)
+    bird, photograph = ["--weights", output / "bird"], photographs / "0.png"
+    for words, expected in (
+        ([photograph], "WEIGHTS is not given"),
+        (bird, "IMAGES is not given"),
+        ([photograph, "--weights", tmp_path / "nowhere.pth"], "nowhere.pth: no such file"),
+        ([photograph, "--weights", tmp_path], "model_best.pth: no such file"),
+        ([photograph, "--weights", bare], "no config.yaml of a detector lies beside it"),
+        ([photograph, *bird, "--voc-xml"], "is a classifier, which finds no boxes"),
+        ([photograph, *bird, "--score", 2], "SCORE=2: expected a number from 0 to 1"),
+        ([broken, *bird], "none of the 3 files could be read"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            run(*words, "--out", tmp_path / "out")
+        assert exit.value.code == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]
+        assert len(errors) == 1
+        assert expected in errors[0]
+    assert not (tmp_path / "out" / "predictions.json").exists()
+
+
+def test_newest_classifier_is_found_among_detectors(output, tmp_path):
+    assert newest_weights(output) == output / "bird" / "model_best.pth"
+    assert newest_weights(tmp_path) is None
