@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import platform
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +21,8 @@ from tools.run_folder import (
     create_run_folder,
     find_run_folders,
     read_metrics,
+    read_sessions,
+    record_session,
     truncate_metrics,
     write_atomically,
     write_results,
@@ -179,3 +183,25 @@ def test_readers_see_whole_rows_while_another_process_writes(tmp_path: Path) -> 
     assert writer.returncode == 0
     assert len(read_metrics(tmp_path)) == 300
     assert json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1]) == {"iteration": 299}
+
+
+def test_every_session_is_kept_and_a_killed_one_has_no_seconds(tmp_path: Path) -> None:
+    with record_session(tmp_path, data="birds"):
+        (during,) = read_sessions(tmp_path)  # what a kill would leave
+        assert during["seconds"] is None
+    with pytest.raises(RuntimeError), record_session(tmp_path):
+        raise RuntimeError
+    first, second = read_sessions(tmp_path)
+    assert first == {**during, "seconds": first["seconds"]}
+    assert 0 <= first["seconds"] < 60
+    assert second["seconds"] is not None
+    assert first["data"] == "birds"
+    assert "data" not in second
+    assert first["versions"]["python"] == platform.python_version()
+    assert re.search(r"\d+ cores, \d+ GB", first["machine"])
+
+
+def test_broken_sessions_are_named(tmp_path: Path) -> None:
+    (tmp_path / "environment.json").write_text("[1, 2]")
+    with pytest.raises(UserError, match=r"environment\.json: not a JSON list of sessions"):
+        read_sessions(tmp_path)

@@ -24,6 +24,7 @@ VOC07_TEST = {
 }  # fmt: skip
 MAX_PROPOSALS, MAX_PHOTOGRAPHS = 4, 6
 LONG = 16  # characters of a cell that may wrap
+VERSIONS = ("python", "torch", "torchvision", "timm", "detectron2")
 NONE = "–"  # noqa: RUF001
 
 
@@ -103,9 +104,10 @@ class Document:
         if blocks := [block for block in blocks if block is not None]:
             self.sections.append(Section(id, title, blocks))
 
-    def name(self, path: Path) -> str:
-        """A folder as the report calls it: as seen from that of all runs."""
-        return path.name if path == self.root else path.relative_to(self.root).as_posix()
+    def name(self, path: Path | str) -> str:
+        """A folder or file as the report calls it: as seen from that of all runs if it is in there."""
+        path = Path(path)
+        return path.relative_to(self.root).as_posix() if self.root in path.parents else str(path)
 
     def picture(self, path: Path, name: str, caption: str) -> Picture | None:
         """A picture of a run; None where it is missing, or broken, which is then a problem."""
@@ -131,7 +133,7 @@ def compose(findings: Findings) -> Document:
     pretraining = next(iter(findings.pretrainings), None)
     measured = [(run, findings.detector_evaluations.get(run.path)) for run in detectors]
 
-    document.add("results", "Results at a glance", _results(findings, birds, pretraining, grid, measured))
+    document.add("results", "Results at a glance", _results(document, findings, birds, pretraining, grid, measured))
     document.add("runs", "What ran", _what_ran(document, findings, [run for run in [birds, *detectors] if run]))
     document.add("sweep", "Sweep over learning rates and epochs", _sweep(document, grid))
     document.add("pretraining", "Pretrained against random weights", _pretraining(document, findings, pretraining))
@@ -148,13 +150,14 @@ def compose(findings: Findings) -> Document:
 
 def duration(sessions: Sequence[dict]) -> str:
     """Time of all sessions of a run; a session that was killed has left none."""
-    known = [session["seconds"] for session in sessions if isinstance(session.get("seconds"), int | float)]
+    times = [session.get("seconds") for session in sessions]
+    known = [time for time in times if isinstance(time, int | float) and math.isfinite(time)]
     if not known:
         return NONE
     minutes, seconds = divmod(round(sum(known)), 60)
     hours, minutes = divmod(minutes, 60)
     text = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-    return text if len(known) == len(sessions) else f"{text} and more"
+    return text if len(known) == len(times) else f"{text} and more"
 
 
 def figure(value: float | None, digits: int) -> str:
@@ -215,14 +218,14 @@ def is_cub_test(result: dict) -> bool:
 def _birds(findings: Findings) -> Run | None:
     """The classifier to show: the newest run that is no mere source of weights, else the best of the comparisons."""
     trials = [trial for sweep in (*findings.pretrainings, *findings.grids) for trial in sweep.trials]
-    sources = {Path(run.config.get("weights") or "").parent for run in (*findings.runs, *trials) if not run.is_detector}
+    sources = {Path(str(run.config.get("weights"))).parent for run in (*findings.runs, *trials) if not run.is_detector}
     alone = (run for run in findings.runs if not run.is_detector and run.path not in sources)
     finished = [trial for trial in trials if trial.result]
     return next(alone, None) or max(finished, key=lambda trial: trial.result["validation_top1"], default=None)
 
 
 def _results(
-    findings: Findings, birds: Run | None, pretraining: Sweep | None, grid: Sweep | None,
+    document: Document, findings: Findings, birds: Run | None, pretraining: Sweep | None, grid: Sweep | None,
     measured: Sequence[tuple[Run, Evaluation | None]],
 ) -> list:  # fmt: skip
     rows = []
@@ -240,7 +243,16 @@ def _results(
             )
             if start_of(run) == "random":
                 study = NONE  # the study's figure is from ImageNet weights
-            rows.append([f"{run.network}, {what}", data, start_of(run), "top-1", f"{run.result['top1']:.2f} %", study])
+            rows.append(
+                [
+                    f"{run.network}, {what}",
+                    data,
+                    document.name(start_of(run)),
+                    "top-1",
+                    f"{run.result['top1']:.2f} %",
+                    study,
+                ]
+            )
     for run, evaluation in measured:
         if evaluation:
             is_same = is_voc07_test(evaluation)
@@ -249,7 +261,16 @@ def _results(
             for metric, label in (("AP50_11point", "mAP, 11 points"), ("AP50", "mAP, area")):
                 is_compared = is_same and run.network == "Faster R-CNN" and metric == "AP50_11point"
                 study = f"{STUDY_AP:.3f}" if is_compared else NONE
-                rows.append([run.network, data, start_of(run), label, figure(evaluation.figures[metric], 3), study])
+                rows.append(
+                    [
+                        run.network,
+                        data,
+                        document.name(start_of(run)),
+                        label,
+                        figure(evaluation.figures[metric], 3),
+                        study,
+                    ]
+                )
     if not rows:
         return []
     columns = ["what", "data", "started from", "metric", "measured", "the study"]
@@ -268,8 +289,8 @@ def _what_ran(document: Document, findings: Findings, shown: Sequence[Run]) -> l
             strong.append(len(rows))
         state = "finished" if run.is_finished else "not finished: still going, or interrupted"
         data, time = data_of(run.sessions, run.config), duration(run.sessions)
-        rows.append([document.name(run.path), run.network, data, start_of(run), settings_of(run), _seed(run),
-                     length_of(run), time, state])  # fmt: skip
+        rows.append([document.name(run.path), run.network, data, document.name(start_of(run)), settings_of(run),
+                     _seed(run), length_of(run), time, state])  # fmt: skip
     for sweep in (*findings.grids, *findings.pretrainings):
         done, number = sum(trial.is_finished for trial in sweep.trials), len(sweep.trials)
         sessions = [session for trial in sweep.trials for session in trial.sessions]
@@ -302,9 +323,6 @@ def _what_ran(document: Document, findings: Findings, shown: Sequence[Run]) -> l
         text = yaml.safe_dump(run.config, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
         blocks.append(Listing(f"{document.name(run.path)}/config.yaml", f"{commands}\n{text}".lstrip()))
     return blocks
-
-
-VERSIONS = ("python", "torch", "torchvision", "timm", "detectron2")
 
 
 def _seed(run: Run) -> str:
@@ -349,11 +367,12 @@ def _pretraining(document: Document, findings: Findings, sweep: Sweep | None) ->
     trials = {trial.path.name: trial for trial in sweep.trials if trial.rows}
     words = []
     if "pretrained" in trials:
-        words.append(_pretrained_means(trials["pretrained"], findings))
+        words.append(_pretrained_means(document, trials["pretrained"], findings))
     words += [f"The run {name} has not finished." for name, trial in trials.items() if not trial.is_finished]
     rows = [
-        [name, start_of(trial), str(trial.result["epochs"]), f"{trial.result['lr']:g}", str(trial.result["seed"]),
-         f"{trial.result['top1']:.2f}", f"{trial.result['top5']:.2f}", str(trial.result["epoch"])]
+        [name, document.name(start_of(trial)), str(trial.result["epochs"]), f"{trial.result['lr']:g}",
+         str(trial.result["seed"]), f"{trial.result['top1']:.2f}", f"{trial.result['top5']:.2f}",
+         str(trial.result["epoch"])]
         for name, trial in trials.items() if trial.result
     ]  # fmt: skip
     columns = ["start", "weights", "epochs", "rate", "seed", "test top-1, %", "test top-5, %", "best epoch"]
@@ -365,7 +384,7 @@ def _pretraining(document: Document, findings: Findings, sweep: Sweep | None) ->
     ]
 
 
-def _pretrained_means(trial: Run, findings: Findings) -> str:
+def _pretrained_means(document: Document, trial: Run, findings: Findings) -> str:
     data = data_of(trial.sessions, trial.config)
     if start_of(trial) == "random":
         return f"No pretrained weights could be had on {data}, so that both runs started from random ones."
@@ -373,7 +392,7 @@ def _pretrained_means(trial: Run, findings: Findings) -> str:
         return f"Trained on {data}; pretrained means ImageNet weights."
     source = next((run for run in findings.runs if run.path == Path(start_of(trial)).parent), None)
     origin = f", from a run on {data_of(source.sessions, source.config)}" if source else ""
-    return f"Trained on {data}; pretrained means the weights {start_of(trial)}{origin}."
+    return f"Trained on {data}; pretrained means the weights {document.name(start_of(trial))}{origin}."
 
 
 def _bird_curves(runs: Mapping[str, Run], name: str, caption: str) -> Picture | None:
@@ -418,9 +437,9 @@ def _classifier(document: Document, findings: Findings, birds: Run | None) -> li
         weights = f"{birds.path}/model_best.pth" if birds else "..."
         document.missing.append(("confused pairs and calibration", f"make eval-classifier WEIGHTS={weights}"))
         return blocks
-    of = evaluation.session.get("weights") or document.name(evaluation.path)
+    of = document.name(evaluation.session.get("weights") or evaluation.path)
     figures = evaluation.figures
-    row = [str(int(figures["images"])), *(figure(figures[key], 2) for key in
+    row = [figure(figures["images"], 0), *(figure(figures[key], 2) for key in
            ("top1", "top5", "mean_class_accuracy", "calibration_error")), figure(figures["loss"], 3)]  # fmt: skip
     columns = ["images", "top-1, %", "top-5, %", "mean of classes, %", "calibration error, %", "loss"]
     blocks.append(Table(columns, [row], f"Evaluation of {of}."))
@@ -461,7 +480,8 @@ def _per_class(document: Document, measured: Sequence[tuple[Run, Evaluation | No
         rows.append(
             ["mAP", "", "", "", figure(evaluation.figures["AP50_11point"], 3), figure(evaluation.figures["AP50"], 3)]
         )
-        weights = evaluation.session.get("weights") or f"{document.name(run.path)}, last evaluation while training"
+        weights = document.name(evaluation.session.get("weights") or run.path)
+        weights += "" if evaluation.session else ", last evaluation while training"
         caption = f"{run.network} on {_test_of(run, evaluation)}: {weights}."
         tables.append(
             Table(["class", "gts", "dets", "recall", "ap, 11 points", "ap, area"], rows, caption, [len(rows) - 1])

@@ -48,6 +48,7 @@ def curves(panels: Mapping[str, Sequence[Curve]], x: str) -> bytes:
                 )
             axes.set_title(title, fontsize=10)
             axes.set_xlabel(x)
+            axes.xaxis.get_major_locator().set_params(integer=max(axes.get_xlim()) >= 2)
             if "loss" not in title:
                 axes.set_ylim(0, None)
             axes.grid(color=INK, alpha=0.25, linewidth=0.6)

@@ -18,7 +18,7 @@ from tools.errors import UserError
 from tools.run_folder import METRICS, read_metrics, read_sessions
 
 DETECTORS = {"GeneralizedRCNN": "Faster R-CNN", "YOLOv3": "YOLOv3"}  # by Detectron2's name of the architecture
-LAST_LINE = "Everything is in"  # of the log of a finished detector
+FIRST_WORDS, LAST_WORDS = "Training iterations", "Everything is in"  # of a detector's log, as it begins and ends
 
 T = TypeVar("T")
 
@@ -212,7 +212,7 @@ def _read_run(folder: Path, findings: Findings, to_tell: Findings) -> Run | None
     if config is None:
         return None
     architecture = config.get("MODEL", {}).get("META_ARCHITECTURE")
-    network = DETECTORS.get(architecture, config.get("model"))
+    network = DETECTORS.get(str(architecture), config.get("model"))
     if not isinstance(network, str):
         to_tell.problems.append(f"{folder / 'config.yaml'}: names no network that is known here; left out")
         return None
@@ -232,15 +232,18 @@ def _read_run(folder: Path, findings: Findings, to_tell: Findings) -> Run | None
         rows=_attempt(to_tell, _parse_metrics, metrics) or [],
         sessions=_attempt(to_tell, lambda path: read_sessions(path.parent), folder / "environment.json") or [],
         result=result,
-        is_finished=bool(result) or bool(_attempt(to_tell, _says_its_last_line, folder / "log.txt")),
+        is_finished=bool(result) or bool(_attempt(to_tell, _has_ended, folder / "log.txt")),
         written=(metrics if metrics.exists() else folder / "config.yaml").stat().st_mtime,
     )
 
 
 def _parse_config(path: Path) -> dict:
     config = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    if not isinstance(config, dict) or not isinstance(config.get("MODEL", {}), dict):
+    if not isinstance(config, dict):
         raise ValueError("expected settings by name")
+    for key in ("MODEL", "DATASETS", "SOLVER"):
+        if not isinstance(config.get(key, {}), dict):
+            raise ValueError(f"{key}: expected settings by name")
     return config
 
 
@@ -249,19 +252,19 @@ def _parse_metrics(path: Path) -> list[dict[str, float]]:
         {key: value for key, value in row.items() if isinstance(value, int | float)}
         for row in read_metrics(path.parent)
     ]
-    if any("iteration" not in row for row in rows):
-        raise ValueError("a row has no iteration")
+    if not all(math.isfinite(row["iteration"]) and math.isfinite(row.get("epoch", 0)) for row in rows):
+        raise ValueError("an iteration or epoch is no number")
     return rows
 
 
 def _parse_result(path: Path) -> dict:
     result = json.loads(path.read_text())
-    return result | {key: _number(result[key]) for key in ("top1", "top5", "validation_top1", "validation_top5")}
+    numbers = ("top1", "top5", "validation_top1", "validation_top5", "lr", "epochs", "epoch", "seed")
+    return {**result, **{key: result[key] + 0 for key in numbers}, "chosen_on": str(result["chosen_on"])}
 
 
-def _says_its_last_line(path: Path) -> bool:
-    lines = path.read_text(errors="replace").strip().splitlines()
-    return bool(lines) and LAST_LINE in lines[-1]
+def _has_ended(log: Path) -> bool:
+    return LAST_WORDS in log.read_text(errors="replace").rpartition(FIRST_WORDS)[2]
 
 
 def _last_session(folder: Path) -> dict:

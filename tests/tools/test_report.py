@@ -1,0 +1,470 @@
+"""The report, from small folders that the project's own programs wrote; whole, halved, broken, and of other data."""
+
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from classification import evaluate as evaluate_birds
+from classification.cub import read_cub
+from classification.model import build_model
+from classification.recipe import Recipe, save_recipe
+from classification.sweep import compare_pretraining, sweep_grid
+from classification.train import train as train_birds
+from detection import train_net
+from detection.evaluation import Detections, evaluate_voc
+from tools import compare_detectors, visualize_proposals
+from tools.data_root import data_facts
+from tools.report.__main__ import main
+from tools.report.document import VOC07_TEST
+from tools.run_folder import append_metrics, read_metrics, record_session
+
+COLOURS = {"red_thing_with_a_name_that_is_much_longer_than_a_column": (200, 30, 30), "blue": (30, 30, 200)}
+OBJECT = """<object><name>{}</name><difficult>0</difficult>
+<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
+TINY = {"MODEL.WEIGHTS": "", "MODEL.DEVICE": "cpu", "DATALOADER.NUM_WORKERS": 0, "INPUT.MIN_SIZE_TEST": 64}
+TINY |= {"SOLVER.IMS_PER_BATCH": 2, "SOLVER.MAX_ITER": 2, "SOLVER.LOG_PERIOD": 1, "SOLVER.STEPS": (1,)}
+TINY |= {"TEST.EVAL_PERIOD": 1, "TEST.VALIDATION_LOSS_IMAGES": 2}
+TINY_FRCNN = {
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
+    "MODEL.RPN.POST_NMS_TOPK_TEST": 30,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "INPUT.MIN_SIZE_TRAIN": (64,),
+}
+TINY_YOLOV3 = {
+    "MODEL.DARKNET.NAME": "resnet10t",
+    "MODEL.YOLOV3.CONV_DIMS": [8, 16, 16],
+    "MODEL.YOLOV3.NUM_CONVS": [1, 1, 1],
+    "INPUT.SQUARE_SIZES_TRAIN": [64],
+    "INPUT.MAX_SIZE_TEST": 64,
+}
+
+
+def draw_voc(folder: Path) -> None:
+    """Eight photographs in VOC layout, two rectangles each."""
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    (folder / "labels.txt").write_text("\n".join(COLOURS) + "\n")
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        image, objects = np.full((48, 64, 3), 120, dtype=np.uint8), ""
+        for name, colour in COLOURS.items():
+            (x, y), (w, h) = rng.integers(0, 16, 2), rng.integers(16, 32, 2)
+            image[y : y + h, x : x + w] = colour
+            objects += OBJECT.format(name, x + 1, y + 1, x + w, y + h)
+        Image.fromarray(image).save(folder / "JPEGImages" / f"{number}.png")
+        size = "<size><width>64</width><height>48</height><depth>3</depth></size>"
+        (folder / "Annotations" / f"{number}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+    (folder / "ImageSets/Main/trainval.txt").write_text("0\n1\n2\n3\n")
+    (folder / "ImageSets/Main/test.txt").write_text("4\n5\n6\n7\n")
+
+
+def draw_birds(root: Path) -> None:
+    """Three species in CUB's layout, four training and two test pictures each."""
+    lines: dict[str, list[str]] = {name: [] for name in ("classes", "images", "image_class_labels", "train_test_split")}
+    for label in (1, 2, 3):
+        name = f"{label:03d}.Bird_{label}"
+        lines["classes"].append(f"{label} {name}")
+        (root / "CUB_200_2011" / "images" / name).mkdir(parents=True)
+        for number in range(6):
+            index = len(lines["images"]) + 1
+            noise = np.random.default_rng(index).integers(0, 60, (40, 48, 3)) + 50 * label
+            Image.fromarray(noise.astype(np.uint8)).save(root / "CUB_200_2011/images" / name / f"{number}.jpg")
+            lines["images"].append(f"{index} {name}/{number}.jpg")
+            lines["image_class_labels"].append(f"{index} {label}")
+            lines["train_test_split"].append(f"{index} {int(number < 4)}")
+    for name, rows in lines.items():
+        (root / "CUB_200_2011" / f"{name}.txt").write_text("\n".join(rows) + "\n")
+
+
+def train_bird(run: Path, root: Path, **settings: object) -> None:
+    recipe = Recipe(model="test_resnet", image_size=32, batch_size=4, data=str(root), **{"epochs": 2, **settings})
+    run.mkdir(parents=True)
+    save_recipe(recipe, run / "config.yaml")
+    cub = read_cub(root)
+    weights = Path(recipe.weights) if recipe.weights else None
+    torch.manual_seed(0)
+    model = build_model(recipe.model, 3, recipe.pretrained, weights)
+    with record_session(run, **data_facts(root)):
+        train_birds(recipe, cub, model, run, torch.device("cpu"))
+
+
+def call(program, *arguments: object) -> None:
+    """Calls a `main` that reads the command line of the process."""
+    before, sys.argv = sys.argv, ["program", *map(str, arguments)]
+    try:
+        program()
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of everything, by the programs themselves."""
+    root, data = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("tiny data")
+    draw_voc(data / "voc")
+    draw_birds(data)
+
+    train_bird(root / "other", data, pretrained=False)
+    weights = root / "other" / "model_best.pth"
+    train_bird(root / "finetuned", data, weights=str(weights), epochs=3)
+    shared = Recipe(model="test_resnet", image_size=32, batch_size=4, data=str(data))
+    for name, settings in (
+        ("pair-pretraining/pretrained", {"weights": str(weights)}),
+        ("pair-pretraining/random", {"pretrained": False}),
+        ("few-grid/lr0.05-epochs1", {"lr": 0.05, "epochs": 1, "pretrained": False}),
+        ("few-grid/lr0.05-epochs2", {"lr": 0.05, "epochs": 2, "pretrained": False}),
+    ):
+        train_bird(root / name, data, **settings)
+    for name in ("pair-pretraining", "few-grid"):
+        save_recipe(shared, root / name / "config.yaml")
+    compare_pretraining([], 2, root / "pair-pretraining")  # both are trained: it takes them as they are
+    sweep_grid([0.05], [1, 2], [], root / "few-grid")
+    call(evaluate_birds.main, root / "finetuned" / "model_best.pth", "--data", data)
+
+    for name, options in (("faster_rcnn", TINY_FRCNN), ("yolov3", TINY_YOLOV3)):
+        words = [str(word) for pair in {**TINY, **options}.items() for word in pair]
+        arguments = ["--model", name, "--data", str(data / "voc"), "--output", str(root)]
+        train_net.train(train_net.parse_args([*arguments, *words]))
+        train_net.eval_only(train_net.parse_args([*arguments, "--eval-only"]))
+    call(visualize_proposals.main, "--output", root)
+    photographs = sorted(str(path) for path in (data / "voc/JPEGImages").iterdir())[:3]
+    compare = ["--output", str(root), "--score", "0.01", "--out"]
+    compare_detectors.main([*compare, str(root / "comparison"), *photographs])
+    compare_detectors.main([*compare, str(root / "errors")])
+    return root
+
+
+class Page(HTMLParser):
+    """Reads the tables and the text of a page, and checks that every element is closed and in its place."""
+
+    VOID = ("meta", "link", "img", "wbr", "br", "hr", "input")
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.text = ""
+        self.feed(path.read_text())
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "srcset", "action", "data")]
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.open[-1:] in (["td"], ["th"]):
+            self.tables[-1][-1][-1] += data
+
+    def table(self, *columns: str) -> list[list[str]]:
+        """The rows of the only table that begins with these columns."""
+        (found,) = [table[1:] for table in self.tables if tuple(table[0][: len(columns)]) == columns]
+        return found
+
+
+def make(runs: Path, out: Path) -> Page:
+    main(["--runs", str(runs), "--out", str(out)])
+    return Page(out / "index.html")
+
+
+@pytest.fixture(scope="module")
+def whole(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
+    out = tmp_path_factory.mktemp("report")
+    return out, make(runs, out)
+
+
+@pytest.fixture
+def copy(runs: Path, tmp_path: Path) -> Path:
+    """The runs, to be spoilt."""
+    return shutil.copytree(runs, tmp_path / "runs", copy_function=shutil.copy2)
+
+
+def test_all_parts_are_there(whole: tuple[Path, Page]) -> None:
+    out, page = whole
+    assert "not there" not in page.text.lower()
+    assert "Left out" not in page.text
+    sections = ["results", "runs", "sweep", "pretraining", "classifier", "detectors", "curves", "precision-recall"]
+    assert page.ids == [*sections, "proposals", "photographs", "errors", "speed"]
+    assert [address for address in page.addresses if address.startswith("#")] == [f"#{id}" for id in page.ids]
+    names = {path.stem for path in (out / "figures").iterdir()}
+    assert names >= {"sweep", "pretraining", "classifier", "curves-faster-r-cnn", "curves-yolov3", "errors"}
+    assert names >= {"pr-curves-faster-r-cnn", "pr-curves-yolov3", "confused_pairs", "confusion_matrix"}
+    assert names >= {f"proposals-{number}" for number in (1, 2, 3, 4)} | {f"photograph-{n}" for n in (1, 2, 3)}
+
+
+def test_numbers_by_class_are_those_of_the_evaluation(runs: Path, whole: tuple[Path, Page]) -> None:
+    tables = [table for table in whole[1].tables if table[0][:4] == ["class", "gts", "dets", "recall"]]
+    assert len(tables) == 2
+    results = {(row[0], row[3]): row[4] for row in whole[1].table("what", "data", "started from")}
+    for table, folder, name in zip(
+        tables, ("faster_rcnn_R_50_FPN", "yolov3_darknet53"), ("Faster R-CNN", "YOLOv3"), strict=True
+    ):
+        evaluation = json.loads((runs / folder / "evaluation" / "evaluation.json").read_text())
+        for row, (label, figures) in zip(table[1:], evaluation["per_class"].items(), strict=False):
+            assert row[:3] == [label, str(figures["gts"]), str(figures["dets"])]
+            values = [figures["recall"], figures["AP50_11point"], figures["AP50"]]
+            assert [float(cell) for cell in row[3:]] == pytest.approx(values, abs=5.01e-4)
+        means = [evaluation["AP50_11point"], evaluation["AP50"]]
+        assert table[-1][0] == "mAP"
+        assert [float(cell) for cell in table[-1][4:]] == pytest.approx(means, abs=5.01e-4)
+        shown = [float(results[name, metric]) for metric in ("mAP, 11 points", "mAP, area")]
+        assert shown == pytest.approx(means, abs=5.01e-4)
+
+
+def test_numbers_of_the_sweep_and_of_the_birds_are_those_of_the_files(runs: Path, whole: tuple[Path, Page]) -> None:
+    page = whole[1]
+    expected = pd.read_csv(runs / "few-grid" / "sweep.csv")
+    shown = np.array(page.table("learning rate", "epochs", "validation top-1, %"), dtype=float)
+    np.testing.assert_allclose(shown, expected.to_numpy(), atol=0.0051)
+    best = expected.iloc[0]
+    assert f"Best: rate {best['lr']:g} with {best['epochs']:.0f} epochs" in page.text
+
+    expected = pd.read_csv(runs / "pair-pretraining" / "comparison.csv").set_index("start")
+    for row in page.table("start", "weights", "epochs"):
+        figures = [float(cell) for cell in row[5:7]]
+        assert figures == pytest.approx(expected.loc[row[0], ["test top-1", "test top-5"]].tolist(), abs=0.0051)
+    assert "pretrained means the weights other/model_best.pth, from a run on" in page.text
+
+    report = json.loads((runs / "finetuned" / "evaluation" / "report.json").read_text())
+    keys = ("images", "top1", "top5", "mean_class_accuracy", "calibration_error", "loss")
+    (row,) = page.table("images", "top-1, %", "top-5, %")
+    assert [float(cell) for cell in row] == pytest.approx([report[key] for key in keys], abs=0.0051)
+    pairs = pd.read_csv(runs / "finetuned" / "evaluation" / "confused_pairs.csv", dtype=str)
+    assert page.table("true class", "taken for", "images") == pairs[["true", "predicted", "images"]].values.tolist()
+
+
+def test_numbers_of_proposals_photographs_and_errors_are_those_of_the_files(
+    runs: Path, whole: tuple[Path, Page]
+) -> None:
+    page = whole[1]
+    recall = pd.read_csv(runs / "faster_rcnn_R_50_FPN" / "proposals" / "recall.csv")
+    (row,) = page.table("proposals kept", *map(str, recall["proposals"]))
+    assert [float(cell) for cell in row[1:]] == pytest.approx(recall["recall"].tolist(), abs=5.01e-4)
+
+    photographs = pd.read_csv(runs / "comparison" / "photographs.csv").iloc[:-1]
+    for row, (_, expected) in zip(page.table("photograph", "both"), photographs.iterrows(), strict=True):
+        assert row[0] == Path(expected["photograph"]).name
+        columns = ["both", "other class", "only Faster R-CNN", "only YOLOv3", "Faster R-CNN ms", "YOLOv3 ms"]
+        assert [float(cell) for cell in row[1:]] == pytest.approx(expected[columns].tolist(), abs=0.51)
+
+    errors = pd.read_csv(runs / "errors" / "errors.csv")
+    rows = page.table("error", "Faster R-CNN, number")
+    assert [row[0] for row in rows] == errors["error"].tolist()
+    np.testing.assert_allclose(
+        np.array([row[1:] for row in rows], dtype=float), errors.iloc[:, 1:].to_numpy(float), atol=6e-4
+    )
+
+
+def test_what_ran_is_told_from_the_files(runs: Path, whole: tuple[Path, Page]) -> None:
+    rows = {row[0]: row for row in whole[1].table("run", "network")}
+    assert set(rows) == {"finetuned", "other", "faster_rcnn_R_50_FPN", "yolov3_darknet53"} | {
+        "few-grid (2 runs)",
+        "pair-pretraining (2 runs)",
+    }
+    assert all(row[-1] == "finished" for row in rows.values())
+    assert rows["yolov3_darknet53"][5:7] == ["0", "2 iterations"]
+    sessions = json.loads((runs / "finetuned" / "environment.json").read_text())
+    for fact in (sessions[0]["machine"], *sessions[0]["versions"].values()):
+        assert fact in whole[1].text
+    assert sessions[0]["command"] not in ("", None)
+
+
+def test_the_page_needs_nothing_else(whole: tuple[Path, Page]) -> None:
+    page = whole[1]
+    assert page.addresses
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    text = (whole[0] / "index.html").read_text()
+    assert "@import" not in text
+    assert "url(" not in text
+    assert "<script" not in text
+    for query in ("prefers-color-scheme: dark", "@media print", "width=device-width"):
+        assert query in text
+
+
+def test_pictures_of_the_markdown_exist_and_can_be_opened(whole: tuple[Path, Page]) -> None:
+    out, page = whole
+    text = (out / "report.md").read_text()
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+    assert len(pictures) == len([address for address in page.addresses if address.startswith("data:image/")])
+    for name in pictures:
+        if name.endswith(".webp"):
+            with Image.open(out / name) as image:
+                image.load()
+        else:
+            assert (out / name).read_text().rstrip().endswith("</svg>")
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) == len(page.tables)
+    for table in tables:
+        rows = table.splitlines()
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
+        assert re.fullmatch(r"\|( -+:? \|)+", rows[1])
+
+
+def test_made_twice_it_is_the_same_but_for_the_date(runs: Path, whole: tuple[Path, Page], tmp_path: Path) -> None:
+    make(runs, tmp_path)
+
+    def content(folder: Path) -> dict[str, bytes]:
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for name in ("index.html", "report.md"):
+            files[name], count = re.subn(rb"Made on \d{4}-\d\d-\d\d \d\d:\d\d", b"", files[name])
+            assert count == 1
+        return files
+
+    assert content(tmp_path) == content(whole[0])
+
+
+@pytest.mark.parametrize(
+    ("half", "there", "missing"),
+    [
+        (
+            ["other", "finetuned", "pair-pretraining", "few-grid"],
+            "classifier",
+            ["make train-frcnn", "make train-yolov3", "make visualize-proposals"],
+        ),
+        (
+            ["faster_rcnn_R_50_FPN", "yolov3_darknet53", "comparison", "errors"],
+            "detectors",
+            ["make sweep", "make compare-pretraining", "make finetune", "make eval-classifier"],
+        ),
+    ],
+)
+def test_half_is_told_and_the_rest_named_with_its_command(
+    copy: Path, tmp_path: Path, half: list[str], there: str, missing: list[str]
+) -> None:
+    for folder in copy.iterdir():
+        if folder.name not in half:
+            shutil.rmtree(folder)
+    page = make(copy, tmp_path / "report")
+    assert there in page.ids
+    assert page.ids[-1] == "missing"
+    for command in missing:
+        assert command in page.text
+        assert command in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_broken_files_are_named_and_the_rest_is_told(copy: Path, tmp_path: Path) -> None:
+    lines = (copy / "finetuned" / "metrics.json").read_text().splitlines()
+    (copy / "finetuned" / "metrics.json").write_text("\n".join([lines[0], "{broken", *lines[1:]]) + "\n")
+    broken = {
+        "yolov3_darknet53/config.yaml": b"MODEL: [unclosed",
+        "faster_rcnn_R_50_FPN/evaluation/evaluation.json": b'{"AP50": 1}',
+        "faster_rcnn_R_50_FPN/proposals/recall.csv": b"\xff\xfe\x00",
+        "comparison/comparison.json": b"[1, 2]",
+        "errors/errors.json": b"null",
+        "few-grid/sweep.png": b"no picture",
+        "pair-pretraining/random/result.json": b'{"top1": "high"}',
+        "finetuned/environment.json": b"7",
+    }
+    for name, content in broken.items():
+        (copy / name).write_bytes(content)
+    (copy / "empty").mkdir()
+    page = make(copy, tmp_path / "report")
+    for name in (*broken, "finetuned/metrics.json"):
+        name = name.replace("recall.csv", "proposals.json")  # they are read together
+        assert f"{copy / name}: " in page.text, name
+    assert f"{copy / 'empty'}: an empty folder" in page.text
+    assert "line 2 is '{broken'" in page.text
+    assert page.table("learning rate", "epochs")
+    assert [table[0][0] for table in page.tables].count("class") == 1  # the run's own evaluation stands in
+
+
+def test_a_run_still_going_says_so(copy: Path, tmp_path: Path) -> None:
+    """As it is after an epoch: no last line, no result, a row of metrics half written, seconds not known yet."""
+    for name in ("yolov3_darknet53", "finetuned"):
+        run = copy / name
+        if (run / "log.txt").exists():
+            log = (run / "log.txt").read_text().splitlines()
+            (last,) = [number for number, line in enumerate(log) if "Everything is in" in line]
+            (run / "log.txt").write_text("\n".join(log[:last]))
+        (run / "result.json").unlink(missing_ok=True)
+        sessions = json.loads((run / "environment.json").read_text())
+        (run / "environment.json").write_text(json.dumps([{**sessions[0], "seconds": None}]))
+        first = read_metrics(run)[0]
+        (run / "metrics.json").write_text("")
+        append_metrics(run, first)
+        with (run / "metrics.json").open("a") as file:
+            file.write('{"iteration": 1, "tot')
+    page = make(copy, tmp_path / "report")
+    rows = {row[0]: row for row in page.table("run", "network")}
+    assert rows["yolov3_darknet53"][6:] == ["1 of 2 iterations", "–", "not finished: still going, or interrupted"]  # noqa: RUF001
+    assert rows["finetuned"][6] == "1 of 3 epochs"
+    assert "So far: the run has not finished." in page.text
+
+
+def test_a_run_just_begun_and_one_without_settings(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "begun"
+    run.mkdir(parents=True)
+    save_recipe(Recipe(), run / "config.yaml")
+    append_metrics(tmp_path / "runs", {"iteration": 0})
+    page = make(tmp_path / "runs", tmp_path / "report")
+    (row,) = page.table("run", "network")
+    assert (row[0], row[6]) == ("begun", "0 of 20 epochs")
+    assert "it cannot be told what ran" in page.text
+
+
+def test_nothing_at_all_is_a_report_and_no_folder_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs").mkdir()
+    page = make(tmp_path / "runs", tmp_path / "report")
+    assert page.ids == ["missing"]
+    with pytest.raises(SystemExit) as exit_code:
+        main(["--runs", str(tmp_path / "nowhere"), "--out", str(tmp_path / "report")])
+    assert exit_code.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'nowhere'}: no such folder")
+
+
+def test_the_study_stands_beside_its_own_data_only(copy: Path, tmp_path: Path) -> None:
+    page = make(copy, tmp_path / "other data")
+    text = (tmp_path / "other data" / "index.html").read_text() + (tmp_path / "other data" / "report.md").read_text()
+    visible = re.sub(r"data:image/[^\"]+", "", text)
+    assert not re.search(r"0\.754|73\.70|the study's", visible)
+    assert "None of this was measured on the data of the study" in page.text
+
+    # As many objects of each class as VOC07 test has, all found: its figures are 1.
+    classes = [label for label, name in enumerate(VOC07_TEST) for _ in range(VOC07_TEST[name])]
+    box = [0.0, 0.0, 10.0, 10.0]
+    truth = [{"annotations": [{"bbox": box, "category_id": label}]} for label in classes]
+    detections = Detections(
+        np.arange(len(classes)), np.array(classes), np.full(len(classes), 0.9), np.array([box] * len(classes))
+    )
+    for name in ("faster_rcnn_R_50_FPN", "yolov3_darknet53"):
+        evaluate_voc(truth, detections, list(VOC07_TEST)).write(copy / name / "evaluation")
+    result = json.loads((copy / "finetuned" / "result.json").read_text())
+    recipe = (copy / "finetuned" / "config.yaml").read_text()
+    (copy / "finetuned" / "config.yaml").write_text(recipe.replace("model: test_resnet", "model: resnet18"))
+    official = json.dumps({**result, "test_images": 5794, "classes": 200})
+    (copy / "finetuned" / "result.json").write_text(official)
+    page = make(copy, tmp_path / "the same data")
+    study = {(row[0], row[3]): row[5] for row in page.table("what", "data", "started from", "metric", "measured")}
+    assert study.pop(("Faster R-CNN", "mAP, 11 points")) == "0.754"
+    assert study.pop(("resnet18, fine-tuned", "top-1")) == "73.70 %"
+    assert set(study.values()) == {"–"}  # noqa: RUF001
