@@ -12,7 +12,7 @@ import gradio as gr
 import torch
 from detectron2.structures import Instances
 from gradio.components import Component
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from classification import predict as classification
 from classification.predict import BirdClassifier
@@ -81,12 +81,12 @@ def read_photograph(path: Path) -> torch.Tensor:
     try:
         with Image.open(path) as image:  # which reads the header alone
             megapixels = image.width * image.height / 1e6
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        is_bomb = isinstance(error, Image.DecompressionBombError)
-        reason = f"has more than {MAX_MEGAPIXELS} megapixels" if is_bomb else "is no image that can be read"
-        raise UserError(f"{path.name} {reason}; expected JPEG, PNG, GIF or WebP") from error
+    except Image.DecompressionBombError:
+        megapixels = float("inf")
+    except OSError as error:
+        raise UserError(f"{path.name} is no image that can be read; expected JPEG, PNG, GIF or WebP") from error
     if megapixels > MAX_MEGAPIXELS:
-        raise UserError(f"{path.name} has {megapixels:.0f} megapixels; expected at most {MAX_MEGAPIXELS}")
+        raise UserError(f"{path.name} has more than {MAX_MEGAPIXELS} megapixels; expected a smaller picture")
     try:
         return read_image(path)
     except UserError as error:
@@ -218,7 +218,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             footer_links=[],
             css=CSS,
             max_file_size="100mb",
-            theme=gr.themes.Default(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+            theme=gr.themes.Default(
+                primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+            ),
         )
     except OSError as error:
         raise UserError(

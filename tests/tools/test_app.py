@@ -1,0 +1,192 @@
+"""The page in a real browser, with very small untrained models behind it."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, expect
+
+from tools.app import main, newest_models, read_photograph
+from tools.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = ["red", "blue"]
+SPECIES = [f"Bird {number}" for number in range(7)]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory, make_detector, make_classifier) -> Path:
+    """A folder of runs, one of each model, named as training names them."""
+    output = tmp_path_factory.mktemp("output")
+    make_detector(output / "faster_rcnn_R_50_FPN-sample", "faster_rcnn_R_50_FPN", CLASSES, output)
+    make_detector(output / "yolov3_darknet53_study", "yolov3_tiny", CLASSES, output)
+    make_classifier(output / "resnet18-best-2", SPECIES)
+    return output
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[..., str]]:
+    """Starts the app with some options on a free port; returns its address."""
+    started = []
+
+    def start(*options: str) -> str:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        words = [sys.executable, "-m", "tools.app", "--port", str(port), *options]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        app = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        started.append(app)
+        said = ""
+        for line in app.stdout:
+            said += line
+            if match := re.search(r"Open (\S+) in a browser", line):
+                return match[1]
+        raise AssertionError(said)
+
+    yield start
+    for app in started:
+        app.terminate()
+        app.wait()
+        app.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def address(serve, output) -> str:
+    return serve("--output", str(output), "--score", "0.15")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """A photograph in several forms, and files that are none."""
+    folder = tmp_path_factory.mktemp("pictures")
+    pixels = np.full((300, 400, 3), 120, dtype=np.uint8)
+    pixels[60:200, 50:180] = (200, 30, 30)
+    pixels[120:260, 220:360] = (30, 30, 200)
+    image = Image.fromarray(pixels)
+    image.save(folder / "whole.jpg", quality=95)
+    (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:1500])
+    (folder / "text.jpg").write_text("This is no photograph.")
+    (folder / "empty.jpg").touch()
+    (folder / "drawing.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    Image.new("1", (9000, 9000)).save(folder / "bomb.png")
+    Image.new("L", (7000, 7000)).save(folder / "large.png")
+    image.convert("CMYK").save(folder / "cmyk.jpg", quality=95)
+    turned = image.getexif()
+    turned[0x0112] = 6  # to be shown turned to the right
+    image.rotate(90, expand=True).save(folder / "turned.jpg", exif=turned, quality=95)
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(folder / "16 bits.png")
+    image.save(folder / "moving.gif", save_all=True, append_images=[image.rotate(90)])
+    return folder
+
+
+def upload(page: Page, path: Path) -> None:
+    page.set_input_files("input[type=file]", path)
+
+
+def picture(page: Page, caption: str):
+    """The part of the page with this caption and a picture in it."""
+    return page.locator(".picture").filter(has_text=re.compile(rf"^\s*{caption}")).locator("img")
+
+
+def test_a_photograph_goes_through_all_models(page, address, pictures):
+    page.goto(address)
+    upload(page, pictures / "whole.jpg")
+    for caption in (r"Faster R-CNN: \d+ objects?\s*$", r"YOLOv3: \d+ objects?\s*$", r"Proposals: 50 best of \d+\s*$"):
+        expect(picture(page, caption)).to_be_visible(timeout=20_000)
+        assert picture(page, caption).evaluate("image => [image.naturalWidth, image.naturalHeight]") == [640, 480]
+    named = page.get_by_text(re.compile(r"^Bird \d$"))
+    assert len(set(named.all_inner_texts())) == 5
+
+    # The slider draws again, other proposals and their number, and not the detections.
+    detections = picture(page, "Faster R-CNN").get_attribute("src")
+    before = picture(page, "Proposals: 50").get_attribute("src")
+    page.locator("input[type=range]").fill("7")
+    expect(picture(page, "Proposals: 7 best of")).not_to_have_attribute("src", before)
+    assert picture(page, "Faster R-CNN").get_attribute("src") == detections
+
+    # Taken away, it leaves an empty page.
+    page.get_by_label("Remove Image").click()
+    expect(page.locator(".picture img")).to_have_count(0)
+    expect(named).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("text.jpg", "text.jpg is no image that can be read; expected JPEG, PNG, GIF or WebP"),
+        ("cut.jpg", "cut.jpg: cannot be read as an image (Image is incomplete or truncated)"),
+        ("empty.jpg", "empty.jpg is no image that can be read"),
+        ("drawing.svg", "drawing.svg is no image that can be read"),
+        ("bomb.png", "bomb.png has more than 64 megapixels"),
+    ],
+)
+def test_what_is_no_photograph_is_refused_kindly(page, address, pictures, name, message):
+    page.goto(address)
+    upload(page, pictures / name)
+    expect(page.get_by_text(message)).to_be_visible(timeout=20_000)
+    expect(page.locator(".picture img")).to_have_count(0)
+    # The page takes the next one.
+    upload(page, pictures / "whole.jpg")
+    expect(picture(page, r"Faster R-CNN: \d+ objects?\s*$")).to_be_visible(timeout=20_000)
+
+
+@pytest.mark.parametrize("name", ["cmyk.jpg", "turned.jpg", "16 bits.png", "moving.gif", "large.png"])
+def test_unusual_photographs_are_shown(page, address, pictures, name):
+    page.goto(address)
+    upload(page, pictures / name)
+    expect(picture(page, r"YOLOv3: \d+ objects?\s*$")).to_be_visible(timeout=20_000)
+
+
+def test_unusual_photographs_are_read_as_they_look(pictures):
+    whole = read_photograph(pictures / "whole.jpg").float()
+    for name in ("cmyk.jpg", "turned.jpg", "moving.gif"):
+        assert (read_photograph(pictures / name).float() - whole).abs().mean() < 4, name
+    red = whole[:1].expand(3, -1, -1)
+    assert (read_photograph(pictures / "16 bits.png").float() - red).abs().mean() < 4
+
+
+def test_messages_name_the_file_and_no_folder(pictures):
+    for name in ("cut.jpg", "text.jpg", "empty.jpg", "drawing.svg", "bomb.png"):
+        with pytest.raises(UserError) as error:
+            read_photograph(pictures / name)
+        assert str(error.value).startswith(name)
+        assert str(pictures) not in str(error.value)
+
+
+def test_page_without_models_says_what_makes_them(page, serve, tmp_path):
+    page.goto(serve("--output", str(tmp_path)))
+    for width in (390, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        for target in ("train-frcnn", "train-yolov3", "finetune"):
+            expect(page.get_by_text(f"make {target}")).to_be_visible()
+        expect(page.locator("input[type=range]")).to_have_count(0)
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_newest_runs_are_found(output, tmp_path):
+    found = {name: path.parent.name for name, path in newest_models(output).items()}
+    assert found == {
+        "Faster R-CNN": "faster_rcnn_R_50_FPN-sample",
+        "YOLOv3": "yolov3_darknet53_study",
+        "Bird classifier": "resnet18-best-2",
+    }
+    assert newest_models(tmp_path) == {}
+
+
+def test_weights_of_another_model_and_a_taken_port(output, address, capsys):
+    for options, message in (
+        (["--frcnn", str(output / "resnet18-best-2")], "is a Bird classifier, expected a Faster R-CNN for FRCNN="),
+        (["--port", address.rpartition(":")[2]], "cannot listen there"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            main(["--output", str(output), *options])
+        assert exit.value.code == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
