@@ -200,7 +200,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", help="such as voc07_test; default that on which the runs are tested")
     parser.add_argument("--limit", type=int, default=100, help="photographs of the split")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
-    parser.add_argument("--out", type=Path, help="folder of the results; default output/comparison")
+    parser.add_argument(
+        "--out", type=Path, help="folder of the results; default output/comparison, of a split output/errors"
+    )
     args = parser.parse_args(argv)
     if args.limit < 1:
         raise UserError(f"LIMIT={args.limit}: expected 1 or more")
@@ -216,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not records:
         split, records, class_names = read_split(detectors, args.data, args.split, args.limit)
     colors = dict(zip(class_names, class_colors(len(class_names)), strict=True))
-    folder = args.out or args.output / "comparison"
+    folder = args.out or args.output / ("comparison" if split is None else "errors")
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
 
     photographs, found_by = [], {name: [] for name in names}

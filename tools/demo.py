@@ -49,7 +49,7 @@ def plan(output: Path) -> list[Stage]:
     birds, first_birds = output / "resnet18-sample-pretraining", output / "resnet18-other-birds"
     bird = ["sample", f"data={SAMPLE}", f"weights={first_birds / 'model_best.pth'}"]
     detect = ["tools.launch", "detection.train_net", "--data", str(SAMPLE), *runs, "--model"]
-    compare = ["tools.compare_detectors", *runs, "--out"]
+    compare = ["tools.compare_detectors", *runs]
     outside = [str(path) for path in sorted((OTHER_SAMPLE / "VOC2007" / "JPEGImages").glob("*.jpg"))[:3]]
     pretraining = ["sample", f"data={OTHER_SAMPLE}", "pretrained=false", "epochs=3", "--name", first_birds.name]
     return [
@@ -79,8 +79,8 @@ def plan(output: Path) -> list[Stage]:
         Stage("proposals", ["tools.visualize_proposals", *runs], 20),
         Stage("training YOLOv3", [*detect, "yolov3"], 165, yolov3),
         Stage("evaluating YOLOv3", [*detect, "yolov3", "--eval-only"], 12),
-        Stage("both detectors on photographs from outside", [*compare, str(output / "comparison"), *outside], 12),
-        Stage("their errors on the test split", [*compare, str(output / "errors")], 25),
+        Stage("both detectors on photographs from outside", [*compare, *outside], 12),
+        Stage("their errors on the test split", compare, 25),
     ]
 
 

@@ -555,7 +555,7 @@ def _proposals(document: Document, findings: Findings) -> list:
 def _photographs(document: Document, findings: Findings) -> list:
     comparison = next((found for found in findings.comparisons if found.split is None), None)
     if comparison is None:
-        command = 'make compare-detectors IMAGES="a.jpg b.jpg c.jpg" OUT=output/comparison'
+        command = 'make compare-detectors IMAGES="a.jpg b.jpg c.jpg"'
         document.missing.append(("both detectors on photographs from outside", command))
         return []
     names = list(comparison.weights)
@@ -581,7 +581,7 @@ def _photographs(document: Document, findings: Findings) -> list:
 def _errors(document: Document, findings: Findings) -> list:
     errors = next(iter(findings.errors), None)
     if errors is None:
-        document.missing.append(("kinds of errors of both detectors", "make compare-detectors OUT=output/errors"))
+        document.missing.append(("kinds of errors of both detectors", "make compare-detectors"))
         return []
     columns, rows = ["error"], []
     for name in errors.analyses:
