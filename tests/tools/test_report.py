@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from playwright.sync_api import expect
 
 from classification import evaluate as evaluate_birds
 from classification.cub import read_cub
@@ -468,3 +469,25 @@ def test_the_study_stands_beside_its_own_data_only(copy: Path, tmp_path: Path) -
     assert study.pop(("Faster R-CNN", "mAP, 11 points")) == "0.754"
     assert study.pop(("resnet18, fine-tuned", "top-1")) == "73.70 %"
     assert set(study.values()) == {"–"}  # noqa: RUF001
+
+
+@pytest.mark.parametrize(("width", "colours"), [(360, "dark"), (1280, "light")])
+def test_in_a_browser_it_fits_and_its_contents_lead_there(
+    whole: tuple[Path, Page], page, width: int, colours: str
+) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=colours)
+    page.goto((whole[0] / "index.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    links = page.locator("nav a")
+    assert links.count() > 5
+    for number in range(links.count()):
+        link = links.nth(number)
+        link.click()
+        heading = page.locator(link.get_attribute("href"))
+        assert heading.inner_text() == link.inner_text()
+        expect(heading).to_be_in_viewport()
+    background, text = page.evaluate("(style => [style.backgroundColor, style.color])(getComputedStyle(document.body))")
+    brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (background, text)]
+    assert (brightness[0] < brightness[1]) == (colours == "dark")
