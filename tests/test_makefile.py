@@ -130,21 +130,6 @@ def test_without_python_the_project_has_an_environment_of_its_own() -> None:
     assert ".venv" not in make("-n", "train-frcnn").replace(sys.executable, "")
 
 
-def test_readme_commands_exist() -> None:
-    """Every `make` line of the README names targets that there are, with variables that they take."""
-    text = (ROOT / "README.md").read_text()
-    makefile = (ROOT / "Makefile").read_text()
-    blocks = re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
-    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    found = [line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?make\b", line)]
-    for line in found:
-        words = [word for word in shlex.split(line)[1:] if not word.startswith("[")]
-        make("--dry-run", *words)
-        for word in words:
-            if match := re.match(r"([A-Z_0-9]+)=", word):
-                assert re.search(rf"\b{match[1]}\b", makefile), line
-
-
 def test_checkout_in_a_folder_with_spaces(tmp_path: Path) -> None:
     checkout = tmp_path / "a checkout"
     checkout.mkdir()
