@@ -10,10 +10,10 @@ from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.modeling.poolers import ROIPooler
 from torch import nn
 
-import detection.yolov3  # noqa: F401 - registers the YOLOv3 meta-architecture
 from detection.checkpoint import load_weights
 from detection.config import read_run_cfg
 from detection.roi_align import ROIAlign
+from detection.yolov3.darknet import fold_batch_norm
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
@@ -32,8 +32,8 @@ def build_model(cfg: CfgNode) -> nn.Module:
             )
     if cfg.MODEL.CHANNELS_LAST:
         model.to(memory_format=torch.channels_last)
-    device = torch.device(cfg.MODEL.DEVICE).type
-    if cfg.MODEL.BF16 and _is_fast_in_bf16(device):
+    if _runs_in_bf16(cfg):
+        device = torch.device(cfg.MODEL.DEVICE).type
         model.forward = torch.autocast(device, torch.bfloat16)(model.forward)
         for module in _prediction_layers(model):
             _keep_float32(module, device)
@@ -43,13 +43,17 @@ def build_model(cfg: CfgNode) -> nn.Module:
 def load_detector(weights: Path) -> tuple[CfgNode, nn.Module]:
     """A trained detector in inference mode, with the configuration that lies beside its weights.
 
+    It is for inference only: YOLOv3's BatchNorm is folded into its convolutions, which changes nothing but roundings.
+
     Raises:
         UserError: weights or configuration are missing, broken, or do not fit each other.
     """
     cfg = read_run_cfg(weights.parent)
     model = build_model(cfg)
     load_weights(model, weights)
-    return cfg, model.eval()
+    model.eval()
+    fold_batch_norm(model, torch.bfloat16 if _runs_in_bf16(cfg) else torch.float32)
+    return cfg, model
 
 
 def _prediction_layers(model: nn.Module) -> Iterable[nn.Module]:
@@ -62,8 +66,11 @@ def _prediction_layers(model: nn.Module) -> Iterable[nn.Module]:
         yield model.roi_heads.box_predictor.bbox_pred
 
 
-def _is_fast_in_bf16(device: str) -> bool:
-    if device == "cuda":
+def _runs_in_bf16(cfg: CfgNode) -> bool:
+    """Whether bfloat16 is wanted, and the device fast in it."""
+    if not cfg.MODEL.BF16:
+        return False
+    if torch.device(cfg.MODEL.DEVICE).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()
     return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)

@@ -3,6 +3,7 @@
 import itertools
 
 import timm
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -26,14 +27,18 @@ def conv_norm_act(in_channels: int, out_channels: int, kernel_size: int, norm_ep
     )
 
 
-def fold_batch_norm(model: nn.Module) -> None:
+def fold_batch_norm(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """Folds each BatchNorm of a model in eval mode into the convolution before it: the same outputs, sooner.
 
     Works in place. The folded model cannot be trained, and no checkpoint fits it any more.
+
+    Args:
+        model: its Darknet units are folded; whatever else it holds stays as it is.
+        dtype: what the folded weights are kept in. Autocast would cast them at every call.
     """
     for module in model.modules():
         if isinstance(module, ConvNormAct):
-            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn).to(dtype)
             module.bn = module.bn.act
 
 

@@ -9,14 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
+from classification.cub import read_cub
 from detection.checkpoint import save_checkpoint
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.modeling import build_model
 from detection.voc import VOC_CLASSES
-from tools.bench import faster_rcnn, voc
+from detection.yolov3.targets import assign_targets
+from tools.bench import classification, faster_rcnn, voc, yolov3
 from tools.bench.__main__ import main
 from tools.bench.timing import against_rivals, in_turn
 
+MISSING_GPU = "not measured: none here"
 ANNOTATION = """<annotation><size><width>96</width><height>64</height><depth>3</depth></size><object><name>dog</name>
 <pose>Left</pose><truncated>0</truncated><difficult>0</difficult>
 <bndbox><xmin>11</xmin><ymin>{ymin}</ymin><xmax>70</xmax><ymax>60</ymax></bndbox></object></annotation>"""
@@ -69,7 +72,7 @@ def test_a_rival_of_twice_the_time_is_half_as_fast() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has the rows of a GPU too")
 def test_faster_rcnn_speed(root: Path) -> None:
     table = faster_rcnn.speed(root, size=(32, 48), repetitions=1)
-    assert_compares(table, ["stock Detectron2", "torchvision"] * 2 + ["not measured: none here"])
+    assert_compares(table, ["stock Detectron2", "torchvision"] * 2 + [MISSING_GPU])
     batches = np.array([1, 1, 2, 2])
     np.testing.assert_allclose(table["ours, images/s"][:4], batches / table["ours, s"][:4])
 
@@ -109,6 +112,67 @@ def test_faster_rcnn_accuracy(root: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert table["what"].tolist() == ["AP50_11point", "AP50", "AP75", "AP"]
     assert table["ours"].between(0, 100).all()
     pd.testing.assert_series_equal(table["difference"], table["ours"] - table["stock Detectron2"], check_names=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has the rows of a GPU too")
+def test_yolov3_speed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yolov3, "fetch_ultralytics", lambda _: False)  # tests download nothing
+    table = yolov3.speed(root, size=64, repetitions=1)
+    assert table["rival"].tolist() == ["OpenCV", "ultralytics: not there", "ultralytics: not there", MISSING_GPU]
+    assert_compares(table[:1], ["OpenCV"])
+
+
+def test_opencv_computes_our_yolov3(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yolov3, "fetch_ultralytics", lambda _: False)
+    samples = yolov3.read_samples(root, 4, (96, 96))
+    contenders = yolov3.build_contenders(samples, "cpu", tmp_path)
+    (ours,) = contenders["ours"].detect(samples[:1])
+    ((_, scores, _),) = contenders["OpenCV"].detect(samples[:1])
+    assert len(scores)
+    assert ours["instances"].scores.max().item() == pytest.approx(float(np.max(scores)), abs=0.05)  # bfloat16
+
+
+def test_the_loop_over_objects_assigns_the_same_targets() -> None:
+    scenes = yolov3.random_scenes(3, 30)
+    ours = assign_targets(*scenes)
+    classes, ignored = yolov3.assign_in_a_loop(*scenes)
+    assert ignored.any()
+    assert torch.equal(ours.ignored, ignored)
+    places = zip(ours.images.tolist(), ours.predictions.tolist(), strict=True)
+    assert dict(zip(places, ours.classes.tolist(), strict=True)) == classes
+    assert_compares(yolov3.targets(Path(), images=2, objects=3, repetitions=1), ["a loop over objects"])
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four classes of 40 photographs, a fifth of them for testing."""
+    folder = tmp_path_factory.mktemp("data")
+    cub = folder / "CUB_200_2011"
+    rng = np.random.default_rng(0)
+    names = [f"{1 + number % 4:03d}.Bird_{number % 4}/{number}.jpg" for number in range(160)]
+    for name in names:
+        (cub / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(cub / "images" / name)
+    lines = {
+        "classes.txt": [f"{1 + label} {1 + label:03d}.Bird_{label}" for label in range(4)],
+        "images.txt": [f"{1 + number} {name}" for number, name in enumerate(names)],
+        "image_class_labels.txt": [f"{1 + number} {1 + number % 4}" for number in range(160)],
+        "train_test_split.txt": [f"{1 + number} {int(number % 5 > 0)}" for number in range(160)],
+    }
+    for name, text in lines.items():
+        (cub / name).write_text("\n".join(text) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("name", [classification.OURS, classification.PLAIN, classification.TIMM])
+def test_contenders_of_classification_train(birds: Path, name: str) -> None:
+    cub = read_cub(birds)
+    training = classification.build(name, cub.train, len(cub.class_names), 32, 0.02)
+    before = training.model.fc.weight.clone()
+    assert 0 <= training.epoch() <= 100
+    assert not torch.equal(training.model.fc.weight, before)
+    measured = training.accuracy(cub.test, 32)
+    assert 0 <= measured["test top-1, %"] <= measured["test top-5, %"] == 100  # of four classes
 
 
 def test_voc_loader(root: Path) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 import torchvision
 
-from tools.bench import classification, faster_rcnn, voc
+from tools.bench import classification, faster_rcnn, voc, yolov3
 from tools.data_root import resolve_data_root
 from tools.errors import exits_on_user_error
 
@@ -20,6 +20,8 @@ BENCHMARKS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "classification_accuracy": classification.training_accuracy,
     "faster_rcnn": faster_rcnn.speed,
     "faster_rcnn_accuracy": faster_rcnn.accuracy,
+    "yolov3": yolov3.speed,
+    "yolov3_targets": yolov3.targets,
     "voc_loader": voc.loader,
     "voc_evaluator": voc.evaluator,
     "training_images": voc.training_images,
