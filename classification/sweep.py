@@ -121,7 +121,8 @@ def sweep_grid(lrs: Sequence[float], epochs: Sequence[int], recipe: list[str], f
             f"[{number}/{len(trials)}] lr {lr:g}, {count} epochs: validation top-1 {result['validation_top1']:.2f} %"
             f"{'  <- new best' if is_best else ''}"
         )
-    table = pd.DataFrame(rows).sort_values("validation top-1", ascending=False, kind="stable")
+    # Of equals the one that costs least comes first, in whatever order they ended.
+    table = pd.DataFrame(rows).sort_values(["validation top-1", "epochs", "lr"], ascending=[False, True, True])
     table.to_csv(folder / "sweep.csv", index=False, float_format="%g")
     _draw_grid(table).savefig(folder / "sweep.png", dpi=120)
     print(f"\n{table.to_markdown(index=False, floatfmt='.4g')}\n")

@@ -143,7 +143,10 @@ class Trainer(SimpleTrainer):
                 self.run, reason, self.start_iter,
             )  # fmt: skip
             return
-        logger.info("Training iterations %d to %d into %s", self.start_iter + 1, self.max_iter, self.run)
+        logger.info(
+            "Training iterations %d to %d, batch %d, learning rate %g, into %s",
+            self.start_iter + 1, self.max_iter, self.cfg.SOLVER.IMS_PER_BATCH, self.cfg.SOLVER.BASE_LR, self.run,
+        )  # fmt: skip
         with EventStorage(self.start_iter) as self.storage, recorded(self.run, self.cfg):
             self.iter = self.start_iter
             self.before_train()
@@ -431,8 +434,9 @@ def setup_logging(run: Path | None = None) -> None:
         if run is None and sys.stderr.isatty():
             for handler in logging.getLogger(name).handlers:
                 handler.addFilter(lambda record: not getattr(record, "is_progress", False))
-    # Our own lines, or a progress bar, say what these would.
-    quiet = ["data.common", "engine.hooks", *(["evaluation.evaluator"] if sys.stderr.isatty() else [])]
+    quiet = ["data.common", "engine.defaults", "engine.hooks"]  # our own lines say what these would
+    if sys.stderr.isatty():
+        quiet.append("evaluation.evaluator")  # and so does a progress bar
     for name in quiet:
         logging.getLogger(f"detectron2.{name}").setLevel(logging.WARNING)
 

@@ -22,7 +22,6 @@ from pathlib import Path
 import pandas as pd
 import timm
 import torch
-import torchvision
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_loader
 from timm.optim import create_optimizer_v2
@@ -130,7 +129,7 @@ def build(name: str, birds: list[Bird], classes: int, size: int, lr: float) -> P
                 transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
             ]
         )
-        model = torchvision.models.resnet18(num_classes=classes)
+        model = timm.create_model("resnet18", num_classes=classes)  # as ours begins, weight by weight
         loader = DataLoader(Pictures(birds, transform), batch_size=64, shuffle=True, num_workers=2, drop_last=True)
         optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-3)
         return Plain(model, loader, optimizer, device)

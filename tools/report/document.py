@@ -332,7 +332,12 @@ def _seed(run: Run) -> str:
 def _best(grid: Sweep | None) -> Run | None:
     finished = [trial for trial in grid.trials if trial.result] if grid else []
     # By the validation figure; the test figure of a recipe that holds images out must not choose.
-    return max(finished, key=lambda trial: trial.result["validation_top1"], default=None)
+    return min(finished, key=_rank, default=None)
+
+
+def _rank(trial: Run) -> tuple[float, int, float]:
+    """Sorts trials by accuracy; of equals the one that costs least comes first, as in `sweep.csv`."""
+    return -trial.result["validation_top1"], trial.result["epochs"], trial.result["lr"]
 
 
 def _sweep(document: Document, grid: Sweep | None) -> list:
@@ -340,7 +345,7 @@ def _sweep(document: Document, grid: Sweep | None) -> list:
     if best is None:
         document.missing.append(("the sweep over learning rates and epochs", "make sweep"))
         return []
-    finished = sorted((t for t in grid.trials if t.result), key=lambda trial: -trial.result["validation_top1"])
+    finished = sorted((t for t in grid.trials if t.result), key=_rank)
     rows = [
         [f"{t.result['lr']:g}", str(t.result["epochs"]), f"{t.result['validation_top1']:.2f}",
          f"{t.result['validation_top5']:.2f}", str(t.result["epoch"]), f"{t.result['top1']:.2f}"]
