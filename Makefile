@@ -71,7 +71,7 @@ finetune: setup ## Fine-tunes ResNet-18, or another network, on CUB-200-2011 [RE
 
 .PHONY: sweep
 sweep: setup ## Trains every pair of a learning rate and a number of epochs [LRS="0.005 0.01 0.02" EPOCHS="20" RECIPE MODEL WEIGHTS DATA OPTS]
-	@$(PY) -m classification.sweep grid $(bird) $(if $(LRS),--lrs $(LRS)) $(if $(EPOCHS),--epochs $(EPOCHS))
+	@$(PY) -m classification.sweep grid $(bird) $(if $(LRS),--lrs "$(LRS)") $(if $(EPOCHS),--epochs "$(EPOCHS)")
 
 .PHONY: compare-pretraining
 compare-pretraining: setup ## Trains with pretrained and with random weights, and compares [RECIPE MODEL LR EPOCHS WEIGHTS DATA OPTS]
