@@ -51,18 +51,18 @@ def plan(output: Path) -> list[Stage]:
     detect = ["tools.launch", "detection.train_net", "--data", str(SAMPLE), *runs, "--model"]
     compare = ["tools.compare_detectors", *runs]
     outside = [str(path) for path in sorted((OTHER_SAMPLE / "VOC2007" / "JPEGImages").glob("*.jpg"))[:3]]
-    pretraining = ["sample", f"data={OTHER_SAMPLE}", "pretrained=false", "epochs=4", "--name", first_birds.name]
+    pretraining = ["sample", f"data={OTHER_SAMPLE}", "pretrained=false", "epochs=3", "--name", first_birds.name]
     return [
         Stage(
             "ResNet-18 on other birds",
             ["tools.launch", "classification.train", *pretraining, *runs],
-            90,
+            70,
             first_birds,
         ),
         Stage(
             "pretrained against random",
-            ["classification.sweep", "pretraining", *bird, "epochs=3", *runs],
-            140,
+            ["classification.sweep", "pretraining", *bird, "epochs=4", *runs],
+            185,
         ),
         Stage(
             "sweep of rates and epochs",
