@@ -1,6 +1,6 @@
 """Every `make` command of the README, in the README's own spelling, in a copy of the checkout with short settings.
 
-`make test` by itself does not collect this file; CI runs `make test TESTS=tests/readme_commands.py` as well.
+`make test` by itself does not collect this file, which takes five minutes: `make test TESTS=tests/readme_commands.py`.
 """
 
 import os
