@@ -1,4 +1,4 @@
-"""CUB-200-2011: its index files, checked against one another, and its images, decoded once.
+"""CUB-200-2011: its index files, checked against one another.
 
 The official layout, 200 classes, 5,994 training and 5,794 test images:
 
@@ -14,30 +14,15 @@ Any other folder in this layout is read as well, with as many classes as it has.
 Source: C. Wah, S. Branson, P. Welinder, P. Perona, S. Belongie. The Caltech-UCSD Birds-200-2011 Dataset. 2011.
 """
 
-import logging
-import mmap
-import os
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-import psutil
-import torch
-from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import Dataset
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import functional
-from tqdm import tqdm
 
-from tools.errors import UserError
-
-logger = logging.getLogger(__name__)
+from common.errors import UserError
 
 FOLDER = "CUB_200_2011"
 
@@ -150,162 +135,3 @@ def hold_out(birds: Sequence[Bird], share: float, seed: int) -> tuple[list[Bird]
         count = min(max(round(share * len(members)), 1), len(members) - 1)
         held.update(generator.permutation(members)[:count].tolist())
     return [bird for i, bird in enumerate(birds) if i not in held], [birds[i] for i in sorted(held)]
-
-
-def read_image(path: Path, side: int) -> Tensor:
-    """Decodes one photograph, upright (EXIF) and in RGB whatever its colour space, and resizes it.
-
-    Args:
-        path: a JPEG, PNG, WebP or GIF file.
-        side: short side of the result in pixels.
-
-    Returns:
-        uint8, (3, height, width), RGB.
-
-    Raises:
-        UserError: the file is not such an image, or ends too early.
-    """
-    try:
-        image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0].rpartition(", ")[2]
-        raise UserError(
-            f"{path}: unreadable image ({reason}); expected a whole JPEG or PNG: replace the file"
-        ) from None
-    if image.ndim == 4:  # an animation: its first picture
-        image = image[0]
-    return functional.resize(functional.to_dtype(image, torch.uint8, scale=True), [side], antialias=True)
-
-
-class BirdDataset(Dataset):
-    """Photographs cut to one size, as uint8: everything that must be done image by image.
-
-    What can be done for a whole batch (flip, rotation, normalisation) is left to `engine.BatchAugmentation`.
-
-    An item is asked for as `(index, seed)`: the crop depends on the seed alone, not on the process that makes it.
-    It is a triple of image (uint8, (3, size, size)), label and that seed.
-
-    Args:
-        birds: the photographs.
-        side: short side to which they are resized before the crop.
-        crop: one of torchvision's transforms, from a resized image to a square one.
-        cache: decoded images of the same `birds` and `side`; without it each item is decoded when asked for.
-    """
-
-    def __init__(self, birds: Sequence[Bird], side: int, crop: nn.Module, cache: "ImageCache | None" = None):
-        self.birds, self.side, self.crop, self.cache = birds, side, crop, cache
-
-    def __len__(self) -> int:
-        return len(self.birds)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
-        index, seed = key
-        image = self.cache[index] if self.cache else read_image(self.birds[index].path, self.side)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.crop(image), self.birds[index].label, seed
-
-
-class ImageCache:
-    """Decoded and resized images in one block of memory that all loading and training processes of a machine share.
-
-    Holds uint8 RGB images of a common short side: about 3.1 GB for all of CUB-200-2011 at 256 pixels, 12.4 GB at 512.
-    """
-
-    def __init__(self, memory: Tensor, offsets: list[int]):
-        self._memory = memory
-        self._shapes = memory[: 8 * (len(offsets) - 1)].view(torch.int32).view(-1, 2)
-        self._offsets = offsets
-
-    def __getitem__(self, index: int) -> Tensor:
-        height, width = self._shapes[index].tolist()
-        start = self._offsets[index]
-        return self._memory[start : start + 3 * height * width].view(3, height, width)
-
-    @classmethod
-    def build(cls, birds: Sequence[Bird], side: int) -> "ImageCache | None":
-        """Decodes all images with all cores, or says why not and returns None when they would not fit.
-
-        Among the processes of one machine (torchrun's `LOCAL_RANK`) the first makes the memory and all fill it.
-
-        Args:
-            birds: the photographs.
-            side: short side in pixels.
-
-        Raises:
-            UserError: an image cannot be read.
-        """
-        with ThreadPoolExecutor() as pool:
-            sizes = list(pool.map(lambda bird: _resized_bytes(bird.path, side), birds))
-            offsets = np.cumsum([8 * len(birds), *sizes]).tolist()
-            memory = _shared_memory(offsets[-1])
-            if memory is None:
-                return None
-            cache = cls(memory, offsets)
-
-            def fill(index: int) -> None:
-                image = read_image(birds[index].path, side)
-                cache._shapes[index] = torch.tensor(image.shape[1:], dtype=torch.int32)
-                cache[index].copy_(image)
-
-            rank, ranks = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            mine = range(rank, len(birds), ranks)
-            shown = rank == 0 and sys.stderr.isatty()
-            for _ in tqdm(pool.map(fill, mine), "decoding images", len(mine), leave=False, disable=not shown):
-                pass
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-        return cache
-
-
-def _resized_bytes(path: Path, side: int) -> int:
-    """Size in memory of an image once resized, from its header alone; orientation does not change it."""
-    try:
-        with Image.open(path) as image:
-            short, long = sorted(image.size)
-    except OSError:
-        raise UserError(f"{path}: unreadable image; expected a whole JPEG or PNG: replace the file") from None
-    return 3 * side * int(side * long / short)
-
-
-def _available_bytes() -> int:
-    """Free memory of the machine, or of the container when that is less."""
-    available = psutil.virtual_memory().available
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
-        available = min(available, int(text) - int(used.read_text()))
-    return available
-
-
-def _shared_memory(size: int) -> Tensor | None:
-    """`size` bytes that forked workers and the other processes of this machine see, or None if they would not fit."""
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    several = torch.distributed.is_initialized()
-    offer = None
-    if local_rank == 0:
-        available = _available_bytes()
-        # A fifth stays free for the network, the workers and everybody else.
-        if size > 0.8 * available:
-            logger.warning(
-                "Decoded images need %.1f GB and %.1f GB of memory is free: they are decoded again in every epoch",
-                size / 1e9,
-                available / 1e9,
-            )
-        elif several:
-            file = os.memfd_create("birds")
-            os.ftruncate(file, size)
-            offer = f"/proc/{os.getpid()}/fd/{file}"
-        else:
-            return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
-    if not several:
-        return None
-    offers: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(offers, offer)
-    first_here = torch.distributed.get_rank() - local_rank
-    if offers[first_here] is None:
-        return None
-    memory = torch.from_file(offers[first_here], shared=True, size=size, dtype=torch.uint8)
-    torch.distributed.barrier()  # nobody closes the file before all have opened it
-    if offer:
-        os.close(int(offer.rpartition("/")[2]))
-    return memory

@@ -5,62 +5,24 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from timm.data import Mixup
-from timm.data.random_erasing import RandomErasing
 from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3, accuracy
+from timm.utils import accuracy
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
+from common.averaging import WeightAverage
+from common.processes import rank, share_buffers, world_size
+from common.runtime import autocast, gradient_scaler
+from common.stream import derive_seed
 
-def derive_seed(*numbers: int) -> int:
-    """A seed below 2^63 that depends on all `numbers` and their order."""
-    return int(np.random.SeedSequence((len(numbers), *numbers)).generate_state(1, np.uint64)[0] >> 1)
-
-
-class TrainingStream(Sampler[list[tuple[int, int]]]):
-    """The order of training images: batches of `(index, seed)`, the same whoever asks.
-
-    Every epoch is a new permutation without the incomplete last batch. The image at position p of the stream, and the
-    seed of everything drawn for it, depend on the run's seed and p alone: not on the number of processes, which only
-    share the batches out, nor on where a resumed run starts.
-
-    Args:
-        length: number of training images.
-        batch_size: images a step, over all processes.
-        seed: of the run.
-        rank: which of the processes this is.
-        ranks: how many there are; divides `batch_size`.
-    """
-
-    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, ranks: int = 1):
-        self.length, self.batch_size, self.seed, self.rank, self.ranks = length, batch_size, seed, rank, ranks
-        self.iterations = length // batch_size
-        self.start = 0
-
-    def start_at(self, iteration: int) -> None:
-        """Makes the next pass begin at this iteration of the run and end with its epoch."""
-        self.start = iteration
-
-    def __len__(self) -> int:
-        return self.iterations - self.start % self.iterations
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, first = divmod(self.start, self.iterations)
-        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(derive_seed(self.seed, epoch)))
-        share = self.batch_size // self.ranks
-        for iteration in range(first, self.iterations):
-            begin = iteration * self.batch_size + self.rank * share
-            position = epoch * self.iterations * self.batch_size + begin
-            yield [
-                (index, derive_seed(self.seed, 1, position + offset))
-                for offset, index in enumerate(order[begin : begin + share].tolist())
-            ]
+Batch = tuple[Tensor, Tensor, Tensor]  # uint8 images (B, 3, S, S), labels (B,), seeds (B,)
 
 
 class BatchAugmentation:
@@ -84,9 +46,8 @@ class BatchAugmentation:
         rotation: float = 0.0,
         random_erasing: float = 0.0,
     ):
-        self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
-        self.flip, self.rotation = flip, rotation
-        self.erase = RandomErasing(random_erasing, mode="const", device="cpu") if random_erasing else None
+        self.mean, self.std = 255 * torch.tensor(mean).view(3, 1, 1), 255 * torch.tensor(std).view(3, 1, 1)
+        self.flip, self.rotation, self.random_erasing = flip, rotation, random_erasing
 
     def __call__(self, images: Tensor, seeds: Iterable[int] | None = None) -> Tensor:
         """Prepares a batch.
@@ -98,23 +59,25 @@ class BatchAugmentation:
         Returns:
             float32, (B, 3, S, S), channels last in memory.
         """
-        mean, std = self.mean.to(images.device), self.std.to(images.device)
-        batch = images.contiguous(memory_format=torch.channels_last)
-        batch = batch.float().sub_(255 * mean).div_(255 * std)
+        self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
+        batch = images.contiguous(memory_format=torch.channels_last).float().sub_(self.mean).div_(self.std)
         if seeds is None:
             return batch
         draws = [random.Random(seed) for seed in seeds]
-        if self.flip or self.rotation:
-            transforms = [self._transform(draw) for draw in draws]
-            theta = torch.tensor(transforms, device=images.device).view(-1, 2, 3)
+        if self.rotation:
+            theta = _to_device([self._transform(draw) for draw in draws], images.device).view(-1, 2, 3)
             grid = functional.affine_grid(theta, list(batch.shape), align_corners=False)
             batch = functional.grid_sample(batch, grid, align_corners=False)
-        if self.erase:
-            state = random.getstate()
-            for image, draw in zip(batch, draws, strict=True):
-                random.seed(draw.getrandbits(64))  # timm's RandomErasing draws from Python's global generator
-                self.erase(image)
-            random.setstate(state)
+        elif self.flip:
+            is_flipped = _to_device([draw.random() < self.flip for draw in draws], images.device)
+            batch = torch.where(is_flipped.view(-1, 1, 1, 1), batch.flip(3), batch)
+        if self.random_erasing:
+            sides = _to_device([self._rectangle(draw, *batch.shape[2:]) for draw in draws], images.device)
+            top, left, bottom, right = sides.view(-1, 4, 1, 1).unbind(1)
+            row = torch.arange(batch.shape[2], device=images.device)[:, None]
+            column = torch.arange(batch.shape[3], device=images.device)
+            inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
+            batch = batch.masked_fill(inside[:, None], 0.0)
         return batch.contiguous(memory_format=torch.channels_last)
 
     def _transform(self, draw: random.Random) -> list[float]:
@@ -124,22 +87,26 @@ class BatchAugmentation:
         cos, sin = math.cos(angle), math.sin(angle)
         return [sign * cos, -sign * sin, 0.0, sin, cos, 0.0]
 
+    def _rectangle(self, draw: random.Random, height: int, width: int) -> list[int]:
+        """Top, left, bottom and right of what is erased, the last two beyond it; all 0 where nothing is.
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """The context in which the network runs: bfloat16 where its operators allow it, or plain float32.
+        Source: Z. Zhong et al. Random Erasing Data Augmentation. AAAI 2020, algorithm 1, with the ranges of timm.
+        """
+        if draw.random() >= self.random_erasing:
+            return [0, 0, 0, 0]
+        while True:
+            area = height * width * draw.uniform(0.02, 1 / 3)
+            ratio = math.exp(draw.uniform(math.log(0.3), math.log(1 / 0.3)))
+            h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if h < height and w < width:
+                top, left = draw.randint(0, height - h), draw.randint(0, width - w)
+                return [top, left, top + h, left + w]
 
-    Args:
-        device: of the model.
-        precision: `bfloat16`, `float32`, or `auto`: the first where the hardware computes with it.
-    """
-    if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
-        precision = "bfloat16" if fast else "float32"
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
-
-def _cpu_has_bfloat16() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+def _to_device(values: list, device: torch.device) -> Tensor:
+    """Numbers drawn on the host as a tensor of the device, which the host does not wait for."""
+    tensor = torch.tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class Trainer:
@@ -152,9 +119,9 @@ class Trainer:
         augment: from uint8 images to the network's input.
         label_smoothing: share of the target spread over all classes.
         mixup: timm's mixup and CutMix, which then does the smoothing.
-        ema: moving average of the weights.
+        average: of the weights.
         forward: the model as it is called, when it is wrapped (compiled, distributed).
-        precision: see `autocast`.
+        precision: see `common.runtime.autocast`.
         clip_grad: largest norm of the gradient, 0 for no limit.
         seed: of the run.
     """
@@ -168,7 +135,7 @@ class Trainer:
         *,
         label_smoothing: float = 0.0,
         mixup: Mixup | None = None,
-        ema: ModelEmaV3 | None = None,
+        average: WeightAverage | None = None,
         forward: Callable[[Tensor], Tensor] | None = None,
         precision: str = "auto",
         clip_grad: float = 0.0,
@@ -176,73 +143,74 @@ class Trainer:
     ):
         self.model, self.optimizer, self.scheduler, self.augment = model, optimizer, scheduler, augment
         self.criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if mixup else label_smoothing)
-        self.mixup, self.ema, self.forward = mixup, ema, forward or model
+        self.mixup, self.average, self.forward = mixup, average, forward or model
         self.precision, self.clip_grad, self.seed = precision, clip_grad, seed
         self.device = next(model.parameters()).device
+        self.grad_scaler = gradient_scaler(self.device, precision)
         self.iteration = 0
-        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, correct, images of this epoch
+        # Loss and correct answers, summed up over the images of this epoch so far, and these images; of all processes.
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
 
-    @property
-    def measured_model(self) -> nn.Module:
-        """The model to validate and keep: the moving average where there is one."""
-        return self.ema.module if self.ema else self.model
+    def measured_weights(self) -> AbstractContextManager:
+        """Puts the weights that are validated and kept into the model: their average where there is one."""
+        return self.average.applied() if self.average else nullcontext()
 
-    def state_dict(self) -> dict:
-        """Everything that a step changes; the same in all processes once `sums` are added up."""
+    def state_dict(self) -> dict[str, Any]:
+        """All of a checkpoint: `model`, where there is one `average`, and under `trainer` what a step changes beside."""
+        average = {"average": self.average.state_dict()} if self.average else {}
         return {
-            "iteration": self.iteration,
-            "sums": self.sums,
             "model": self.model.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
-            "optimizer": self.optimizer.state_dict(),
+            **average,
+            "trainer": {
+                "iteration": self.iteration,
+                "sums": self.sums,
+                "optimizer": self.optimizer.state_dict(),
+                "grad_scaler": self.grad_scaler.state_dict(),
+            },
         }
 
-    def load_state_dict(self, state: dict) -> None:
-        """Goes on from a `state_dict` of a run with the same settings."""
-        self.iteration = state["iteration"]
-        if _rank() == 0:  # the sums are those of all processes
-            self.sums.copy_(state["sums"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state_dict`; settings of optimizer and schedule stay as they are here."""
         self.model.load_state_dict(state["model"])
-        if self.ema:
-            self.ema.module.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average and "average" in state:
+            self.average.load_state_dict(state["average"])
+        trainer = state["trainer"]
+        self.iteration = trainer["iteration"]
+        self.sums.copy_(trainer["sums"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": trainer["optimizer"]["state"], "param_groups": groups})
+        self.grad_scaler.load_state_dict(trainer["grad_scaler"])
 
-    def train_one_epoch(self, loader: DataLoader, on_iteration: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Trains from the present iteration to the end of its epoch.
+    def train(
+        self, batches: Iterator[Batch], iterations: int, on_iteration: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Trains to the end of an epoch.
 
         Args:
-            loader: batches of a `TrainingStream` that starts at `self.iteration`.
+            batches: of the training stream, from the present iteration on.
+            iterations: left of the epoch.
             on_iteration: called after every iteration.
 
         Returns:
             train_loss; train_top1 in percent, on augmented images and, with mixup, against the first label; lr;
-            images_per_second over all processes; data_share, the percentage of time spent waiting for images and
-            preparing them.
+            images_per_second over all processes; data_share, the percentage of time spent waiting for images.
 
         Raises:
             FloatingPointError: the loss is no longer finite.
         """
         self.model.train()
-        waited, first, start = 0.0, self.iteration, time.perf_counter()
-        batches, images_seen = iter(loader), 0
-        while True:
+        waited, images_seen, start = 0.0, 0, time.perf_counter()
+        for _ in range(iterations):
             asked = time.perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                break
-            # Dropout, mixup and the like: the same draws whether or not the run was interrupted before.
-            _seed_everything(derive_seed(self.seed, 2, self.iteration, _rank()))
-            images, labels, seeds = batch
-            images = self.augment(images.to(self.device, non_blocking=True), seeds.tolist())
-            labels = labels.to(self.device, non_blocking=True)
+            images, labels, seeds = next(batches)
             waited += time.perf_counter() - asked
-            self._step(images, labels)
+            # Dropout, mixup and the like: the same draws whether or not the run was interrupted before.
+            _seed_everything(derive_seed(self.seed, "step", self.iteration, rank()))
+            images = self.augment(images.to(self.device, non_blocking=True), seeds.tolist())
+            self._step(images, labels.to(self.device, non_blocking=True))
             images_seen += len(images)
             on_iteration()
-        sums = self.sums.clone()
-        if dist.is_initialized():
-            dist.all_reduce(sums)
-        loss, correct, count = sums.tolist()
+        loss, correct, count = self.sums.tolist()
         self.sums.zero_()
         if not math.isfinite(loss):
             raise FloatingPointError(f"the training loss became {loss} before iteration {self.iteration}")
@@ -251,9 +219,8 @@ class Trainer:
             "train_loss": loss / count,
             "train_top1": 100 * correct / count,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "images_per_second": images_seen * _ranks() / seconds,
+            "images_per_second": images_seen * world_size() / seconds,
             "data_share": 100 * waited / seconds,
-            "iterations": self.iteration - first,
         }
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
@@ -263,23 +230,22 @@ class Trainer:
             logits = self.forward(images)
         loss = self.criterion(logits.float(), targets)
         self.optimizer.zero_grad()
-        loss.backward()
+        self.grad_scaler.scale(loss).backward()
         if self.clip_grad:
+            self.grad_scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
-        self.optimizer.step()
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+        if self.average:
+            self.average.update(self.iteration)
         self.iteration += 1
-        if self.ema:
-            self.ema.update(self.model, step=self.iteration)
         with torch.no_grad():
+            count = len(labels)
             correct = (logits.argmax(1) == labels).sum()
-            self.sums += torch.stack([loss.detach() * len(labels), correct, torch.tensor(len(labels))]).to(self.sums)
-
-    def gather_sums(self) -> None:
-        """Moves the sums of all processes to the first one, whose state then speaks for all."""
-        if dist.is_initialized():
-            dist.all_reduce(self.sums)
-            if _rank() != 0:
-                self.sums.zero_()
+            sums = torch.stack([loss.detach() * count, correct, torch.full_like(correct, count)]).to(self.sums)
+            if world_size() > 1:
+                dist.all_reduce(sums)
+            self.sums += sums
 
 
 def predict_logits(
@@ -294,7 +260,7 @@ def predict_logits(
     device = next(model.parameters()).device
     logits, labels = [], []
     with torch.inference_mode(), autocast(device, precision):
-        for images, targets, _ in loader:
+        for images, targets in loader:
             logits.append(model(prepare(images.to(device, non_blocking=True))).float().cpu())
             labels.append(targets)
     return torch.cat(logits), torch.cat(labels)
@@ -303,28 +269,21 @@ def predict_logits(
 def evaluate(
     model: nn.Module, loader: DataLoader, prepare: BatchAugmentation, precision: str = "auto"
 ) -> dict[str, float]:
-    """Measures the model on the batches of this process and, among several, of all of them.
+    """Measures the model, with the buffers of the first process, on the batches of all processes.
 
     Returns:
         validation_loss (cross entropy without smoothing), validation_top1 and validation_top5 in percent.
     """
+    share_buffers(model)
     logits, labels = predict_logits(model, loader, prepare, precision)
     device = next(model.parameters()).device
     top1, top5 = accuracy(logits, labels, topk=(1, 5))
     means = torch.stack([functional.cross_entropy(logits, labels), top1, top5]).double()
     sums = torch.cat([means * len(labels), torch.tensor([len(labels)])]).to(device)
-    if dist.is_initialized():
+    if world_size() > 1:
         dist.all_reduce(sums)
     loss, top1, top5, count = sums.tolist()
     return {"validation_loss": loss / count, "validation_top1": top1 / count, "validation_top5": top5 / count}
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _seed_everything(seed: int) -> None:

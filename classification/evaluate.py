@@ -14,16 +14,16 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 
-from classification.cub import FOLDER, Bird, BirdDataset, read_cub
+from classification.cub import FOLDER, Bird, read_cub
+from classification.data_loader import build_test_loader
 from classification.engine import BatchAugmentation, predict_logits
 from classification.model import load_classifier
+from classification.predict import newest_weights
 from classification.train import start_process
-from tools.data_root import data_facts, resolve_data_root
-from tools.errors import UserError, exits_on_user_error
-from tools.run_folder import record_session
+from common.data_root import data_facts, resolve_data_root
+from common.errors import UserError, exits_on_user_error
+from common.run_folder import record_session
 
 CALIBRATION_BINS = 15
 
@@ -211,33 +211,31 @@ def _draw_per_class(accuracy: np.ndarray, report: Report) -> Figure:
 def main() -> None:
     """Reads the command line, measures on the test split, writes and prints the report."""
     parser = argparse.ArgumentParser(description="Measure a classifier on the test split of CUB-200-2011.")
-    parser.add_argument("weights", type=Path, help="model_best.pth or model_last.pth of a run")
+    parser.add_argument("weights", type=Path, nargs="?", help="checkpoint of a run; default the newest fine-tuned one")
     parser.add_argument("--data", help=f"folder that holds {FOLDER}")
     parser.add_argument("--output", type=Path, help="folder to write to; evaluation/ beside the weights by default")
     arguments = parser.parse_args()
 
     device = start_process()
-    model, card = load_classifier(arguments.weights)
+    weights = arguments.weights or newest_weights(Path("output"))
+    if weights is None:
+        raise UserError("output: no trained classifier in it; expected WEIGHTS=path, or run make finetune first")
+    model, card = load_classifier(weights)
     root, _ = resolve_data_root(arguments.data, [FOLDER])
     cub = read_cub(root)
-    if len(cub.class_names) != len(card["class_names"]):
+    if cub.class_names != card["class_names"]:
         raise UserError(
-            f"{arguments.weights}: a head of {len(card['class_names'])} classes, but {root / FOLDER} has"
-            f" {len(cub.class_names)}: name the data it was trained on with DATA="
+            f"{weights}: knows {len(card['class_names'])} classes ({', '.join(card['class_names'][:3])}, ...), {root / FOLDER}"
+            f" has {len(cub.class_names)} ({', '.join(cub.class_names[:3])}, ...): name the data it was trained on with DATA="
         )
-    size = card["image_size"]
-    dataset = BirdDataset(cub.test, int(size / card["crop_pct"]), v2.CenterCrop(size))
-    batches = [
-        [(index, 0) for index in range(start, min(start + 64, len(cub.test)))] for start in range(0, len(cub.test), 64)
-    ]
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=2)
+    loader = build_test_loader(cub.test, card["image_size"], card["crop_pct"], batch_size=64, workers=2)
     model.to(device, memory_format=torch.channels_last)
-    folder = arguments.output or arguments.weights.parent / "evaluation"
+    folder = arguments.output or weights.parent / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
-    with record_session(folder, **data_facts(root), weights=str(arguments.weights)):
+    with record_session(folder, **data_facts(root), weights=str(weights)):
         logits, labels = predict_logits(model, loader, BatchAugmentation(card["mean"], card["std"]), "float32")
         report = write_report(folder, logits, labels, cub.test, cub.class_names)
-    print(f"{arguments.weights} on the test split of {root / FOLDER}, {report.images} images:")
+    print(f"{weights} on the test split of {root / FOLDER}, {report.images} images:")
     print(
         f"  top-1 {report.top1:.2f} %   top-5 {report.top5:.2f} %   mean of classes {report.mean_class_accuracy:.2f} %"
     )

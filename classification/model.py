@@ -2,19 +2,16 @@
 
 import difflib
 import logging
-import pickle
 from pathlib import Path
+from typing import Any
 
-import safetensors
-import safetensors.torch
 import timm
-import torch
 import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
-from torch import Tensor, nn
+from torch import nn
 
-from tools.errors import UserError
-from tools.hub import locate_weights
+from common.errors import UserError
+from common.weights import load_state, locate_weights, read_checkpoint, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +38,8 @@ def build_model(
         UserError: no such model, or `weights` is of another model.
         PretrainedWeightsUnavailable: the hub has no answer.
     """
-    if name != ALEXNET and not timm.is_model(name):
-        close = difflib.get_close_matches(name, [ALEXNET, *timm.list_models()], n=3) or ["resnet18"]
-        raise UserError(f"MODEL={name}: timm has no such model; did you mean {' or '.join(close)}?")
+    if name != ALEXNET:
+        _check_name(name)
     from_hub = pretrained and weights is None
     try:
         if name == ALEXNET:
@@ -59,6 +55,28 @@ def build_model(
     if weights is not None:
         load_weights(model, weights)
     return model
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, [ALEXNET, *timm.list_models()], n=3) or ["resnet18"]
+        raise UserError(f"MODEL={name}: timm has no such model; did you mean {' or '.join(close)}?")
+    architecture, _, tag = name.partition(".")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise UserError(f"MODEL={name}: timm has no weights {tag!r} of {architecture}; expected {' or '.join(tags)}")
+
+
+def check_image_size(name: str, model: nn.Module, image_size: int) -> None:
+    """Refuses images of a size that a network, such as a transformer, is not made for.
+
+    Raises:
+        UserError: it is made for another one.
+    """
+    config = getattr(model, "pretrained_cfg", None) or {}
+    expected = config.get("input_size", (3, image_size, image_size))[-1]
+    if config.get("fixed_input_size") and expected != image_size:
+        raise UserError(f"image_size={image_size}: {name} takes images of {expected} pixels only: image_size={expected}")
 
 
 def _build_timm(name: str, num_classes: int, from_hub: bool, **dropout: float) -> nn.Module:
@@ -112,28 +130,6 @@ def mean_and_std(model: nn.Module) -> tuple[list[float], list[float]]:
     return list(config["mean"]), list(config["std"])
 
 
-def read_checkpoint(path: Path) -> dict:
-    """Reads a `.safetensors` or `.pth` file without running any code in it.
-
-    Raises:
-        UserError: there is no such file, or it is not of either kind.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected weights as .pth or .safetensors")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{path}: cannot be read as weights ({line}); expected tensors in a .pth or .safetensors file"
-        ) from None
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{path}: holds a {type(checkpoint).__name__}, expected a dict of tensors")
-    return checkpoint
-
-
 def load_weights(model: nn.Module, path: Path) -> None:
     """Loads weights from a file, every tensor accounted for.
 
@@ -143,37 +139,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         UserError: the file's tensors are not those of this model.
     """
-    state = read_checkpoint(path)
-    for key in ("model", "state_dict"):
-        if isinstance(state.get(key), dict):
-            state = state[key]
-    state = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
-    own = model.state_dict()
-    heads = head_names(model)
-    left_out = sorted(name for name in heads if name not in state or state[name].shape != own[name].shape)
-    state = {name: value for name, value in state.items() if name not in left_out}
-    expected = own.keys() - set(left_out)
-    # Counters of seen batches are missing in files of old; BatchNorm does without them.
-    missing = sorted(name for name in expected - state.keys() if not name.endswith("num_batches_tracked"))
-    unexpected = sorted(state.keys() - own.keys())
-    shapes = sorted(name for name in expected & state.keys() if state[name].shape != own[name].shape)
-    problems = [
-        f"{len(names)} {kind} ({names[0]}, ...)"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if names
-    ]
-    if problems:
-        raise UserError(
-            f"{path}: weights of another model than {type(model).__name__}: {'; '.join(problems)} of {len(expected)}"
-            " tensors: name the MODEL the file was made for"
-        )
-    model.load_state_dict(state, strict=False)
-    logger.info("%s: %d tensors loaded", path, len(expected & state.keys()))
+    left_out = load_state(model, weights_of(read_checkpoint(path)), path, replaceable=head_names(model))
+    logger.info("%s: %d tensors loaded", path, len(model.state_dict()) - len(left_out))
     if left_out:
-        logger.info("%s: left out, the head of other classes: %s", path, ", ".join(left_out))
+        logger.info("%s: left out, the head of other classes: %s", path, ", ".join(sorted(left_out)))
 
 
-def describe(name: str, model: nn.Module, class_names: list[str], image_size: int, crop_pct: float) -> dict:
+def describe(
+    name: str, model: nn.Module, class_names: list[str], image_size: int, crop_pct: float
+) -> dict[str, Any]:
     """What a checkpoint says about its network beside the weights, so that the file alone is enough to use it."""
     mean, std = mean_and_std(model)
     return {
@@ -201,8 +175,6 @@ def load_classifier(path: Path) -> tuple[nn.Module, dict]:
             f"{path}: holds no classifier of this project (no model_name among {', '.join(list(checkpoint)[:3])}, ...);"
             " expected model_best.pth of a run of `make finetune`"
         )
-    trainer = checkpoint.pop("trainer", {})
-    weights = checkpoint.pop("model", None) or trainer.get("ema") or trainer["model"]
     model = build_model(checkpoint["model_name"], len(checkpoint["class_names"]))
-    model.load_state_dict(weights)
+    load_state(model, weights_of(checkpoint), path)
     return model.eval(), checkpoint

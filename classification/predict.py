@@ -1,5 +1,6 @@
 """Which bird is it: probabilities for photographs, and the pixels that speak for an answer."""
 
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -7,25 +8,39 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from classification.cub import read_image
+from classification.data_loader import read_resized
 from classification.engine import BatchAugmentation
 from classification.model import load_classifier
-from classification.recipe import load_recipe
-from tools.errors import UserError
+from classification.recipe import Recipe, load_recipe
+from common.errors import UserError
+from common.run_folder import read_metrics
 
 
 def newest_weights(output: Path) -> Path | None:
-    """`model_best.pth` of the newest run of a classifier, on whatever data; None if there is none."""
-    found = [path for path in output.glob("*/model_best.pth") if _is_of_classifier(path.parent)]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    """`model_best.pth` of the newest classifier that was trained for its own sake, on whatever data; None without one.
+
+    A run that another one started from was only its beginning. Of the runs of a sweep or a comparison the best counts.
+    """
+    folders = sorted({*output.glob("*/model_best.pth"), *output.glob("*/*/model_best.pth")})
+    recipes = {path: recipe for path in folders if (recipe := _recipe_beside(path))}
+    beginnings = {Path(recipe.weights).resolve() for recipe in recipes.values() if recipe.weights}
+    groups: dict[Path, list[Path]] = defaultdict(list)
+    for path in recipes:
+        if path.resolve() not in beginnings:
+            groups[output / path.relative_to(output).parts[0]].append(path)
+    newest = max(groups.values(), key=lambda paths: max(path.stat().st_mtime for path in paths), default=[])
+    return max(newest, key=_validation_top1, default=None)
 
 
-def _is_of_classifier(run: Path) -> bool:
+def _recipe_beside(weights: Path) -> Recipe | None:
     try:
-        load_recipe(run / "config.yaml")
+        return load_recipe(weights.parent / "config.yaml")
     except UserError:  # a detector has another kind of configuration
-        return False
-    return True
+        return None
+
+
+def _validation_top1(weights: Path) -> float:
+    return max((row["validation_top1"] for row in read_metrics(weights.parent)), default=0.0)
 
 
 class BirdClassifier:
@@ -54,7 +69,7 @@ class BirdClassifier:
         Raises:
             UserError: the file is not an image.
         """
-        return self._crop(read_image(path, self._side))
+        return self._crop(read_resized(path, self._side))
 
     def cut_out(self, image: Tensor) -> Tensor:
         """The same of a photograph that is read already, uint8 (3, H, W), RGB."""

@@ -1,26 +1,46 @@
 """A recipe: every setting of a training run, read from YAML, typed, overridable by KEY=VALUE."""
 
 import dataclasses
-from collections.abc import Sequence
+import difflib
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from timm.optim import list_optimizers
 from yaml import YAMLError
 
-from tools.errors import UserError
+from common.averaging import horizon_scaled
+from common.errors import UserError
+from common.processes import world_size
+from common.runtime import PRECISIONS
 
 _CHOICES = {
     "train_crop": ("center", "random", "random_resized"),
     "schedule": ("constant", "cosine", "multistep"),
-    "precision": ("auto", "bfloat16", "float32"),
+    "precision": ("auto", *PRECISIONS),
 }
-_SHARES = ("flip", "random_erasing", "label_smoothing", "warmup", "ema_decay", "holdout")
-_AT_LEAST_ONE = ("image_size", "epochs", "batch_size", "checkpoint_every")
+# Smallest and largest value of each setting, and whether these two are allowed themselves.
+_RANGES: dict[str, tuple[float, float, str]] = {
+    **dict.fromkeys(("flip", "random_erasing", "mix_prob"), (0, 1, "[]")),
+    **dict.fromkeys(("label_smoothing", "warmup", "ema_decay", "holdout", "drop_rate", "momentum"), (0, 1, "[)")),
+    **dict.fromkeys(("crop_pct", "crop_scale"), (0, 1, "(]")),
+    **dict.fromkeys(("image_size", "epochs", "batch_size", "checkpoint_every"), (1, math.inf, "[)")),
+    **dict.fromkeys(("mixup", "cutmix", "weight_decay", "clip_grad", "backbone_lr_scale"), (0, math.inf, "[)")),
+    **dict.fromkeys(("patience", "workers", "seed"), (0, math.inf, "[)")),
+    "lr": (0, math.inf, "()"),
+    "rotation": (0, 180, "[]"),
+}
 
 # Settings that change neither the weights a run ends with nor their meaning.
-INDIFFERENT = ("cache", "workers", "checkpoint_every")
+INDIFFERENT = frozenset(("cache", "workers", "checkpoint_every"))
+# What a resumed run may change: neither the network nor what stands at a position of the training stream.
+MAY_CHANGE = frozenset(
+    ("data", "weights", "lr", "backbone_lr_scale", "momentum", "weight_decay", "schedule", "milestones", "warmup")
+    + ("clip_grad", "epochs", "patience", "precision", "compile", *INDIFFERENT)
+)
 
 
 @dataclass(frozen=True)
@@ -53,13 +73,14 @@ class Recipe:
         milestones: epochs at which `multistep` lowers the rate.
         warmup: share of the run in which the rate rises linearly from zero.
         clip_grad: largest norm of the gradient, 0 for no limit.
-        epochs: passes over the training images.
+        epochs: passes over the training images; where they alone are changed the milestones keep their shares of them.
         batch_size: images a step, over all processes together.
-        ema_decay: decay of the moving average of the weights, which is then what is measured and kept; 0 for none.
+        ema_decay: decay of the moving average of the weights, which is then what is measured and kept; 0 for none. Where
+            the batch alone is changed it forgets as fast, counted in images.
         holdout: share of the training images kept for choosing the best epoch; 0 chooses on the test split.
         patience: epochs without a better validation top-1 after which the run stops; 0 never stops early.
         seed: of the weights, the order of images and every augmentation.
-        precision: `float32`, `bfloat16` (autocast), or `auto`: bfloat16 where the hardware computes with it.
+        precision: `float32`, or `bfloat16`, `float16` (autocast), or `auto`: what the hardware is fastest in.
         compile: pass the model through torch.compile.
         cache: keep decoded images in memory if they fit.
         workers: loading processes for each training process.
@@ -90,7 +111,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 1e-3
     schedule: str = "constant"
-    milestones: list[int] = field(default_factory=list)
+    milestones: list[float] = field(default_factory=list)
     warmup: float = 0.0
     clip_grad: float = 0.0
     epochs: int = 20
@@ -120,10 +141,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if malformed:
         raise UserError(f"{malformed[0]}: expected KEY=VALUE, as in OPTS='lr=0.01 epochs=5'")
     try:
-        settings = OmegaConf.merge(
-            OmegaConf.structured(Recipe), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
-        )
-        recipe = OmegaConf.to_object(settings)
+        written = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))
+        changes = OmegaConf.from_dotlist(list(overrides))
+        recipe = OmegaConf.to_object(OmegaConf.merge(written, changes))
+        written = OmegaConf.to_object(written)
     except (OmegaConfBaseException, YAMLError, TypeError) as error:
         key = getattr(error, "full_key", None)
         line = str(error).splitlines()[0]
@@ -131,6 +152,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         wish = "expected another type" if hasattr(Recipe, str(key)) else f"the settings are: {known}"
         raise UserError(f"{path} {' '.join(overrides)}: {key + ': ' if key else ''}{line}; {wish}") from None
     _check(recipe, path)
+    if "epochs" in changes and "milestones" not in changes:
+        share = recipe.epochs / written.epochs
+        recipe = dataclasses.replace(recipe, milestones=[milestone * share for milestone in recipe.milestones])
+    if "batch_size" in changes and "ema_decay" not in changes:
+        decay = horizon_scaled(recipe.ema_decay, recipe.batch_size, written.batch_size)
+        recipe = dataclasses.replace(recipe, ema_decay=decay)
     return recipe
 
 
@@ -139,13 +166,13 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     OmegaConf.save(OmegaConf.structured(recipe), path)
 
 
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Settings that would change a run's result, as `key: old -> new`."""
+def differences(old: Recipe, new: Recipe, allowed: Collection[str] = INDIFFERENT) -> list[str]:
+    """Settings that differ, but for those `allowed` to, as `key: old -> new`."""
     before, after = dataclasses.asdict(old), dataclasses.asdict(new)
     return [
         f"{key}: {before[key]} -> {after[key]}"
         for key in before
-        if before[key] != after[key] and key not in INDIFFERENT
+        if before[key] != after[key] and key not in allowed
     ]
 
 
@@ -153,22 +180,24 @@ def _check(recipe: Recipe, path: Path) -> None:
     for key, allowed in _CHOICES.items():
         if getattr(recipe, key) not in allowed:
             raise UserError(f"{path}: {key}={getattr(recipe, key)}: expected one of {', '.join(allowed)}")
-    for key in _SHARES:
-        if not 0 <= getattr(recipe, key) < 1 and not (key in ("flip", "random_erasing") and getattr(recipe, key) == 1):
-            raise UserError(f"{path}: {key}={getattr(recipe, key)}: expected 0 or more and less than 1")
-    for key in _AT_LEAST_ONE:
-        if getattr(recipe, key) < 1:
-            raise UserError(f"{path}: {key}={getattr(recipe, key)}: expected 1 or more")
-    for key in ("crop_pct", "crop_scale"):
-        if not 0 < getattr(recipe, key) <= 1:
-            raise UserError(f"{path}: {key}={getattr(recipe, key)}: expected more than 0 and at most 1")
-    if not recipe.lr > 0:
-        raise UserError(f"{path}: lr={recipe.lr}: expected more than 0")
+    for key, (low, high, ends) in _RANGES.items():
+        value = getattr(recipe, key)
+        if value is None or low < value < high or (value == low and ends[0] == "[") or (value == high and ends[1] == "]"):
+            continue
+        least = f"{low} or more" if ends[0] == "[" else f"more than {low}"
+        most = "" if high == math.inf else f" and at most {high}" if ends[1] == "]" else f" and less than {high}"
+        raise UserError(f"{path}: {key}={value}: expected {least}{most}")
+    if recipe.optimizer not in list_optimizers():
+        close = difflib.get_close_matches(recipe.optimizer, list_optimizers(), n=3) or ["sgd", "adamw"]
+        raise UserError(
+            f"{path}: optimizer={recipe.optimizer}: timm has no such optimizer; did you mean {' or '.join(close)}?"
+        )
     if recipe.weights and not recipe.pretrained:
         raise UserError(
             f"{path}: weights={recipe.weights} with pretrained=false: give WEIGHTS or PRETRAINED=0, not both"
         )
-    if (recipe.mixup or recipe.cutmix) and recipe.batch_size % 2:
+    if (recipe.mixup or recipe.cutmix) and recipe.batch_size % (2 * world_size()):
         raise UserError(
-            f"{path}: batch_size={recipe.batch_size}: mixup and CutMix pair images, expected an even number"
+            f"{path}: batch_size={recipe.batch_size}: mixup and CutMix pair images, expected an even number for each of "
+            f"{world_size()} process{'es' * (world_size() > 1)}"
         )

@@ -25,10 +25,10 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from classification.recipe import Recipe, differences, load_recipe, save_recipe
-from classification.train import add_recipe_argument, resolve, run_name
-from tools.errors import UserError, exits_on_user_error
-from tools.processes import end_with_parent
-from tools.run_folder import create_run_folder, find_run_folders, read_metrics
+from classification.train import add_recipe_argument, parse_request, resolve, run_name
+from common.errors import UserError, exits_on_user_error
+from common.processes import ENDS_WITH_PARENT
+from common.run_folder import create_run_folder, find_run_folders, read_metrics
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _run_trial(trial: Trial, recipe: list[str], folder: Path, environment: dict[
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=end_with_parent,
+        **ENDS_WITH_PARENT,
     )
     if finished.returncode:
         reason = (finished.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
@@ -221,19 +221,24 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     arguments = parser.parse_intermixed_args()
 
-    path, recipe, _, is_sample = resolve(arguments.recipe)
-    changes = [argument for argument in arguments.recipe if "=" in argument]
+    request = parse_request(arguments.recipe)
+    path, recipe, _, is_sample = resolve(request)
     folder = _sweep_folder(arguments.output, f"{run_name(recipe, path, is_sample)}-{arguments.kind}", recipe)
     print(folder)
     if arguments.kind == "grid":
-        sweep_grid(arguments.lrs, arguments.epochs or [recipe.epochs], [str(path), *changes], folder)
+        sweep_grid(arguments.lrs, arguments.epochs or [recipe.epochs], [str(path), *request.changes], folder)
     else:
-        compare_pretraining([str(path), *changes], recipe.epochs, folder)
+        compare_pretraining([str(path), *request.changes], recipe.epochs, folder)
 
 
 def _numbers(kind: type) -> Callable[[str], list]:
     def numbers(text: str) -> list:
-        return [kind(word) for word in text.split()]
+        try:
+            if found := [kind(word) for word in text.split()]:
+                return found
+        except ValueError:
+            pass
+        raise UserError(f"{text!r}: expected one or more numbers with blanks between them")
 
     return numbers
 
@@ -243,7 +248,7 @@ def _sweep_folder(root: Path, name: str, recipe: Recipe) -> Path:
     existing = find_run_folders(root, name)
     if existing and not differences(load_recipe(existing[-1] / "config.yaml"), recipe):
         return existing[-1]
-    folder = create_run_folder(root, name, resume=False)
+    folder = create_run_folder(root, name)
     save_recipe(recipe, folder / "config.yaml")
     return folder
 

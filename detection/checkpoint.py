@@ -1,13 +1,8 @@
-"""Weights in and out: checkpoints of a run, and weights of torchvision, timm or Darknet for the backbones.
-
-Nothing is ever unpickled: `.pth` files are read with `weights_only=True`, and `.pkl` files are refused.
-"""
+"""Weights into a detector: those of a run, and of torchvision, timm or Darknet for the backbones."""
 
 import logging
-import pickle
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -15,59 +10,13 @@ from torch import nn
 
 from detection.yolov3.darknet import Darknet
 from detection.yolov3.darknet_weights import read_darknet_weights
-from tools.errors import UserError
-from tools.hub import locate_weights
-from tools.run_folder import write_atomically
+from common.errors import UserError
+from common.weights import load_state, locate_weights, read_checkpoint, weights_of
 
 logger = logging.getLogger(__name__)
 
 BACKBONE = "backbone.bottom_up."
 CLASSIFIER = r"(head|fc|classifier)\."  # of timm's networks
-
-
-def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Writes a checkpoint aside and renames it: `path` is always a whole file."""
-    write_atomically(path, lambda file: torch.save(checkpoint, file))
-
-
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a `.pth` or `.safetensors` file to the CPU.
-
-    Returns:
-        What was saved; a bare state dict is wrapped as `{"model": state dict}`.
-
-    Raises:
-        UserError: the file is missing, a pickle, or not readable as tensors and plain values.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file; expected a .pth or .safetensors file")
-    if path.suffix in (".pkl", ".pickle"):
-        raise UserError(f"{path}: is a pickle, which can run code when read; expected .pth or .safetensors: convert it")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return {"model": load_file(path)}
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: is no whole file of weights, or holds more than tensors and plain values, which is never run; "
-            "expected .pth or .safetensors"
-        ) from error
-    except Exception as error:  # torch raises a dozen kinds for broken archives
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{path}: cannot be read as weights ({reason}); expected a whole .pth or .safetensors file"
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{path}: holds a {type(checkpoint).__name__}; expected a dict of tensors")
-    if "model" not in checkpoint:
-        checkpoint = {"model": checkpoint.get("state_dict", checkpoint)}
-    state = checkpoint["model"]
-    if not (isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values())):
-        raise UserError(f"{path}: holds no weights; expected names with tensors, by themselves or under 'model'")
-    return checkpoint
 
 
 def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
@@ -92,35 +41,29 @@ def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
             source, found.values_read, found.values_left,
         )  # fmt: skip
         return
-    state = _fetch(source) if "://" in source else load_checkpoint(source)["model"]
+    state = _fetch(source) if "://" in source else weights_of(read_checkpoint(source))
+    of_backbone = None
     if isinstance(model.backbone, Darknet) and not any(name.startswith("backbone.") for name in state):
-        missing = _load(model, convert_classifier(model.backbone, state), source, only="backbone.")
-        logger.info("Loaded the backbone from %s; %d tensors of the other parts are random", source, missing)
+        of_backbone, prefix = convert_classifier(model.backbone, state), "backbone."
+    elif "layer1.0.conv1.weight" in state:
+        of_backbone, prefix = convert_resnet(state), BACKBONE
+    if of_backbone is not None:
+        load_state(model, of_backbone, source, prefix)
+        others = len(model.state_dict().keys() - of_backbone.keys())
+        logger.info("Loaded the backbone from %s; %d tensors of the other parts are random", source, others)
         return
-    if "layer1.0.conv1.weight" in state:
-        missing = _load(model, convert_resnet(state), source, only=BACKBONE)
-        logger.info("Loaded the backbone from %s; %d tensors of the other parts are random", source, missing)
-        return
-    own = model.state_dict()
-    other_classes = [
-        name for name, value in state.items() if name in own and value.shape != own[name].shape and is_class_layer(name)
-    ]
-    # Those stay as they are.
-    _load(model, {**state, **{name: own[name] for name in other_classes}}, source)
-    logger.info(
-        "Loaded the detector from %s; random, since the classes are others: %s", source, other_classes or "none"
-    )
+    class_layers = [name for name in model.state_dict() if name in state and is_class_layer(name)]
+    random = load_state(model, state, source, replaceable=class_layers)
+    logger.info("Loaded the detector from %s; random, since the classes are others: %s", source, random or "none")
 
 
-def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
-    """Loads a trained detector; every tensor must fit. Returns the checkpoint.
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Loads a trained detector, the average of its weights where there is one; every tensor must fit.
 
     Raises:
         UserError: the file is not a checkpoint of this model and number of classes.
     """
-    checkpoint = load_checkpoint(path)
-    _load(model, checkpoint["model"], str(path))
-    return checkpoint
+    load_state(model, weights_of(read_checkpoint(path)), path)
 
 
 def is_class_layer(name: str) -> bool:
@@ -166,31 +109,6 @@ def convert_resnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             raise UserError(f"weights: tensor {name} belongs to no plain ResNet; expected conv1, bn1, layer1-4, fc")
         converted[BACKBONE + new] = value
     return converted
-
-
-def _load(model: nn.Module, state: dict[str, torch.Tensor], source: str, only: str = "") -> int:
-    """Loads `state`, which must hold every tensor of `model` below the prefix `only`; returns the number of others.
-
-    BatchNorm's step counters may be absent: a frozen BatchNorm has none.
-    """
-    own = model.state_dict()
-    wanted = {name for name in own if name.startswith(only) and not name.endswith("num_batches_tracked")}
-    wrong = {
-        "missing": sorted(wanted - state.keys()),
-        "unexpected": sorted(state.keys() - own.keys()),
-        "of another shape": sorted(
-            f"{name} {tuple(value.shape)} for {tuple(own[name].shape)}"
-            for name, value in state.items()
-            if name in own and value.shape != own[name].shape
-        ),
-    }
-    faults = [f"{len(names)} tensors {kind} ({names[0]}, ...)" for kind, names in wrong.items() if names]
-    if faults:
-        raise UserError(
-            f"{source}: does not fit the model: {'; '.join(faults)}; expected weights of the same network and classes"
-        )
-    model.load_state_dict(state, strict=False)
-    return len(own.keys() - state.keys())
 
 
 def _fetch(source: str) -> dict[str, torch.Tensor]:

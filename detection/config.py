@@ -1,25 +1,50 @@
-"""The configuration of a run: Detectron2's keys, ours beside them, and schedules written in epochs."""
+"""The configuration of a run: Detectron2's keys and ours beside them, read from files and options, none in vain."""
 
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
+from fvcore.common.config import BASE_KEY
 
+from common.errors import UserError
+from common.runtime import default_device
 from detection.yolov3.config import add_yolov3_config
-from tools.errors import UserError
 
 CONFIGS = Path(__file__).parent / "configs"
 LEAF = {"faster_rcnn": "faster_rcnn_R_50_FPN", "yolov3": "yolov3_darknet53"}
+META_ARCHITECTURES = {"faster_rcnn": ("FasterRCNN", "GeneralizedRCNN"), "yolov3": ("YOLOv3",)}
+NAMES = {"FasterRCNN": "Faster R-CNN", "GeneralizedRCNN": "Faster R-CNN", "YOLOv3": "YOLOv3"}
+
+# A length in iterations, and the key that says the same in epochs.
+IN_EPOCHS = {
+    "SOLVER.MAX_ITER": "SOLVER.MAX_EPOCHS",
+    "SOLVER.STEPS": "SOLVER.STEPS_EPOCHS",
+    "SOLVER.WARMUP_ITERS": "SOLVER.WARMUP_EPOCHS",
+    "INPUT.CLOSE_ITERS": "INPUT.CLOSE_EPOCHS",
+    "TEST.EVAL_PERIOD": "TEST.EVAL_EPOCHS",
+}
+# Keys that Detectron2 reads and this project makes nothing of, and those for which another stands here.
+IDLE = {
+    "INPUT.FORMAT": "images are in RGB",
+    "VIS_PERIOD": "make visualize-batches draws training images",
+}
+INSTEAD = {
+    "INPUT.RANDOM_FLIP": "INPUT.AUGMENTATIONS lists what is done to an image",
+    "INPUT.CROP.ENABLED": "INPUT.AUGMENTATIONS lists what is done to an image",
+    "SOLVER.AMP.ENABLED": "MODEL.PRECISION names the type",
+    "OUTPUT_DIR": "runs are below output/",
+}
 
 
 def add_detection_config(cfg: CfgNode) -> None:
     """Adds the keys that both detectors share to Detectron2's."""
-    # Mixed precision without a gradient scaler, in training and in inference, on CPU and GPU.
-    cfg.MODEL.BF16 = True
+    # "auto", the fastest of the device, or "bfloat16", "float16", "float32": of the network, in training and inference.
+    cfg.MODEL.PRECISION = "auto"
+    cfg.register_deprecated_key("MODEL.BF16")  # runs of old name it
     cfg.MODEL.CHANNELS_LAST = True
     # Names of the classes in the order of their ids, taken from the data, and the folder the data came from.
     cfg.MODEL.CLASSES = []
@@ -72,25 +97,28 @@ def leaf_name(model: str, recipe: str) -> str:
     return LEAF[model] + ("_study" if recipe == "study" else "")
 
 
-def default_device() -> str:
-    """The device that a model runs on here."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def read_run_cfg(run: Path) -> CfgNode:
+def read_run_cfg(run: Path, options: Sequence[str] = ()) -> CfgNode:
     """The configuration of a run folder, for the device that is here.
 
+    Args:
+        run: the folder.
+        options: KEY VALUE pairs over it.
+
     Raises:
-        UserError: there is none, or it is broken.
+        UserError: there is none, it is broken, or an option is wrong.
     """
     cfg = get_cfg()
     merge_file(cfg, run / "config.yaml")
     cfg.MODEL.DEVICE = default_device()
+    merge_options(cfg, options)
     return cfg
 
 
-def merge_file(cfg: CfgNode, path: Path) -> None:
-    """Merges a YAML file into `cfg`.
+def merge_file(cfg: CfgNode, path: Path) -> tuple[CfgNode, list[str]]:
+    """Merges a YAML file and the `_BASE_` that it names into `cfg`; a base is looked for beside it, then in `CONFIGS`.
+
+    Returns:
+        The configuration as its bases make it, and the keys that the file itself sets.
 
     Raises:
         UserError: the file is missing, is no YAML, or holds a key or type that the configuration does not know.
@@ -98,62 +126,89 @@ def merge_file(cfg: CfgNode, path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a configuration of detection/configs or of a run folder")
     try:
-        cfg.merge_from_file(str(path))
-    except Exception as error:  # yacs and PyYAML raise a dozen kinds
+        leaf = yaml.safe_load(path.read_text()) or {}
+        bases = leaf.pop(BASE_KEY, [])
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(f"{path}: is no YAML of keys and values ({str(error).splitlines()[0]})") from error
+    for base in [bases] if isinstance(bases, str) else bases:
+        beside = path.parent / base
+        merge_file(cfg, beside if beside.is_file() else CONFIGS / base)
+    from_bases = cfg.clone()
+    try:
+        cfg.merge_from_other_cfg(CfgNode(leaf))
+    except Exception as error:  # yacs raises a dozen kinds
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path}: {reason}; expected the keys of detection/config.py and Detectron2") from error
+    return from_bases, list(_flat(leaf))
 
 
-def merge_options(cfg: CfgNode, options: Sequence[str]) -> None:
+def merge_options(cfg: CfgNode, options: Sequence[str]) -> list[str]:
     """Merges `KEY VALUE ...` pairs into `cfg`; a length in iterations replaces the same length in epochs.
+
+    Returns:
+        The keys.
 
     Raises:
         UserError: a key is unknown, a value has the wrong type, or one of them is missing.
     """
     if len(options) % 2:
         raise UserError(f"OPTS: {' '.join(options)!r} has {len(options)} words; expected pairs of KEY VALUE")
-    in_epochs = {
-        "SOLVER.MAX_ITER": "SOLVER.MAX_EPOCHS",
-        "SOLVER.WARMUP_ITERS": "SOLVER.WARMUP_EPOCHS",
-        "INPUT.CLOSE_ITERS": "INPUT.CLOSE_EPOCHS",
-        "TEST.EVAL_PERIOD": "TEST.EVAL_EPOCHS",
-    }
     for key, value in zip(options[::2], options[1::2], strict=True):
         try:
             known = functools.reduce(lambda node, part: node.get(part, {}), key.split("."), cfg)
             if value.removeprefix("-").isdecimal() and isinstance(known, float):
                 value = f"{value}.0"  # yacs would refuse the integer
             cfg.merge_from_list([key, value])
-            if key in in_epochs:
-                cfg.merge_from_list([in_epochs[key], 0.0])
-            if key == "SOLVER.STEPS":
-                cfg.SOLVER.STEPS_EPOCHS = []
+            if key in IN_EPOCHS:
+                cfg.merge_from_list([IN_EPOCHS[key], [] if key == "SOLVER.STEPS" else 0.0])
         except Exception as error:
             raise UserError(f"OPTS: {key} {value}: {str(error).splitlines()[0]}; see detection/config.py") from error
+    return list(options[::2])
 
 
-def resolve_epochs(cfg: CfgNode, num_images: int) -> None:
-    """Turns lengths in epochs into iterations, in place, and cuts the schedule to its end.
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key."""
+    return functools.reduce(dict.__getitem__, key.split("."), cfg)
+
+
+def _flat(node: Mapping, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the leaves of nested mappings."""
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+class RecordingCfg(CfgNode):
+    """A copy of a configuration that remembers which of its keys were read."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        self.__dict__.setdefault("_read", set()).add(name)
+        return value
+
+    def was_read(self, key: str) -> bool:
+        """Whether anything has asked for this dotted key."""
+        *parents, leaf = key.split(".")
+        node = value_of(self, ".".join(parents)) if parents else self
+        return leaf in node.__dict__.get("_read", ())
+
+
+def refuse_unread(cfg: RecordingCfg, keys: Iterable[str]) -> None:
+    """Refuses what the user has set for nothing, once everything is built from the configuration.
 
     Args:
-        cfg: a configuration whose batch and rate are already those of the run.
-        num_images: images in one pass over the training data.
+        cfg: the configuration that everything was built from.
+        keys: those that the user has set.
+
+    Raises:
+        UserError: nothing reads one of them, or what reads it makes nothing of it.
     """
-
-    def iterations(epochs: float) -> int:
-        return max(1, math.ceil(epochs * num_images / cfg.SOLVER.IMS_PER_BATCH))
-
-    if cfg.SOLVER.MAX_EPOCHS:
-        cfg.SOLVER.MAX_ITER = iterations(cfg.SOLVER.MAX_EPOCHS)
-    if cfg.SOLVER.STEPS_EPOCHS:
-        cfg.SOLVER.STEPS = tuple(iterations(epochs) for epochs in cfg.SOLVER.STEPS_EPOCHS)
-    cfg.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
-    if cfg.SOLVER.WARMUP_EPOCHS:
-        cfg.SOLVER.WARMUP_ITERS = iterations(cfg.SOLVER.WARMUP_EPOCHS)
-    cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER)
-    if cfg.INPUT.CLOSE_EPOCHS:
-        cfg.INPUT.CLOSE_ITERS = iterations(cfg.INPUT.CLOSE_EPOCHS)
-    if cfg.TEST.EVAL_EPOCHS:
-        cfg.TEST.EVAL_PERIOD = iterations(cfg.TEST.EVAL_EPOCHS)
-    cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.STEPS_EPOCHS = 0.0, []
-    cfg.SOLVER.WARMUP_EPOCHS, cfg.INPUT.CLOSE_EPOCHS, cfg.TEST.EVAL_EPOCHS = 0.0, 0.0, 0.0
+    defaults = get_cfg()
+    for key in keys:
+        value = value_of(cfg, key)
+        if value == value_of(defaults, key) or (cfg.was_read(key) and key not in IDLE):
+            continue
+        hint = IDLE.get(key) or INSTEAD.get(key) or f"it has no meaning for {cfg.MODEL.META_ARCHITECTURE} here"
+        raise UserError(f"{key} {value}: nothing would come of it; {hint}: leave it out")

@@ -1,97 +1,44 @@
-"""The training stream: the sample at position p depends on the seed and p alone.
+"""Loaders of a configuration: the training stream in batches, and test images in the order of their list."""
 
-It depends neither on the number of workers nor on restarts, so a resumed run sees exactly what the run that was never
-stopped would have seen. Position p = iteration x batch + place in the batch.
-"""
+from collections.abc import Sequence
+from functools import partial
 
-import contextlib
-import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
-
-import numpy as np
-import torch
 from detectron2.config import CfgNode
-from torch.utils.data import DataLoader, Dataset
+from detectron2.data import DatasetFromList, MapDataset
+from detectron2.data.samplers import InferenceSampler
+from torch.utils.data import DataLoader
+
+from common.processes import ignore_interrupt
+from common.stream import TrainingStream, worker_count
+from detection.dataset_mapper import DatasetMapper
 
 
-@contextlib.contextmanager
-def seeded(*key: int | str) -> Iterator[None]:
-    """Seeds torch's generator on the CPU by `key` inside the block and restores it afterwards."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(digest, "little"))
-        yield
-
-
-class TrainingStream(Dataset):
-    """An endless sequence of mapped training samples, indexed by position.
-
-    Every image comes once an epoch. Within an epoch, images of one orientation are put into batches together, as
-    Detectron2's aspect-ratio grouping does, so that little of a batch is padding.
+def build_training_stream(cfg: CfgNode, dataset_dicts: Sequence[dict]) -> TrainingStream:
+    """The samples to train on; images of one orientation share a batch, so that little of it is padding.
 
     Args:
+        cfg: a configuration with its lengths in iterations.
         dataset_dicts: Detectron2's dataset dicts, with `height` and `width`.
-        mapper: makes a model's input of a dataset dict and the batch's number; called with torch's generator seeded.
-        seed: seed of order and augmentation.
-        batch_size: images in a batch over all processes.
     """
-
-    def __init__(
-        self, dataset_dicts: Sequence[dict], mapper: Callable[[dict, int], dict], seed: int, batch_size: int
-    ) -> None:
-        self.dataset_dicts = dataset_dicts
-        self.mapper = mapper
-        self.seed = seed
-        self.batch_size = batch_size
-        self._is_portrait = np.array([entry["height"] > entry["width"] for entry in dataset_dicts])
-        self._epoch, self._order = -1, np.empty(0, np.int64)
-
-    def order(self, epoch: int) -> np.ndarray:
-        """Indices of all images in the order of this epoch, shape (number of images,)."""
-        if epoch == self._epoch:
-            return self._order
-        rng = np.random.default_rng((self.seed, epoch))
-        indices = rng.permutation(len(self.dataset_dicts))
-        # The epoch opens inside the batch that the last epoch left unfinished.
-        head = min(-epoch * len(indices) % self.batch_size, len(indices))
-        body = indices[head:]
-        batches, rest = [], []
-        for group in (body[~self._is_portrait[body]], body[self._is_portrait[body]]):
-            whole = len(group) // self.batch_size * self.batch_size
-            batches.extend(group[:whole].reshape(-1, self.batch_size))
-            rest.append(group[whole:])
-        rng.shuffle(batches)
-        self._epoch, self._order = epoch, np.concatenate([indices[:head], *batches, *rest])
-        return self._order
-
-    def __getitem__(self, position: int) -> dict:
-        """The sample at `position`, 0 or more."""
-        epoch, place = divmod(position, len(self.dataset_dicts))
-        entry = self.dataset_dicts[self.order(epoch)[place]]
-        with seeded(self.seed, position):
-            return self.mapper(entry, position // self.batch_size)
-
-
-def worker_count(cfg: CfgNode) -> int:
-    """Loading processes of each training process: what the configuration asks for, at most one a core."""
-    return min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
-
-
-def build_train_loader(
-    stream: TrainingStream, iterations: range, rank: int, world_size: int, num_workers: int
-) -> DataLoader:
-    """Batches of one process as lists of samples, for the given iterations."""
-    share = stream.batch_size // world_size
-    batches = [
-        range(start, start + share)
-        for start in (iteration * stream.batch_size + rank * share for iteration in iterations)
-    ]
-    return DataLoader(
-        stream,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=list,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or the first batch after a restart would draw from the model's generator
+    mapper = DatasetMapper(cfg, True, dataset_dicts=dataset_dicts)
+    size = cfg.SOLVER.IMS_PER_BATCH
+    is_portrait = [entry["height"] > entry["width"] for entry in dataset_dicts]
+    return TrainingStream(
+        len(dataset_dicts), partial(_sample, dataset_dicts, mapper, size), cfg.SEED, size, groups=is_portrait
     )
+
+
+def build_test_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], with_annotations: bool = False) -> DataLoader:
+    """This process's share of images as the model sees them without augmentation, in lists of `TEST.IMS_PER_BATCH`."""
+    return DataLoader(
+        MapDataset(DatasetFromList(list(dataset_dicts), copy=False), DatasetMapper(cfg, with_annotations, augment=False)),
+        sampler=InferenceSampler(len(dataset_dicts)),
+        batch_size=cfg.TEST.IMS_PER_BATCH,
+        num_workers=worker_count(cfg.DATALOADER.NUM_WORKERS),
+        collate_fn=list,
+        worker_init_fn=ignore_interrupt,
+    )
+
+
+def _sample(dataset_dicts: Sequence[dict], mapper: DatasetMapper, batch_size: int, index: int, position: int) -> dict:
+    return mapper(dataset_dicts[index], position // batch_size)

@@ -8,36 +8,16 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, Instances
 from torchvision import tv_tensors
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from detection.augmentation import build_augmentations, mixup, mosaic
-from detection.data_loader import seeded
-from tools.errors import UserError
+from common.errors import UserError
+from common.images import read_image
+from common.stream import seeded
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 T = TypeVar("T")
-
-
-def read_image(path: str | Path) -> torch.Tensor:
-    """Decodes an image file to RGB, turned as its EXIF tag says.
-
-    Returns:
-        uint8 tensor of shape (3, H, W), RGB, 0 to 255.
-
-    Raises:
-        UserError: the file is missing or cannot be decoded.
-    """
-    try:
-        image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
-    except (RuntimeError, OSError) as error:
-        # torchvision's message starts with the place in its source.
-        reason = "no such file" if not Path(path).exists() else str(error).splitlines()[0].split(", ", 2)[-1]
-        raise UserError(f"{path}: cannot be read as an image ({reason}); expected JPEG, PNG, GIF or WebP") from error
-    if image.dim() == 4:  # an animation: its first frame
-        image = image[0]
-    return v2.functional.to_dtype(image, torch.uint8, scale=True)  # a PNG may have 16 bits
 
 
 class DatasetMapper:
@@ -111,7 +91,7 @@ class DatasetMapper:
             [
                 v2.ClampBoundingBoxes(),
                 v2.SanitizeBoundingBoxes(
-                    min_size=1, labels_getter=lambda sample: (sample["labels"], sample["weights"])
+                    min_size=1, labels_getter=_labels
                 ),
             ]
         )
@@ -229,6 +209,10 @@ class DatasetMapper:
         sample = v2.RandomShortestSize(size, size, interpolation)(sample)
         height, width = sample["image"].shape[1:]
         return v2.Pad([0, 0, size - width, size - height], fill=self.fill)(sample)
+
+
+def _labels(sample: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    return sample["labels"], sample["weights"]
 
 
 def _choose(choices: Sequence[T]) -> T:

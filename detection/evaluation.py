@@ -31,7 +31,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from matplotlib.figure import Figure
 
-from tools.run_folder import write_atomically
+from common.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -279,16 +279,13 @@ class VOCEvaluator(DatasetEvaluator):
     An image that several processes have seen counts once. Scores and boxes are kept as exact as the model gives them.
     """
 
-    def __init__(self, dataset_name: str, output_dir: Path | None = None) -> None:
+    def __init__(self, dataset_name: str) -> None:
         """Prepares the evaluation on a registered dataset.
 
         Args:
             dataset_name: name in `DatasetCatalog` and `MetadataCatalog`; the latter gives `thing_classes`.
-            output_dir: where to write the files of `Evaluation.write` and `detections.json`, in COCO's result form with
-                `category_id` counted from 1; None writes nothing.
         """
         self._dataset_name = dataset_name
-        self._output_dir = output_dir
         self.reset()
 
     def reset(self) -> None:
@@ -326,10 +323,19 @@ class VOCEvaluator(DatasetEvaluator):
 
         evaluation = evaluate_voc(records, detections, MetadataCatalog.get(self._dataset_name).thing_classes)
         logger.info("Evaluation on %s:\n%s", self._dataset_name, evaluation.format_table())
-        if self._output_dir is not None:
-            evaluation.write(self._output_dir)
-            _write_text(self._output_dir / "detections.json", _coco_results(detections, records))
+        self._result = evaluation, detections, records
         return OrderedDict(bbox=dict(evaluation.metrics))
+
+    def write(self, folder: Path) -> None:
+        """Writes what `evaluate` found last, in the main process.
+
+        The files are those of `Evaluation.write` and `detections.json`, in COCO's result form with `category_id`
+        counted from 1.
+        """
+        if comm.is_main_process():
+            evaluation, detections, records = self._result
+            evaluation.write(folder)
+            _write_text(folder / "detections.json", _coco_results(detections, records))
 
 
 def _coco_results(detections: Detections, records: Sequence[dict]) -> str:

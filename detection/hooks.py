@@ -3,11 +3,8 @@
 import datetime
 import logging
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 import psutil
 import torch
@@ -19,8 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from detection.data_loader import seeded
-from tools.run_folder import append_metrics, write_results
+from common.averaging import Best, WeightAverage
+from common.run_folder import append_metrics, write_results
+from common.stream import derive_seed, seeded
 
 logger = logging.getLogger(__name__)
 
@@ -35,54 +33,23 @@ class SeedIteration(HookBase):
 
     def before_step(self) -> None:
         """Seeds the generators of the CPU and of every GPU."""
-        torch.manual_seed(hash((self.seed, self.trainer.iter, comm.get_rank())))
+        torch.manual_seed(derive_seed(self.seed, self.trainer.iter, comm.get_rank()))
 
 
 class WeightAveraging(HookBase):
-    """Exponential moving average of the weights: average = decay average + (1 - decay) weights.
-
-    Integer buffers are copied. The decay rises as (1 + i) / (10 + i) at first: a short past is not worth keeping.
+    """Keeps a `WeightAverage` up to date.
 
     Args:
         model: the model without a distributed wrapper.
-        decay: share of the old average at each iteration, below 1.
+        decay: see `WeightAverage`.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = model
-        self.decay = decay
-        self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.average = WeightAverage(model, decay)
 
     def after_step(self) -> None:
         """Moves the average towards the weights of this iteration."""
-        decay = min(self.decay, (1 + self.trainer.iter) / (10 + self.trainer.iter))
-        averages, values = [], []
-        for name, value in self.model.state_dict().items():
-            if value.is_floating_point():
-                averages.append(self.average[name])
-                values.append(value)
-            else:
-                self.average[name].copy_(value)
-        torch._foreach_lerp_(averages, values, 1 - decay)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Puts the average into the model inside the block."""
-        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average)
-        try:
-            yield
-        finally:
-            self.model.load_state_dict(weights)
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The average itself, with the model's names."""
-        return self.average
-
-    def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
-        """Takes over the average of a checkpoint."""
-        for name, value in state_dict.items():
-            self.average[name].copy_(value)
+        self.average.update(self.trainer.iter)
 
 
 class Evaluate(HookBase):
@@ -106,7 +73,7 @@ class Evaluate(HookBase):
             comm.synchronize()
 
 
-class BestCheckpoint(HookBase):
+class BestCheckpoint(Best, HookBase):
     """Saves `model_best.pth` whenever the metric is the highest so far, and stops training when it rises no more.
 
     Args:
@@ -116,66 +83,37 @@ class BestCheckpoint(HookBase):
     """
 
     def __init__(self, save: Callable[[], None], patience: int, min_rise: float) -> None:
+        super().__init__(patience, min_rise)
         self.save = save
-        self.patience = patience
-        self.min_rise = min_rise
-        self.best = self.reference = float("-inf")
-        self.best_iteration = -1
-        self.without_rise = 0
 
     def after_step(self) -> None:
         """Compares the metric of this iteration, if there is one."""
         value, iteration = self.trainer.storage.latest().get(METRIC, (float("nan"), -1))
         if iteration != self.trainer.iter:
             return
-        if value > self.best:
-            self.best, self.best_iteration = value, iteration
-            if comm.is_main_process():
-                self.save()
-        if value >= self.reference + self.min_rise:
-            self.reference, self.without_rise = value, 0
-        else:
-            self.without_rise += 1
-        if self.should_stop():
+        if self.update(value, iteration) and comm.is_main_process():
+            self.save()
+        if self.is_out_of_patience:
             logger.info(
                 "Stopping early: %s has not risen by %g in %d evaluations; the best is %.4f after iteration %d",
-                METRIC, self.min_rise, self.without_rise, self.best, self.best_iteration,
+                METRIC, self.min_rise, self.without_rise, self.value, self.when + 1,
             )  # fmt: skip
             self.trainer.stop_requested = True
-
-    def should_stop(self) -> bool:
-        """Whether the patience is at its end."""
-        return 0 < self.patience <= self.without_rise
-
-    def state_dict(self) -> dict[str, float]:
-        """The best value and how long ago it was."""
-        return {
-            "best": self.best,
-            "reference": self.reference,
-            "best_iteration": self.best_iteration,
-            "without_rise": self.without_rise,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Takes over what a checkpoint remembers."""
-        self.__dict__.update(state_dict)
 
 
 class MetricsWriter(HookBase):
     """Writes a row of means to `metrics.json`, TensorBoard and the log every `period` iterations and evaluation.
 
-    In a terminal the log's lines go to `log.txt` alone and a progress bar takes their place. `results.csv` and
-    `results.png` follow at every evaluation and about twice a minute. Runs on rank 0.
+    In a terminal the log's lines go to `log.txt` alone and a progress bar takes their place, whose loss is that of the
+    last row. `results.csv` and `results.png` follow at every evaluation. Runs on rank 0.
 
     Args:
-        run: the run folder.
         period: iterations that a row averages over.
         images_per_epoch: for the epoch in the rows.
         batch_size: images an iteration over all processes.
     """
 
-    def __init__(self, run: Path, period: int, images_per_epoch: int, batch_size: int) -> None:
-        self.run = run
+    def __init__(self, period: int, images_per_epoch: int, batch_size: int) -> None:
         self.period = period
         self.images_per_epoch = images_per_epoch
         self.batch_size = batch_size
@@ -183,7 +121,7 @@ class MetricsWriter(HookBase):
 
     def before_train(self) -> None:
         """Opens TensorBoard's file and the progress bar."""
-        trainer = self.trainer
+        trainer, self.run = self.trainer, self.trainer.run
         self.tensorboard = SummaryWriter(str(self.run), purge_step=trainer.start_iter)
         self.bar = tqdm(
             total=trainer.max_iter,
@@ -192,7 +130,6 @@ class MetricsWriter(HookBase):
             disable=not sys.stderr.isatty(),
             dynamic_ncols=True,
         )
-        self.last_results = time.monotonic()
 
     def after_step(self) -> None:
         """Adds this iteration to the means and writes them if it is time."""
@@ -204,13 +141,13 @@ class MetricsWriter(HookBase):
         for name, value in latest.items():
             self.values[name].append(value)
         self.bar.update()
-        self.bar.set_postfix_str(f"loss {latest['total_loss']:.3f}  lr {latest['lr']:.2g}  {_memory()}", refresh=False)
         is_last = iteration + 1 == self.trainer.max_iter or self.trainer.stop_requested
         if not (metrics or is_last or (iteration + 1) % self.period == 0):
             return
         row = {
             "iteration": iteration,
             "epoch": (iteration + 1) * self.batch_size / self.images_per_epoch,
+            **self.trainer.mean_losses(len(self.values["time"])),
             **{name: sum(values) / len(values) for name, values in self.values.items()},
             **metrics,
             "lr": latest["lr"],
@@ -219,10 +156,10 @@ class MetricsWriter(HookBase):
         append_metrics(self.run, row)
         for name, value in row.items():
             self.tensorboard.add_scalar(name, value, iteration)
+        self.bar.set_postfix_str(f"loss {row['total_loss']:.3f}  lr {row['lr']:.2g}  {_memory()}", refresh=False)
         logger.info(self._line(row), extra={"is_progress": True})
-        if metrics or is_last or time.monotonic() - self.last_results > 30:
+        if metrics or is_last:
             write_results(self.run)
-            self.last_results = time.monotonic()
 
     def after_train(self) -> None:
         """Closes what `before_train` opened."""
@@ -279,7 +216,7 @@ class LastCheckpoint(HookBase):
             self.save()
 
 
-def validation_loss(model: nn.Module, batches: list[list[dict]], seed: int) -> dict[str, float]:
+def validation_loss(model: nn.Module, batches: Iterable[list[dict]], seed: int) -> dict[str, float]:
     """Mean training loss of labelled images that are not trained on, gathered over all ranks.
 
     The model is in training mode, since only then it computes losses, but BatchNorm uses and keeps its statistics, and
@@ -288,17 +225,17 @@ def validation_loss(model: nn.Module, batches: list[list[dict]], seed: int) -> d
     Returns:
         `validation_loss`; empty without images.
     """
-    total, count = 0.0, 0
+    losses, count = [], 0
     model.train()
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
     with torch.no_grad(), seeded(seed), EventStorage():
         for batch in batches:
-            total += float(sum(model(batch).values())) * len(batch)
+            losses.append(sum(model(batch).values()) * len(batch))
             count += len(batch)
     model.train()
-    totals = comm.all_gather((total, count))
+    totals = comm.all_gather((float(sum(losses)), count))
     count = sum(n for _, n in totals)
     return {"validation_loss": sum(loss for loss, _ in totals) / count} if count else {}
 

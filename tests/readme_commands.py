@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = {
     "make test": "is what runs this",
     "make app": "a server: tests/tools/test_app.py",
-    "make bench": "takes half an hour: tests/tools/test_bench.py",
     "NNODES=2": "needs two machines: tests/detection/test_train_net.py trains two nodes on loopback",
 }
 # Without network these end with one line that says what to do, and exit code 2.

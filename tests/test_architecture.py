@@ -4,8 +4,8 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"tools.errors", "tools.run_folder", "tools.data_root", "tools.hub", "tools.processes"}
-SHARED = {*LEAVES, "tools.launch", "tools.images", "tools.sample_data"}
+LEAVES = {"common.errors", "common.run_folder", "common.data_root", "common.weights", "common.runtime"}
+SHARED = {*LEAVES, "tools.launch", "common.images", "tools.sample_data"}
 
 
 def imports(path: Path) -> set[str]:

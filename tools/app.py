@@ -17,12 +17,12 @@ from PIL import Image
 from classification import predict as classification
 from classification.predict import BirdClassifier
 from detection.comparison import Detector
-from detection.dataset_mapper import read_image
+from common.images import read_image
 from detection.drawing import full_frame, to_pixels
 from detection.proposals import record_proposals, to_original
-from detection.train_net import newest_weights
-from tools.data_root import SAMPLE
-from tools.errors import UserError, exits_on_user_error
+from detection.experiment import newest_detector
+from common.data_root import SAMPLE
+from common.errors import UserError, exits_on_user_error
 from tools.predict import draw_detections, load_model
 from tools.visualize_proposals import draw_proposals
 
@@ -48,11 +48,11 @@ Model = Detector | BirdClassifier
 def newest_models(output: Path) -> dict[str, Path]:
     """Weights of the newest run of each model that there is, by its name."""
     recipes = {
-        name: [path for recipe in ("best", "study") if (path := newest_weights(output, model, recipe))]
+        name: [path for recipe in ("best", "study") if (path := newest_detector(output, model, recipe))]
         for name, model in ((FASTER_RCNN, "faster_rcnn"), (YOLOV3, "yolov3"))
     }
     found = {name: max(paths, key=lambda path: path.stat().st_mtime) for name, paths in recipes.items() if paths}
-    bird = classification.newest_weights(output)
+    bird = classification.newest_detector(output)
     return {**found, BIRDS: bird} if bird else found
 
 

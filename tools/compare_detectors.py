@@ -21,18 +21,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from detection.config import NAMES
 from detection.comparison import Detector, compare, corners, objects_table, photographs_table, to_detections
-from detection.dataset_mapper import read_image
 from detection.drawing import class_colors, draw_boxes, side_by_side
 from detection.error_analysis import KINDS, ErrorAnalysis, analyse_errors, plot_errors
 from detection.modeling import load_detector
-from detection.train_net import check_datasets, newest_weights
+from detection.experiment import check_datasets, newest_detector
 from detection.voc import default_splits, register_voc
-from tools.errors import UserError, exits_on_user_error
-from tools.images import find_images
-from tools.run_folder import machine, write_atomically
+from common.errors import UserError, exits_on_user_error
+from common.images import find_images, read_image
+from common.run_folder import machine, write_atomically
 
-NAMES = {"GeneralizedRCNN": "Faster R-CNN", "YOLOv3": "YOLOv3"}
 CHOICE_SEED = 0
 MAX_PICTURES = 20  # of a split; every photograph that is named gets one
 MAX_ROWS = 60  # of a printed table; the files hold them all
@@ -51,10 +50,10 @@ def load_detectors(frcnn: Path | None, yolov3: Path | None, output: Path, recipe
         UserError: a detector is not trained yet, or its weights do not load.
     """
     paths = [
-        frcnn or newest_weights(output, "faster_rcnn", recipe),
-        yolov3 or newest_weights(output, "yolov3", recipe),
+        frcnn or newest_detector(output, "faster_rcnn", recipe),
+        yolov3 or newest_detector(output, "yolov3", recipe),
     ]
-    words = zip(paths, NAMES.values(), ("train-frcnn", "train-yolov3"), ("FRCNN", "YOLOV3"), strict=True)
+    words = zip(paths, dict.fromkeys(NAMES.values()), ("train-frcnn", "train-yolov3"), ("FRCNN", "YOLOV3"), strict=True)
     if missing := [rest for path, *rest in words if path is None]:
         names, targets, variables = zip(*missing, strict=True)
         raise UserError(

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tools.data_root import SAMPLE
-from tools.errors import UserError, exits_on_user_error
-from tools.processes import end_with_parent
-from tools.run_folder import write_atomically
+from common.data_root import SAMPLE
+from common.errors import UserError, exits_on_user_error
+from common.processes import ENDS_WITH_PARENT
+from common.run_folder import write_atomically
 from tools.sample_data import draw_sample
 
 OTHER_SAMPLE = SAMPLE.with_name("sample-other")  # birds to learn from first, and photographs from outside
@@ -98,7 +98,7 @@ def run_stage(stage: Stage, log: Path, bar: tqdm) -> float:
         command.append("--resume")
     start, shown = time.perf_counter(), 0.0
     with log.open("ab") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, preexec_fn=end_with_parent)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, **ENDS_WITH_PARENT)
         while process.poll() is None:
             time.sleep(0.2)
             progress = min(time.perf_counter() - start, stage.seconds) - shown

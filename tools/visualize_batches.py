@@ -9,13 +9,12 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import ImageList
 from matplotlib.figure import Figure
 
-from detection.config import LEAF, resolve_epochs
-from detection.data_loader import TrainingStream
-from detection.dataset_mapper import DatasetMapper
+from detection.config import LEAF
+from detection.data_loader import build_training_stream
 from detection.drawing import class_colors, draw_boxes
-from detection.train_net import build_cfg, check_datasets, set_classes
-from tools.errors import UserError, exits_on_user_error
-from tools.run_folder import write_atomically
+from detection.experiment import new_experiment
+from common.errors import UserError, exits_on_user_error
+from common.run_folder import write_atomically
 
 
 def picture(batch: Sequence[dict], classes: Sequence[str], title: str) -> Figure:
@@ -56,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="tools.visualize_batches", description=__doc__)
     parser.add_argument("--model", choices=sorted(LEAF), default="yolov3")
-    parser.add_argument("--recipe", choices=["best", "study"], default="best")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--recipe", choices=["best", "study"], default="best")
+    choice.add_argument("--config", type=Path, help="a YAML of your own over those of detection/configs")
     parser.add_argument("--data", help="data root, or one folder in VOC layout; default datasets/, else the sample")
     parser.add_argument("--batches", type=int, default=2, help="number of batches, from the first on")
     parser.add_argument("--images", type=int, default=16, help="images drawn of each batch at most")
@@ -66,13 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.batches < 1 or args.images < 1:
         raise UserError(f"--batches {args.batches} --images {args.images}: expected 1 or more of each")
 
-    cfg, name = build_cfg(args)
-    check_datasets(cfg)
-    set_classes(cfg)
+    experiment = new_experiment(args)
+    experiment.resolve()
+    cfg, name = experiment.cfg, experiment.name
     entries = [entry for dataset in cfg.DATASETS.TRAIN for entry in DatasetCatalog.get(dataset)]
-    resolve_epochs(cfg, len(entries))
     size = cfg.SOLVER.IMS_PER_BATCH
-    stream = TrainingStream(entries, DatasetMapper(cfg, True, dataset_dicts=entries), max(cfg.SEED, 0), size)
+    stream = build_training_stream(cfg, entries)
     folder = args.output / "batches" / name
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(args.batches):

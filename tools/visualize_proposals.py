@@ -6,6 +6,8 @@ For each image one picture: left the proposals, coloured by objectness, right th
 
 import argparse
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,16 +25,16 @@ from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
-from detection.dataset_mapper import DatasetMapper, read_image
+from detection.dataset_mapper import DatasetMapper
 from detection.drawing import class_colors, draw_boxes, side_by_side
 from detection.modeling import load_detector
 from detection.proposals import proposal_recall, record_proposals, to_original
-from detection.train_net import newest_weights, parse_args, setup_logging, train
+from detection.experiment import newest_detector
 from detection.voc import register_voc
-from tools.data_root import resolve_data_root
-from tools.errors import UserError, exits_on_user_error
-from tools.images import find_images
-from tools.run_folder import write_atomically
+from common.data_root import resolve_data_root
+from common.errors import UserError, exits_on_user_error
+from common.images import find_images, read_image
+from common.run_folder import write_atomically
 
 CHOICE_SEED = 0
 COLORMAP = colormaps["plasma"]  # of objectness
@@ -107,15 +109,17 @@ def main() -> None:
         raise UserError(f"TOPK={args.topk}: expected 1 or more")
 
     paths: list[str | Path] = list(find_images(args.images))
-    weights = args.weights or newest_weights(args.output, "faster_rcnn", args.recipe)
+    weights = args.weights or newest_detector(args.output, "faster_rcnn", args.recipe)
     if weights is None:
         if args.data or not resolve_data_root(None, ["VOC2007", "VOC2012"])[1]:
             raise UserError(
                 f"{args.output}: no trained Faster R-CNN in it; expected WEIGHTS=path: run make train-frcnn"
             )
-        print("Nothing is trained yet: training on the drawn sample first, a few minutes.")
-        setup_logging()
-        weights = train(parse_args(["--recipe", args.recipe, "--output", str(args.output)])) / "model_best.pth"
+        print("Nothing is trained yet: training on the drawn sample first, a few minutes.", flush=True)
+        train = ["detection.train_net", "--recipe", args.recipe, "--output", str(args.output)]
+        if code := subprocess.run([sys.executable, "-m", "tools.launch", *train], check=False).returncode:
+            sys.exit(code)
+        weights = newest_detector(args.output, "faster_rcnn", args.recipe)
     cfg, model = load_detector(weights)
     if not hasattr(model, "proposal_generator"):
         raise UserError(

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tools.errors import UserError
-from tools.run_folder import write_atomically
+from common.errors import UserError
+from common.run_folder import write_atomically
 
 NORM_EPS = 1e-6
 NEGATIVE_SLOPE = 0.1

@@ -8,6 +8,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from detection.meta_arch import Autocast
 from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform
 from detection.yolov3.head import YOLOv3Head
 from detection.yolov3.losses import YOLOv3Loss
@@ -15,10 +16,10 @@ from detection.yolov3.targets import Grid, assign_targets
 
 
 @META_ARCH_REGISTRY.register()
-class YOLOv3(DenseDetector):
+class YOLOv3(Autocast, DenseDetector):
     """Redmon and Farhadi, "YOLOv3: An Incremental Improvement", 2018.
 
-    Decoding, targets and losses work in float32, also where the network runs under autocast.
+    Decoding, targets and losses work in float32, whatever the precision of the network.
     """
 
     @configurable
@@ -39,6 +40,7 @@ class YOLOv3(DenseDetector):
         max_detections_per_image: int = 100,
         pixel_mean: list[float],
         pixel_std: list[float],
+        precision: str = "float32",
     ):
         """Takes its parts built.
 
@@ -57,8 +59,10 @@ class YOLOv3(DenseDetector):
             max_detections_per_image: number of detections to return at most.
             pixel_mean: subtracted from each channel, in the order of `INPUT.FORMAT`.
             pixel_std: divides each channel.
+            precision: of the network, see `common.runtime.autocast`.
         """
         super().__init__(backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std)
+        self.precision = precision
         self.anchor_generator = anchor_generator
         self.box2box_transform = box2box_transform
         self.loss = loss
@@ -97,33 +101,8 @@ class YOLOv3(DenseDetector):
             "max_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "precision": cfg.MODEL.PRECISION,
         }
-
-    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict[str, Instances]]:
-        """Losses in training, detections in evaluation.
-
-        Args:
-            batched_inputs: for each image `image`, (C, H, W) with values 0 to 255 in the channel order of
-                `INPUT.FORMAT`; for training also `instances` with `gt_boxes` in its pixels and `gt_classes`; in
-                evaluation, where wanted, `height` and `width` of the output.
-
-        Returns:
-            In training the losses by name; in evaluation for each image `instances` with `pred_boxes`, `scores` and
-            `pred_classes`, best first. What is found in an image does not depend on the rest of its batch: only
-            images that are padded to the same size run together.
-        """
-        if self.training:
-            return super().forward(batched_inputs)
-        groups: dict[tuple[int, ...], list[int]] = {}
-        multiple = self.backbone.size_divisibility
-        for index, inputs in enumerate(batched_inputs):
-            padded = tuple(-(-side // multiple) * multiple for side in inputs["image"].shape[-2:])
-            groups.setdefault(padded, []).append(index)
-        outputs: dict[int, dict[str, Instances]] = {}
-        for indices in groups.values():
-            group = super().forward([batched_inputs[index] for index in indices])
-            outputs.update(zip(indices, group, strict=True))
-        return [outputs[index] for index in range(len(batched_inputs))]
 
     def forward_training(
         self, images: ImageList, features: list[Tensor], predictions: list[Tensor], gt_instances: list[Instances]

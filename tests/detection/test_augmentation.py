@@ -11,7 +11,7 @@ from detection.augmentation import build_augmentations, mixup, mosaic
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.data_loader import TrainingStream, build_train_loader, seeded
 from detection.dataset_mapper import DatasetMapper
-from tools.errors import UserError
+from common.errors import UserError
 
 COLOURS = torch.tensor([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 0]], dtype=torch.uint8)
 SIZES = [64, 96, 128]

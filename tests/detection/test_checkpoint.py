@@ -14,9 +14,9 @@ from detectron2.modeling import build_model
 from safetensors.torch import save_file
 from torch import nn
 
-from detection.checkpoint import convert_resnet, load_checkpoint, load_initial_weights, load_weights, save_checkpoint
+from detection.checkpoint import convert_resnet, read_checkpoint, load_initial_weights, load_weights, save_checkpoint
 from detection.config import CONFIGS, get_cfg
-from tools.errors import UserError
+from common.errors import UserError
 
 BACKBONE = "backbone.bottom_up."
 
@@ -157,7 +157,7 @@ def test_pickles_do_not_run(tmp_path: Path) -> None:
     (tmp_path / "d.safetensors").write_bytes(pickle.dumps(Malicious()))
     for path in sorted(tmp_path.glob("?.*")):
         with pytest.raises(UserError, match=re.escape(str(path))) as error:
-            load_checkpoint(path)
+            read_checkpoint(path)
         assert "\n" not in str(error.value)
         assert "weights_only" not in str(error.value)  # no advice to run it after all
     assert not (tmp_path / "it ran").exists()
@@ -177,7 +177,7 @@ def test_broken_files(tmp_path: Path, tiny_cfg: CfgNode) -> None:
     (tmp_path / "folder.pth").mkdir()
     for path in sorted({*tmp_path.iterdir(), tmp_path / "missing.pth"} - {whole}):
         with pytest.raises(UserError, match=re.escape(str(path))) as error:
-            load_checkpoint(path)
+            read_checkpoint(path)
         assert "\n" not in str(error.value)
         assert "expected" in str(error.value)
 
@@ -187,5 +187,5 @@ def test_save_replaces_whole_files_only(tmp_path: Path) -> None:
     save_checkpoint(path, {"model": {"x": torch.ones(3)}})
     with pytest.raises(AttributeError):
         save_checkpoint(path, {"model": {"x": lambda: None}})  # cannot be written
-    assert load_checkpoint(path)["model"]["x"].tolist() == [1, 1, 1]
+    assert read_checkpoint(path)["model"]["x"].tolist() == [1, 1, 1]
     assert [child.name for child in tmp_path.iterdir()] == ["model.pth"]

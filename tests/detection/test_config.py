@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 
 from detection.config import CONFIGS, LEAF, get_cfg, leaf_name, merge_file, merge_options, read_run_cfg, resolve_epochs
 from detection.modeling import build_model
-from tools.errors import UserError
+from common.errors import UserError
 
 LEAVES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith(("Base-", "Sample-")))
 RECIPES = ("best", "study")

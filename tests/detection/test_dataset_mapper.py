@@ -9,9 +9,10 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from detection.config import CONFIGS, get_cfg
-from detection.data_loader import seeded
-from detection.dataset_mapper import DatasetMapper, read_image
-from tools.errors import UserError
+from common.stream import seeded
+from common.images import read_image
+from detection.dataset_mapper import DatasetMapper
+from common.errors import UserError
 
 RED = (250, 0, 0)
 AUGMENTATIONS = ["RandomHorizontalFlip", "RandomPhotometricDistort", "RandomZoomOut", "RandomIoUCrop"]

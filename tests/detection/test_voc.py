@@ -10,7 +10,7 @@ from detectron2.data.datasets.pascal_voc import load_voc_instances as detectron2
 from detectron2.structures import BoxMode
 
 from detection.voc import VOC_CLASSES, default_splits, load_voc_instances, read_labels, register_voc
-from tools.errors import UserError
+from common.errors import UserError
 
 DOG_AND_CAT = """<?xml version="1.0"?>
 <annotation>

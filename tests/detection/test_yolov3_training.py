@@ -21,8 +21,8 @@ from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform
 from detection.yolov3.darknet_weights import write_darknet_weights
 from detection.yolov3.losses import YOLOv3Loss
 from detection.yolov3.targets import Grid, assign_targets
-from tools.errors import UserError
-from tools.run_folder import read_metrics
+from common.errors import UserError
+from common.run_folder import read_metrics
 
 BACKBONE = "resnet10t"  # the smallest of timm's networks with all strides
 TINY = {

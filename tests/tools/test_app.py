@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from tools.app import main, newest_models, read_photograph
-from tools.errors import UserError
+from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["red", "blue"]

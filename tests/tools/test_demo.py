@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from tools import demo
 from tools.demo import Stage, run_stage
-from tools.errors import UserError
+from common.errors import UserError
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from tools import check_datasets, download_datasets
 from tools.download_datasets import Archive, download
-from tools.errors import UserError
+from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 

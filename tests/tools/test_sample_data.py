@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tools import sample_data
-from tools.data_root import resolve_data_root
-from tools.errors import UserError
+from common.data_root import resolve_data_root
+from common.errors import UserError
 from tools.sample_data import draw_sample
 
 VOC_CLASSES = {

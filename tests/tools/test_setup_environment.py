@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tools import setup_environment
-from tools.errors import UserError
+from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,8 @@ import torch
 import torchvision
 
 from tools.bench import classification, faster_rcnn, voc, yolov3
-from tools.data_root import resolve_data_root
-from tools.errors import exits_on_user_error
+from common.data_root import resolve_data_root
+from common.errors import exits_on_user_error
 
 BENCHMARKS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "classification": classification.training_epoch,

@@ -19,7 +19,7 @@ from torchvision.transforms.v2.functional import resize
 
 from detection.checkpoint import convert_resnet, load_weights
 from detection.config import CONFIGS, get_cfg, merge_file
-from detection.dataset_mapper import read_image
+from common.images import read_image
 from detection.modeling import build_model, load_detector
 from detection.train_net import evaluate, newest_weights
 from detection.voc import default_splits, register_voc

@@ -23,7 +23,7 @@ from detection.evaluation import VOCEvaluator
 from detection.voc import VOC_CLASSES, default_splits, load_voc_instances, register_voc
 from tools.bench.faster_rcnn import build_contenders, read_samples
 from tools.bench.timing import against_rivals, in_turn, seconds_of
-from tools.errors import UserError
+from common.errors import UserError
 
 STOCK = "stock Detectron2"
 

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
-from detection.checkpoint import save_checkpoint
+from common.weights import save_checkpoint
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.modeling import build_model, load_detector
 from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform

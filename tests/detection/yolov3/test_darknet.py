@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from detection.yolov3.darknet import Darknet, DarknetTiny
-from tools.errors import UserError
+from common.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["darknet53", "darknet21", "resnet18"])

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.data_root import resolve_data_root
-from tools.errors import UserError
+from common.data_root import resolve_data_root
+from common.errors import UserError
 
 YEARS = ["VOC2007", "VOC2012"]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.errors import UserError
-from tools.images import find_images
+from common.errors import UserError
+from common.images import find_images
 
 
 @pytest.fixture

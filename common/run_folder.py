@@ -22,37 +22,24 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from tools.errors import UserError
+from common.errors import UserError
 
 METRICS = "metrics.json"
 ENVIRONMENT = "environment.json"
 
 
-def create_run_folder(root: Path, name: str, resume: bool) -> Path:
+def create_run_folder(root: Path, name: str) -> Path:
     """Makes `root/name`, or the next free of `root/name-2`, `root/name-3`, ...: runs never share a folder.
 
     Args:
         root: folder of all runs, usually `output`.
         name: name of the run, without a number.
-        resume: return the newest existing folder of that name instead, without what a kill left half written.
-
-    Raises:
-        UserError: `resume` is set and there is no such folder.
     """
-    existing = find_run_folders(root, name)
-    if resume:
-        if not existing:
-            raise UserError(
-                f"{root / name}: no run to resume; expected a folder of that name: start one without RESUME=1"
-            )
-        for unfinished in existing[-1].glob(".*.unfinished"):
-            unfinished.unlink(missing_ok=True)
-        return existing[-1]
     root.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
@@ -64,11 +51,32 @@ def create_run_folder(root: Path, name: str, resume: bool) -> Path:
             number += 1
 
 
+def run_to_resume(root: Path, names: Iterable[str]) -> Path:
+    """The run folder of one of these names that was written to last.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = list(names)
+    runs = [run for name in names for run in find_run_folders(root, name)]
+    if not runs:
+        raise UserError(
+            f"{root / names[0]}: no run to resume; expected a folder of that name: start one without RESUME=1"
+        )
+    return max(runs, key=lambda run: run.stat().st_mtime)
+
+
 def find_run_folders(root: Path, name: str) -> list[Path]:
     """All folders `create_run_folder` made for `name`, in the order of their numbers."""
     pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
     found = [(int(match[1] or 1), path) for path in root.glob(f"{name}*") if (match := pattern.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
+
+
+def newest_weights(runs: Iterable[Path]) -> Path | None:
+    """`model_best.pth` of the run that wrote one last; None if none has."""
+    found = [run / "model_best.pth" for run in runs if (run / "model_best.pth").exists()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
@@ -165,7 +173,7 @@ def machine() -> str:
         processor = found[1] if found else processor
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GB"
-    return ", ".join([processor, f"{len(os.sched_getaffinity(0))} cores", memory, *gpus])
+    return ", ".join([processor, f"{os.cpu_count()} cores", memory, *gpus])
 
 
 def _versions() -> dict[str, str]:
@@ -208,7 +216,12 @@ def read_metrics(run: Path) -> list[dict]:
 
 
 def truncate_metrics(run: Path, iteration: int) -> None:
-    """Keeps the rows before `iteration`: what was written after the checkpoint a run resumes from will come again."""
+    """Keeps the rows before `iteration`: what was written after the checkpoint a run resumes from will come again.
+
+    What a kill left half written goes too.
+    """
+    for unfinished in run.glob(".*.unfinished"):
+        unfinished.unlink(missing_ok=True)
     rows = [row for row in read_metrics(run) if row["iteration"] < iteration]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     write_atomically(run / METRICS, lambda file: file.write(text.encode()))

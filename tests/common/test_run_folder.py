@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tools.errors import UserError
-from tools.run_folder import (
+from common.errors import UserError
+from common.run_folder import (
     append_metrics,
     create_run_folder,
     find_run_folders,
@@ -47,7 +47,7 @@ def test_resume_clears_what_a_kill_left_half_written(tmp_path: Path) -> None:
     run = create_run_folder(tmp_path, "run", resume=False)
     write_atomically(run / "model.pth", lambda file: file.write(b"whole"))
     program = (
-        "import sys, time; from pathlib import Path; from tools.run_folder import write_atomically\n"
+        "import sys, time; from pathlib import Path; from common.run_folder import write_atomically\n"
         "write = lambda file: (file.write(b'half'), file.flush(), print('writing', flush=True), time.sleep(60))\n"
         "write_atomically(Path(sys.argv[1]) / 'model.pth', write)"
     )
@@ -170,7 +170,7 @@ def test_results_hold_the_metrics(tmp_path: Path) -> None:
 
 def test_readers_see_whole_rows_while_another_process_writes(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from tools.run_folder import append_metrics, truncate_metrics\n"
+        "import sys; from pathlib import Path; from common.run_folder import append_metrics, truncate_metrics\n"
         "for i in range(300):\n"
         "    append_metrics(Path(sys.argv[1]), {'iteration': i})\n"
         "    truncate_metrics(Path(sys.argv[1]), i + 1)"

@@ -1,0 +1,263 @@
+"""One training: what a recipe asks for put together, trained epoch by epoch, and the files of its run folder."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from classification.cub import Bird, Cub, hold_out
+from classification.data_loader import build_test_loader, build_training_loader, build_training_stream
+from classification.engine import Batch, BatchAugmentation, Trainer, evaluate
+from classification.model import check_image_size, describe, parameter_groups
+from classification.recipe import Recipe
+from common.averaging import Best, WeightAverage
+from common.errors import Interrupted, UserError
+from common.processes import deferred_interrupt, is_main_process, on_main_process, world_size
+from common.run_folder import append_metrics, truncate_metrics, write_atomically, write_results
+from common.weights import read_checkpoint, save_checkpoint
+
+logger = logging.getLogger(__name__)
+
+_NAMED_IN_RESULT = ("model", "pretrained", "weights", "lr", "epochs", "image_size", "seed")
+
+
+class Run:
+    """One training on its way. Building it reads data and weights and writes nothing.
+
+    Args:
+        recipe: all settings.
+        cub: the data set.
+        model: as `build_model` made it; trained in place.
+        device: of this process.
+        resumed: the run folder to go on in from its `model_last.pth`, where there is one.
+
+    Raises:
+        UserError: an image cannot be read, or the batch does not fit the data or the processes.
+    """
+
+    def __init__(
+        self, recipe: Recipe, cub: Cub, model: nn.Module, device: torch.device, resumed: Path | None = None
+    ) -> None:
+        self.recipe, self.cub, self.model = recipe, cub, model
+        train_birds, self.validation_birds = cub.train, cub.test
+        self.chosen_on = "test split"
+        if recipe.holdout:
+            train_birds, self.validation_birds = hold_out(cub.train, recipe.holdout, recipe.seed)
+            self.chosen_on = f"{len(self.validation_birds)} images held out of the training split"
+        if recipe.batch_size > len(train_birds) or recipe.batch_size % world_size():
+            raise UserError(
+                f"batch_size={recipe.batch_size}: expected at most the {len(train_birds)} training images and a multiple"
+                f" of the {world_size()} processes: OPTS=batch_size=..."
+            )
+        check_image_size(recipe.model, model, recipe.image_size)
+        model.to(device, memory_format=torch.channels_last)
+        self.card = describe(recipe.model, model, cub.class_names, recipe.image_size, recipe.crop_pct)
+        self.prepare = BatchAugmentation(self.card["mean"], self.card["std"])
+        stream = build_training_stream(recipe, train_birds)
+        self.iterations = stream.epoch_length // recipe.batch_size
+        self.trainer = build_trainer(recipe, model, self.iterations, self.card)
+        self.best = Best(recipe.patience)
+        self.best_row: dict[str, float] = {}
+        last = on_main_process(_read_last, resumed) if resumed else None
+        if last is not None:
+            self.trainer.load_state_dict(last)
+            self.best.load_state_dict(last["best"])
+            self.best_row = last["best_row"]
+        self.loader = build_training_loader(
+            recipe, stream, range(self.trainer.iteration, recipe.epochs * self.iterations), device
+        )
+        self.validation_loader = self._test_loader(self.validation_birds, cache=recipe.cache)
+
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.trainer.iteration >= self.recipe.epochs * self.iterations or self.best.is_out_of_patience
+
+    def train(self, run: Path) -> dict[str, Any]:
+        """Trains to the end and keeps the best.
+
+        Args:
+            run: an existing folder, for the files.
+
+        Returns:
+            What `run/result.json` holds: `top1` and `top5` on the test split in percent, the epoch they are of, what it
+            was chosen on, its validation figures, and the settings that name the run.
+
+        Raises:
+            UserError: an image cannot be read, or the loss diverges.
+            Interrupted: Ctrl-C, after a checkpoint.
+        """
+        writer = None
+        if is_main_process():
+            truncate_metrics(run, self.trainer.iteration)
+            writer = SummaryWriter(str(run), purge_step=self.trainer.iteration)
+        batches = iter(self.loader)
+        with deferred_interrupt() as interrupt:
+
+            def on_iteration() -> None:
+                done = self.trainer.iteration % self.iterations
+                if is_main_process() and (interrupt or (done and done % self.recipe.checkpoint_every == 0)):
+                    self._save_last(run)
+                    logger.info("iteration %d: checkpoint", self.trainer.iteration, extra={"is_progress": True})
+                if is_main_process() and interrupt:
+                    raise Interrupted(f"{run} is saved after iteration {self.trainer.iteration}; RESUME=1 goes on there")
+
+            while not self.is_finished():
+                self._train_epoch(run, batches, on_iteration, writer)
+        if writer:
+            writer.close()
+        if self.trainer.iteration < self.recipe.epochs * self.iterations:
+            logger.info("Stopped early: no better validation top-1 in %d epochs", self.recipe.patience)
+        return self._measure(run)
+
+    def _train_epoch(
+        self, run: Path, batches: Iterator[Batch], on_iteration: Callable[[], None], writer: SummaryWriter | None
+    ) -> None:
+        epoch, done = divmod(self.trainer.iteration, self.iterations)
+        epoch += 1
+        left = self.iterations - done
+        shown = is_main_process() and sys.stderr.isatty()
+        with tqdm(total=left, desc=f"epoch {epoch}/{self.recipe.epochs}", unit="it", leave=False, disable=not shown) as bar:
+
+            def step_done() -> None:
+                bar.update()
+                on_iteration()
+
+            try:
+                row = self.trainer.train(batches, left, step_done)
+            except FloatingPointError as error:
+                lower = f"lower the rate, LR={self.recipe.lr / 4:g}"
+                raise UserError(f"{run}: {error}: the run diverged; {lower}") from None
+        with self.trainer.measured_weights():
+            row |= evaluate(self.model, self.validation_loader, self.prepare, self.recipe.precision)
+            is_better = self.best.update(row["validation_top1"], epoch)
+            if is_better:
+                self.best_row = {"epoch": epoch, **{key: row[key] for key in row if key.startswith("validation_")}}
+            if is_main_process():
+                # The rows before the checkpoint, the best before the last: what a kill loses is then done again in full.
+                row = {"iteration": self.trainer.iteration - 1, "epoch": epoch, **row}
+                append_metrics(run, row)
+                write_results(run)
+                for key, value in row.items():
+                    writer.add_scalar(key, value, row["iteration"])
+                if is_better:
+                    best = {**self.card, **self.best_row, "model": self.model.state_dict()}
+                    save_checkpoint(run / "model_best.pth", best)
+        if is_main_process():
+            self._save_last(run)
+            _log_epoch(row, self.recipe.epochs, is_better)
+
+    def _save_last(self, run: Path) -> None:
+        state = {**self.card, **self.trainer.state_dict(), "best": self.best.state_dict(), "best_row": self.best_row}
+        save_checkpoint(run / "model_last.pth", state)
+
+    def _measure(self, run: Path) -> dict[str, Any]:
+        """Measures the best on the test split and writes `result.json`."""
+        # In float32, since bfloat16 rounds the logits of likely classes to equal ones.
+        self.model.load_state_dict(on_main_process(read_checkpoint, run / "model_best.pth")["model"])
+        loader = self._test_loader(self.cub.test) if self.recipe.holdout else self.validation_loader
+        measured = evaluate(self.model, loader, self.prepare, "float32")
+        result = {
+            "top1": measured["validation_top1"],
+            "top5": measured["validation_top5"],
+            "chosen_on": self.chosen_on,
+            "test_images": len(self.cub.test),
+            "classes": len(self.cub.class_names),
+            **self.best_row,
+            **{key: getattr(self.recipe, key) for key in _NAMED_IN_RESULT},
+        }
+        if is_main_process():
+            write_atomically(run / "result.json", lambda file: file.write(json.dumps(result, indent=2).encode()))
+        logger.info(
+            "Test split, %d images: top-1 %.2f %%, top-5 %.2f %% (epoch %d, chosen on the %s)",
+            *(len(self.cub.test), result["top1"], result["top5"], result["epoch"], self.chosen_on),
+        )
+        return result
+
+    def _test_loader(self, birds: list[Bird], cache: bool = False) -> DataLoader:
+        recipe = self.recipe
+        size = max(recipe.batch_size // world_size(), 1)
+        return build_test_loader(birds, recipe.image_size, recipe.crop_pct, size, recipe.workers, cache)
+
+
+def _read_last(run: Path) -> dict | None:
+    path = run / "model_last.pth"
+    return read_checkpoint(path) if path.is_file() else None
+
+
+def _log_epoch(row: dict, epochs: int, is_better: bool) -> None:
+    logger.info(
+        "epoch %d/%d  loss %.3f  top-1 %.2f %%  |  validation loss %.3f  top-1 %.2f %%  top-5 %.2f %%%s  |"
+        "  lr %.2g  %.1f img/s  waiting for data %.1f %%",
+        *(row["epoch"], epochs, row["train_loss"], row["train_top1"], row["validation_loss"], row["validation_top1"]),
+        *(row["validation_top5"], " (best)" if is_better else ""),
+        *(row["lr"], row["images_per_second"], row["data_share"]),
+    )
+
+
+def build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict) -> Trainer:
+    """Puts together what a recipe asks for.
+
+    Args:
+        recipe: optimizer, schedule, augmentation, mixup, moving average, precision.
+        model: on its device.
+        iterations: of an epoch.
+        card: what `describe` says of the model.
+    """
+    optimizer = create_optimizer_v2(
+        parameter_groups(model, recipe.backbone_lr_scale if recipe.pretrained else 1.0),
+        opt=recipe.optimizer,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        momentum=recipe.momentum,
+    )
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=recipe.schedule,
+        num_epochs=recipe.epochs,
+        decay_milestones=recipe.milestones,
+        warmup_epochs=recipe.warmup * recipe.epochs,
+        warmup_lr=0.0,
+        step_on_epochs=False,
+        updates_per_epoch=iterations,
+    )
+    mixup = None
+    if recipe.mixup or recipe.cutmix:
+        mixup = Mixup(
+            mixup_alpha=recipe.mixup,
+            cutmix_alpha=recipe.cutmix,
+            prob=recipe.mix_prob,
+            label_smoothing=recipe.label_smoothing,
+            num_classes=len(card["class_names"]),
+        )
+    device = next(model.parameters()).device
+    forward = model
+    if world_size() > 1:
+        forward = nn.parallel.DistributedDataParallel(
+            model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
+        )
+    if recipe.compile:
+        forward = torch.compile(forward)
+    return Trainer(
+        model,
+        optimizer,
+        scheduler,
+        BatchAugmentation(card["mean"], card["std"], recipe.flip, recipe.rotation, recipe.random_erasing),
+        label_smoothing=recipe.label_smoothing,
+        mixup=mixup,
+        average=WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None,
+        forward=forward,
+        precision=recipe.precision,
+        clip_grad=recipe.clip_grad,
+        seed=recipe.seed,
+    )

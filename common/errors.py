@@ -1,0 +1,88 @@
+"""Errors that a user can cause, and how every command line of the project reports them. Needs the standard library alone."""
+
+import functools
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can mend. One line: the file, what was found, what was expected, what to do."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, answered by saving what can be saved first; the message says how to go on."""
+
+
+def exits_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
+    """Wraps a command line's `main`: what a user can mend becomes one line on stderr and an exit code, no traceback.
+
+    A `UserError`, an `OSError` (a full disk, a folder that cannot be written) and memory that is not there give exit
+    code 2, Ctrl-C gives 130. With `DEBUG=1` in the environment the traceback is shown instead. Among several processes
+    rank 0 speaks first; another rank speaks only when it is still alive a little later, that is, when rank 0 did not
+    fail as well. So does a process with another kind of error, which may only be the connection that it lost to the one
+    that failed. Of an interrupt rank 0 speaks alone.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs) -> None:
+        debug = os.environ.get("DEBUG") == "1"
+        if not debug:
+            # On a full disk TensorBoard's thread and the handler of log.txt would each print a traceback as well.
+            logging.raiseExceptions = False
+            threading.excepthook = _ignore_os_errors
+        is_first = os.environ.get("RANK", "0") == "0"
+        try:
+            main(*args, **kwargs)
+        except KeyboardInterrupt as stop:
+            if debug:
+                raise
+            if is_first:
+                print(f"interrupted{': ' if str(stop) else ''}{stop}", file=sys.stderr)
+            sys.exit(130)
+        except Exception as error:
+            line = _one_line(error)
+            if debug or (line is None and "RANK" not in os.environ):
+                raise
+            if line is None or not is_first:
+                time.sleep(3)  # the launcher ends this process meanwhile, if another has failed here
+            if line is None:
+                raise
+            print(f"error: {line}", file=sys.stderr)
+            sys.exit(2)
+
+    return wrapped
+
+
+def _ignore_os_errors(error: threading.ExceptHookArgs) -> None:
+    if not issubclass(error.exc_type, OSError):
+        threading.__excepthook__(error)
+
+
+def _one_line(error: Exception) -> str | None:
+    """What to say of an error; None if it is none that a user can mend."""
+    text = str(error).strip()
+    if isinstance(error, UserError):
+        # A worker of a DataLoader hands its error on with a traceback in front of the message.
+        return text.splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
+    if isinstance(error, OSError):
+        if error.filename is not None:
+            return f"{error.filename}: {error.strerror}; check the path, its permissions and the space on its disk"
+        return text.splitlines()[-1] if text else type(error).__name__
+    # torch's own class derives from RuntimeError, and its CPU allocator has none.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        asked = next((part for part in text.split(". ") if "allocate" in part), "").partition("] . ")[2] or text
+        return (
+            f"out of memory ({asked.splitlines()[0] if asked else 'no more was given'}); lower the batch or the size of "
+            "the images: SOLVER.IMS_PER_BATCH, INPUT.MIN_SIZE_TRAIN, INPUT.SQUARE_SIZES_TRAIN or TEST.IMS_PER_BATCH of "
+            "a detector, batch_size or image_size of a classifier"
+        )
+    if "by peer" in text:
+        return (
+            "another process has ended, expected all to go on: see what it printed on its machine; RESUME=1 on all "
+            "machines goes on from the last checkpoint"
+        )
+    return None

@@ -1,0 +1,79 @@
+"""Running a module in as many processes as asked for: `NGPU=2 python -m tools.launch detection.train_net ...`.
+
+The environment says how many: `NGPU` processes on this machine (default: one a GPU, one process without GPUs), `NNODES`
+machines of which this is number `NODE_RANK`, meeting at `DIST_URL` (tcp://host:port of machine 0). One process runs
+in place; several run through torch's own launcher, `torch.distributed.run`. Without GPUs several processes speak gloo.
+"""
+
+import logging
+import os
+import re
+import runpy
+import sys
+
+from common.errors import UserError
+from common.runtime import available_cores
+
+
+def _count(name: str, default: int, least: int) -> int:
+    value = os.environ.get(name) or str(default)
+    if not value.isdecimal() or int(value) < least:
+        raise UserError(f"{name}={value}: expected a whole number, {least} or more")
+    return int(value)
+
+
+def _run_here(module: str, arguments: list[str]) -> None:
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def launch(module: str, arguments: list[str]) -> None:
+    """Reads the environment, checks it against the machine and runs `module` as a command line.
+
+    Raises:
+        UserError: the environment asks for what the machine has not.
+        SystemExit: one of several processes failed.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    processes = _count("NGPU", max(gpus, 1), 1)
+    nodes = _count("NNODES", 1, 1)
+    node_rank = _count("NODE_RANK", 0, 0)
+    if gpus and processes > gpus:
+        raise UserError(f"NGPU={processes}: this machine has {gpus} GPU(s); expected at most that: give NGPU={gpus}")
+    if node_rank >= nodes:
+        raise UserError(f"NODE_RANK={node_rank}: expected 0 to {nodes - 1} with NNODES={nodes}")
+
+    if processes * nodes == 1:
+        _run_here(module, arguments)
+        return
+
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser, run
+
+    options = [f"--nproc-per-node={processes}"]
+    if nodes == 1:
+        options += ["--standalone", "--local-addr=127.0.0.1"]  # on a free port
+    else:
+        url = os.environ.get("DIST_URL", "")
+        address = re.fullmatch(r"tcp://(.+):(\d+)", url)
+        if not address:
+            raise UserError(f"DIST_URL={url}: expected tcp://HOST:PORT of machine 0 with NNODES={nodes}")
+        options += [f"--nnodes={nodes}", f"--node-rank={node_rank}"]
+        options += [f"--master-addr={address[1]}", f"--master-port={address[2]}"]
+    if not gpus:
+        # Without this every process would take all cores, and they would fight.
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        run(get_args_parser().parse_args([*options, "--module", module, *arguments]))
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        for code in codes & {2, 130}:
+            sys.exit(code)  # the process that failed has said why
+        sys.exit(str(error))
+    except SignalException as stop:
+        sys.exit(128 + stop.sigval)
+

@@ -1,0 +1,138 @@
+"""Processes: how many train together, which of them this is, what they share, and how they end.
+
+torch's launcher tells each process who it is: `RANK` of `WORLD_SIZE`, `LOCAL_RANK` of `LOCAL_WORLD_SIZE` on its machine.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from common.errors import Interrupted, UserError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """Number of this process among those that train together, from 0."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """How many processes train together, over all machines."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the files and speaks."""
+    return rank() == 0
+
+
+def join_processes() -> None:
+    """Joins the processes that the launcher started, over NCCL with GPUs and gloo without; alone it does nothing."""
+    if "RANK" not in os.environ or dist.is_initialized():
+        return
+    end_with_parent()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def leave_processes() -> None:
+    """Undoes `join_processes`."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def on_main_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Calls a function that reads or writes files in the main process and hands its result to all.
+
+    Raises:
+        UserError: the function raised it; every process does.
+    """
+    if not dist.is_initialized():
+        return function(*arguments)
+    outcome: list = [None]
+    if is_main_process():
+        try:
+            outcome = [function(*arguments)]
+        except UserError as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome)
+    if isinstance(outcome[0], UserError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives every process the buffers of the first, in place.
+
+    BatchNorm's statistics differ between processes, and those of the first are saved: so they must be measured with too.
+    """
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def end_with_parent() -> None:
+    """Asks the kernel to kill this process when the one that started it is killed: nobody else would stop it then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+# For `subprocess.Popen`: Linux alone knows how, and Windows refuses the argument.
+ENDS_WITH_PARENT: dict[str, Any] = {"preexec_fn": end_with_parent} if sys.platform == "linux" else {}
+
+
+class InterruptFlag:
+    """Whether Ctrl-C was pressed."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def __bool__(self) -> bool:
+        return self.is_set
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[InterruptFlag]:
+    """Lets a loop end between two of its steps: inside the block Ctrl-C only raises a flag.
+
+    A second Ctrl-C interrupts at once. Among several processes the first alone decides, since it writes the checkpoint:
+    the others go on until it has ended, and a further Ctrl-C, which the launcher sends as well, changes nothing.
+
+    Raises:
+        Interrupted: another process than the first lost the others after Ctrl-C.
+    """
+    flag = InterruptFlag()
+    alone = world_size() == 1
+
+    def on_signal(number: int, frame: object) -> None:
+        if flag.is_set and alone:
+            raise Interrupted
+        if not flag.is_set and is_main_process():
+            end = ", Ctrl-C again ends at once" if alone else ""
+            print(f"\nStopping after this step, with a checkpoint{end}", file=sys.stderr)
+        flag.is_set = True
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield flag
+    except RuntimeError as error:
+        if flag.is_set and not is_main_process():
+            raise Interrupted from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def ignore_interrupt(worker: int = 0) -> None:
+    """Leaves Ctrl-C to the process that waits for this one; a DataLoader's `worker_init_fn`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

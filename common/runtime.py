@@ -1,0 +1,67 @@
+"""What the machine can do: its device, its cores, and the precision in which it is fast."""
+
+import ctypes
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def default_device() -> str:
+    """The device that a model runs on here: `cuda` or `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def available_cores() -> int:
+    """Cores that this process may use; macOS and Windows know only how many there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def fastest_precision(device: torch.device) -> str:
+    """The type in which a device multiplies matrices fastest: `bfloat16`, `float16` or `float32`.
+
+    A GPU that only emulates bfloat16 has float16 in hardware from compute capability 7.0 on (V100, T4, RTX 20).
+    """
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16"
+        return "float16" if torch.cuda.get_device_capability(device) >= (7, 0) else "float32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The type that a network computes in.
+
+    Args:
+        precision: one of `PRECISIONS`, or `auto`: the fastest on the device.
+        device: of the network.
+    """
+    return PRECISIONS[fastest_precision(device) if precision == "auto" else precision]
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """The context in which a network runs: reduced precision where its operators allow it, or plain float32."""
+    dtype = resolve_precision(precision, device)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
+    """Scales the loss where gradients would vanish in float16; with other types it does nothing."""
+    return torch.amp.GradScaler(device.type, enabled=resolve_precision(precision, device) == torch.float16)
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep large blocks instead of handing them back to the system at every free.
+
+    Faulting their pages in again costs a tenth of a training step on a CPU (M_TRIM_THRESHOLD, M_MMAP_MAX).
+    """
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 2**31 - 1)
+        libc.mallopt(-4, 0)

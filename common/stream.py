@@ -1,0 +1,108 @@
+"""The training stream: the sample at position p depends on the seed and p alone.
+
+It depends neither on the number of workers or processes nor on restarts, so a resumed run sees exactly what the run that
+was never stopped would have seen. Position p = iteration x batch + place in the batch.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from common.processes import ignore_interrupt, rank, world_size
+from common.runtime import available_cores
+
+
+def derive_seed(*key: int | str) -> int:
+    """A seed below 2^64 that depends on all of `key` and its order, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+
+
+@contextlib.contextmanager
+def seeded(*key: int | str) -> Iterator[None]:
+    """Seeds torch's generator on the CPU by `key` inside the block and restores it afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(*key))
+        yield
+
+
+class TrainingStream(Dataset):
+    """An endless sequence of training samples, indexed by position.
+
+    Every image comes once an epoch, in a new order. Within an epoch, images of one group are put into batches together.
+
+    Args:
+        num_images: images to train on.
+        sample: makes the sample of an image (its index) at a position; called with torch's generator seeded.
+        seed: of the order and of all that `sample` draws.
+        batch_size: images in a batch over all processes.
+        groups: for each image a number; those of one group are batched together, such as those of one orientation.
+        drop_last: leave out what an epoch's last batch lacks, so that every epoch is a whole number of batches.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        sample: Callable[[int, int], Any],
+        seed: int,
+        batch_size: int,
+        groups: Sequence[int] | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        self.sample, self.seed, self.batch_size = sample, seed, batch_size
+        self.groups = np.zeros(num_images, np.int64) if groups is None else np.asarray(groups)
+        self.epoch_length = num_images // batch_size * batch_size if drop_last else num_images
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Indices of all images in the order of this epoch, shape (number of images,)."""
+        if epoch == self._epoch:
+            return self._order
+        rng = np.random.default_rng((self.seed, epoch))
+        indices = rng.permutation(len(self.groups))
+        # The epoch opens inside the batch that the last epoch left unfinished.
+        head = min(-epoch * self.epoch_length % self.batch_size, len(indices))
+        body = indices[head:]
+        batches, rest = [], []
+        for group in np.unique(self.groups):
+            members = body[self.groups[body] == group]
+            whole = len(members) // self.batch_size * self.batch_size
+            batches.extend(members[:whole].reshape(-1, self.batch_size))
+            rest.append(members[whole:])
+        rng.shuffle(batches)
+        self._epoch, self._order = epoch, np.concatenate([indices[:head], *batches, *rest])
+        return self._order
+
+    def __getitem__(self, position: int) -> Any:
+        """The sample at `position`, 0 or more."""
+        epoch, place = divmod(position, self.epoch_length)
+        index = int(self.order(epoch)[place])
+        with seeded(self.seed, position):
+            return self.sample(index, position)
+
+
+def build_train_loader(
+    stream: TrainingStream, iterations: range, num_workers: int, collate_fn: Callable | None = None
+) -> DataLoader:
+    """This process's share of the batches of the given iterations."""
+    share = stream.batch_size // world_size()
+    starts = (iteration * stream.batch_size + rank() * share for iteration in iterations)
+    workers = worker_count(num_workers)
+    return DataLoader(
+        stream,
+        batch_sampler=[range(start, start + share) for start in starts],
+        num_workers=workers,
+        collate_fn=collate_fn,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_interrupt,
+        generator=torch.Generator(),  # or the first batch after a restart would draw from the model's generator
+    )
+
+
+def worker_count(wanted: int) -> int:
+    """Loading processes of each training process: as many as wanted, at most one a core."""
+    return min(wanted, available_cores())

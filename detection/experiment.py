@@ -1,0 +1,233 @@
+"""What a command line asks for: a configuration with its data and classes, and the run that it is about."""
+
+import argparse
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from common.data_root import data_facts, resolve_data_root
+from common.errors import UserError
+from common.processes import is_main_process, on_main_process, world_size
+from common.run_folder import find_run_folders, newest_weights, record_session, run_to_resume
+from common.runtime import default_device
+from detection.config import (
+    CONFIGS,
+    META_ARCHITECTURES,
+    NAMES,
+    get_cfg,
+    leaf_name,
+    merge_file,
+    merge_options,
+    read_run_cfg,
+    value_of,
+)
+from detection.schedule import resolve_schedule, scale_to_processes
+from detection.voc import default_splits, register_voc
+
+logger = logging.getLogger(__name__)
+
+FROM_DATA = ("MODEL.CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.YOLOV3.NUM_CLASSES")
+# What a resumed run may change: neither the network nor what stands at a position of the training stream.
+MAY_CHANGE = (
+    *("SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.GAMMA", "SOLVER.STEPS"),
+    *("SOLVER.MAX_", "SOLVER.WARMUP_", "SOLVER.LR_SCHEDULER_NAME", "SOLVER.CLIP_GRADIENTS", "SOLVER.BIAS_LR_FACTOR"),
+    *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "SOLVER.BASE_LR_END", "SOLVER.NUM_DECAYS"),
+    *("SOLVER.RESCALE_INTERVAL", "TEST.", "DATASETS.TEST", "DATASETS.ROOT", "DATALOADER.NUM_WORKERS"),
+    *("INPUT.CLOSE_", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "MODEL.PRECISION", "MODEL.CHANNELS_LAST"),
+    *("MODEL.DEVICE", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST", "CUDNN_BENCHMARK"),
+    *("MODEL.YOLOV3.SCORE_THRESH_TEST", "MODEL.YOLOV3.NMS_THRESH_TEST", "MODEL.YOLOV3.TOPK_CANDIDATES_TEST"),
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", "MODEL.RPN.POST_NMS_TOPK_TEST", "FLOAT32_PRECISION"),
+)
+
+
+@dataclass
+class Experiment:
+    """A configuration on the way to a run.
+
+    Attributes:
+        cfg: the configuration.
+        name: of the run, without a number.
+        recipe: the configuration before the user changed it.
+        given: keys that the user has set.
+    """
+
+    cfg: CfgNode
+    name: str
+    recipe: CfgNode
+    given: list[str] = field(default_factory=list)
+
+    def resolve(self) -> None:
+        """Takes the classes from the data, and fits the schedule to it.
+
+        Raises:
+            UserError: data, classes or batch do not fit.
+        """
+        cfg = self.cfg
+        check_datasets(cfg)
+        cfg.MODEL.CLASSES = list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.YOLOV3.NUM_CLASSES = len(cfg.MODEL.CLASSES)
+        check_classes(cfg, cfg.DATASETS.ROOT)
+        num_images = sum(len(DatasetCatalog.get(dataset)) for dataset in cfg.DATASETS.TRAIN)
+        resolve_schedule(cfg, self.recipe, self.given, num_images)
+        if cfg.SOLVER.IMS_PER_BATCH % world_size():
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: expected a multiple of the {world_size()} "
+                "processes; give another NGPU or batch"
+            )
+        if cfg.SEED < 0:
+            raise UserError(f"SEED {cfg.SEED}: expected 0 or more, so that the run can be repeated and resumed")
+        if cfg.INPUT.MIXUP_PROB and cfg.MODEL.META_ARCHITECTURE != "YOLOv3":
+            raise UserError(
+                f"INPUT.MIXUP_PROB {cfg.INPUT.MIXUP_PROB:g}: {NAMES[cfg.MODEL.META_ARCHITECTURE]} would learn the "
+                "objects of the fainter image at full weight; YOLOv3 alone knows their weights: leave it out"
+            )
+
+
+def new_experiment(args: argparse.Namespace) -> Experiment:
+    """The experiment that a command line asks for, not resolved yet.
+
+    Args:
+        args: `model`, `recipe` or `config`, `data`, `weights`, `pretrained` and `opts`.
+
+    Raises:
+        UserError: data, weights or options are not what was expected.
+    """
+    root, is_sample = on_main_process(resolve_data_root, args.data, ["VOC2007", "VOC2012"])
+    path = args.config or CONFIGS / f"{leaf_name(args.model, args.recipe)}.yaml"
+    cfg = get_cfg()
+    bases, given = merge_file(cfg, path)
+    name = path.stem
+    if not args.config:
+        given = []
+        if is_sample:
+            merge_file(cfg, CONFIGS / f"Sample-{args.model}.yaml")
+            name += "-sample"
+            logger.warning(
+                "\n%s\nNo VOC data: %s holds the drawn SAMPLE, trained on with a configuration sized for it (%s).\n"
+                "Its figures say nothing about Pascal VOC. Real data: make datasets, or DATA=path.\n%s",
+                "=" * 100, root, f"Sample-{args.model}.yaml", "=" * 100,
+            )  # fmt: skip
+    if cfg.MODEL.META_ARCHITECTURE not in META_ARCHITECTURES[args.model]:
+        raise UserError(
+            f"{path}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, expected "
+            f"{' or '.join(META_ARCHITECTURES[args.model])} here: run the other of train-frcnn and train-yolov3"
+        )
+    cfg.DATASETS.ROOT = str(root)
+    register_voc(root)
+    if "DATASETS.TRAIN" not in given:
+        cfg.DATASETS.TRAIN = default_splits(root)[0]
+    if "DATASETS.TEST" not in given:
+        cfg.DATASETS.TEST = default_splits(root)[1]
+    if args.weights:
+        cfg.MODEL.WEIGHTS = args.weights
+    elif not args.pretrained:
+        cfg.MODEL.WEIGHTS = ""
+    # The recipe is scaled to the processes; what the user asks for is taken as it is.
+    recipe = scale_to_processes(bases if args.config else cfg.clone(), world_size())
+    cfg = scale_to_processes(cfg, world_size())
+    cfg.MODEL.DEVICE = default_device()
+    return Experiment(cfg, name, recipe, [*given, *_merge_options(cfg, args.opts)])
+
+
+def resumed_experiment(args: argparse.Namespace, run: Path) -> Experiment:
+    """The experiment of a run that has begun, with what the command line changes.
+
+    Raises:
+        UserError: an option would change the network or the training stream, which a resumed run cannot.
+    """
+    recipe = on_main_process(read_run_cfg, run)
+    recipe.MODEL.DEVICE = default_device()
+    recipe.DATASETS.ROOT = args.data or recipe.DATASETS.ROOT
+    register_voc(Path(recipe.DATASETS.ROOT))
+    cfg = recipe.clone()
+    given = _merge_options(cfg, args.opts)
+    for key in given:
+        old, new = value_of(recipe, key), value_of(cfg, key)
+        if old != new and not key.startswith(MAY_CHANGE):
+            raise UserError(
+                f"{run}: {key} was {old}, asked for is {new}: another network, or another training stream, which no "
+                "resumed run can have; leave it out, or start a new run without RESUME=1"
+            )
+    check_datasets(cfg)
+    check_classes(cfg, run)
+    return Experiment(cfg, run.name, recipe, given)
+
+
+def _merge_options(cfg: CfgNode, options: Sequence[str]) -> list[str]:
+    given = merge_options(cfg, options)
+    if from_data := [key for key in given if key in FROM_DATA]:
+        raise UserError(f"OPTS: {from_data[0]} comes from the data; name the classes in its labels.txt, one a line")
+    return given
+
+
+def run_names(model: str, recipe: str = "best", config: Path | None = None) -> list[str]:
+    """Names that the runs of a model and a recipe, or a configuration of one's own, may have, on whatever data."""
+    name = leaf_name(model, recipe)
+    return [config.stem] if config else [name, f"{name}-sample"]
+
+
+def newest_run(args: argparse.Namespace) -> Path:
+    """The newest run of this model and recipe, on the data named or on any.
+
+    Raises:
+        UserError: there is none.
+    """
+    names = run_names(args.model, args.recipe, args.config)
+    if args.data and len(names) > 1:
+        names = [names[resolve_data_root(args.data, [])[1]]]
+    return run_to_resume(args.output, names)
+
+
+def newest_detector(output: Path, model: str, recipe: str = "best", config: Path | None = None) -> Path | None:
+    """`model_best.pth` of the newest run that `run_names` names; None if there is none."""
+    return newest_weights(run for name in run_names(model, recipe, config) for run in find_run_folders(output, name))
+
+
+def recorded(folder: Path, cfg: CfgNode, **facts: object) -> contextlib.AbstractContextManager[None]:
+    """`record_session` with the data of `cfg`, in the main process; nothing in the others."""
+    if not is_main_process():
+        return contextlib.nullcontext()
+    return record_session(folder, **data_facts(Path(cfg.DATASETS.ROOT)), test=list(cfg.DATASETS.TEST), **facts)
+
+
+def check_datasets(cfg: CfgNode) -> None:
+    """Refuses datasets that the data root does not give.
+
+    Raises:
+        UserError: a name is unknown, there is none, or no test set has an object that counts.
+    """
+    known = [name for name in DatasetCatalog.list() if MetadataCatalog.get(name).get("evaluator_type") == "voc"]
+    for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
+        if not names or not set(names) <= set(known):
+            raise UserError(f"DATASETS.{key} {names}: expected one or more of {', '.join(known)}")
+    if not any(
+        not annotation["difficult"]
+        for name in cfg.DATASETS.TEST
+        for record in DatasetCatalog.get(name)
+        for annotation in record["annotations"]
+    ):
+        raise UserError(
+            f"{cfg.DATASETS.ROOT}: {', '.join(cfg.DATASETS.TEST)} has no object to be found, difficult ones left out, so "
+            "that no AP can be computed; annotate its images or name another split with DATASETS.TEST"
+        )
+
+
+def check_classes(cfg: CfgNode, source: object) -> None:
+    """Refuses data whose classes are not those that `source`, weights or a run, was made with.
+
+    Raises:
+        UserError: they differ.
+    """
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        classes = list(MetadataCatalog.get(name).thing_classes)
+        if classes != cfg.MODEL.CLASSES:
+            raise UserError(
+                f"{source}: knows {len(cfg.MODEL.CLASSES)} classes ({', '.join(cfg.MODEL.CLASSES[:3])}, ...), "
+                f"{name} in {cfg.DATASETS.ROOT} has {len(classes)} ({', '.join(classes[:3])}, ...); "
+                "give the data that the weights were trained for"
+            )

@@ -1,0 +1,99 @@
+"""What both meta-architectures share, and Faster R-CNN as it runs here: precision, batches, a ROIAlign for CPUs."""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.modeling.poolers import ROIPooler
+from torch import Tensor, nn
+
+from common.runtime import autocast
+from detection.roi_align import ROIAlign
+
+
+class Autocast(nn.Module):
+    """Runs the meta-architecture that it is mixed into under autocast; mixed in, it comes first.
+
+    In evaluation what is found in an image does not depend on the rest of its batch: only images that are padded to the
+    same size run together.
+
+    Attributes:
+        precision: see `common.runtime.autocast`.
+    """
+
+    precision: str = "float32"
+
+    def forward(self, batched_inputs: list[dict]) -> Any:
+        """Losses in training, detections in evaluation.
+
+        Args:
+            batched_inputs: for each image `image`, (3, H, W), RGB with values 0 to 255; for training also `instances`
+                with `gt_boxes` in its pixels and `gt_classes`; in evaluation, where wanted, `height` and `width` of the
+                output.
+
+        Returns:
+            In training the losses by name; in evaluation for each image `instances` with `pred_boxes`, `scores` and
+            `pred_classes`, best first.
+        """
+        with autocast(self.device, self.precision):
+            if self.training:
+                return super().forward(batched_inputs)
+            groups: dict[tuple[int, ...], list[int]] = {}
+            multiple = max(self.backbone.size_divisibility, 1)
+            for index, inputs in enumerate(batched_inputs):
+                padded = tuple(-(-side // multiple) * multiple for side in inputs["image"].shape[-2:])
+                groups.setdefault(padded, []).append(index)
+            outputs = {}
+            for indices in groups.values():
+                group = super().forward([batched_inputs[index] for index in indices])
+                outputs.update(zip(indices, group, strict=True))
+            return [outputs[index] for index in range(len(batched_inputs))]
+
+
+@META_ARCH_REGISTRY.register()
+class FasterRCNN(Autocast, GeneralizedRCNN):
+    """Detectron2's Faster R-CNN in the precision of `MODEL.PRECISION`, with this project's ROIAlign.
+
+    The layers that predict logits and box deltas stay in float32: the eight bits of a bfloat16 mantissa would tie many
+    scores.
+    """
+
+    @configurable
+    def __init__(self, *, precision: str, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.precision = precision
+        for module in self.modules():
+            if isinstance(module, ROIPooler):
+                module.level_poolers = nn.ModuleList(
+                    ROIAlign(level.output_size[0], level.spatial_scale, level.sampling_ratio)
+                    if getattr(level, "aligned", False)
+                    else level
+                    for level in module.level_poolers
+                )
+        rpn, predictor = self.proposal_generator.rpn_head, self.roi_heads.box_predictor
+        rpn.objectness_logits.__class__ = rpn.anchor_deltas.__class__ = Float32Conv2d
+        predictor.cls_score.__class__ = predictor.bbox_pred.__class__ = Float32Linear
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Reads what Detectron2's class reads, and `MODEL.PRECISION`."""
+        return {**super().from_config(cfg), "precision": cfg.MODEL.PRECISION}
+
+
+class Float32Conv2d(nn.Conv2d):
+    """A convolution that computes in float32 also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) of any type to float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32 also under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C) of any type to float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())

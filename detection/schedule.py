@@ -1,0 +1,111 @@
+"""The schedule of a run: a recipe's lengths, rate and averaging, fitted to its data, batch, processes and length."""
+
+import logging
+import math
+from collections.abc import Collection
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+
+from common.averaging import horizon_scaled
+from common.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+LENGTHS = ("MAX_ITER", "MAX_EPOCHS")
+
+
+def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
+    """The recipe with batch, rate, lengths in iterations and averaging scaled from the processes it is written for to ours.
+
+    Raises:
+        UserError: its batch cannot be shared among the processes that it is written for.
+    """
+    written_for = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if written_for and cfg.SOLVER.IMS_PER_BATCH % written_for:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: expected a multiple of SOLVER.REFERENCE_WORLD_SIZE "
+            f"{written_for}, the processes that the recipe is written for"
+        )
+    scaled = DefaultTrainer.auto_scale_workers(cfg, processes)
+    before, after = cfg.SOLVER.IMS_PER_BATCH, scaled.SOLVER.IMS_PER_BATCH
+    scaled.SOLVER.EMA_DECAY = horizon_scaled(cfg.SOLVER.EMA_DECAY, after, before)
+    return scaled
+
+
+def resolve_schedule(cfg: CfgNode, recipe: CfgNode, given: Collection[str], num_images: int) -> None:
+    """Writes all lengths in iterations, in place, beside those in epochs.
+
+    A run that is shorter or longer than its recipe is the same recipe, shorter or longer: the steps of the rate, the
+    warm-up and the closing phase keep their shares of it unless they are given. The average of the weights forgets as
+    fast, counted in images, as in the recipe.
+
+    Args:
+        cfg: the configuration of the run, with its batch.
+        recipe: the configuration before the user changed it.
+        given: keys that the user has set.
+        num_images: images in one pass over the training data.
+
+    Raises:
+        UserError: a length or the batch is none.
+    """
+    for node, key in ((cfg.SOLVER, "IMS_PER_BATCH"), (cfg.SOLVER, "CHECKPOINT_PERIOD"), (cfg.SOLVER, "LOG_PERIOD")):
+        if node[key] < 1:
+            raise UserError(f"SOLVER.{key} {node[key]}: expected 1 or more")
+    if "SOLVER.EMA_DECAY" not in given:
+        cfg.SOLVER.EMA_DECAY = horizon_scaled(
+            recipe.SOLVER.EMA_DECAY, cfg.SOLVER.IMS_PER_BATCH, recipe.SOLVER.IMS_PER_BATCH
+        )
+
+    def iterations(epochs: float) -> int:
+        return max(1, math.ceil(epochs * num_images / cfg.SOLVER.IMS_PER_BATCH))
+
+    def length(node: CfgNode) -> int:
+        return iterations(node.SOLVER.MAX_EPOCHS) if node.SOLVER.MAX_EPOCHS else node.SOLVER.MAX_ITER
+
+    cfg.SOLVER.MAX_ITER = length(cfg)
+    if cfg.SOLVER.MAX_ITER < 1 or cfg.SOLVER.MAX_EPOCHS < 0:
+        raise UserError(
+            f"SOLVER.MAX_EPOCHS {cfg.SOLVER.MAX_EPOCHS:g}, SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: expected some training"
+        )
+    if not {f"SOLVER.{key}" for key in LENGTHS}.isdisjoint(given):
+        share = cfg.SOLVER.MAX_ITER / length(recipe)
+        for section, name in (("SOLVER", "STEPS"), ("SOLVER", "WARMUP"), ("INPUT", "CLOSE")):
+            keys = {"STEPS": ("STEPS", "STEPS_EPOCHS")}.get(name, (f"{name}_ITERS", f"{name}_EPOCHS"))
+            if {f"{section}.{key}" for key in keys}.isdisjoint(given):
+                _scale(cfg[section], *keys, share)
+
+    if cfg.SOLVER.STEPS_EPOCHS:
+        cfg.SOLVER.STEPS = tuple(iterations(epochs) for epochs in cfg.SOLVER.STEPS_EPOCHS)
+    cfg.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
+    if cfg.SOLVER.WARMUP_EPOCHS:
+        cfg.SOLVER.WARMUP_ITERS = iterations(cfg.SOLVER.WARMUP_EPOCHS)
+    cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER)
+    if cfg.INPUT.CLOSE_EPOCHS:
+        cfg.INPUT.CLOSE_ITERS = iterations(cfg.INPUT.CLOSE_EPOCHS)
+    if cfg.TEST.EVAL_EPOCHS:
+        cfg.TEST.EVAL_PERIOD = iterations(cfg.TEST.EVAL_EPOCHS)
+
+
+def describe_schedule(cfg: CfgNode) -> str:
+    """One line on a resolved schedule."""
+    parts = [f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images, rate {cfg.SOLVER.BASE_LR:g}"]
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        parts.append("on a cosine")
+    elif cfg.SOLVER.STEPS:
+        parts.append(f"times {cfg.SOLVER.GAMMA:g} at {', '.join(map(str, cfg.SOLVER.STEPS))}")
+    parts.append(f"warm-up {cfg.SOLVER.WARMUP_ITERS}")
+    if cfg.INPUT.CLOSE_ITERS:
+        parts.append(f"closing phase {cfg.INPUT.CLOSE_ITERS}")
+    if cfg.SOLVER.EMA_DECAY:
+        parts.append(f"averaging {cfg.SOLVER.EMA_DECAY:.6g}")
+    return ", ".join(parts)
+
+
+def _scale(node: CfgNode, in_iterations: str, in_epochs: str, share: float) -> None:
+    if in_iterations == "STEPS":
+        node[in_epochs] = [epochs * share for epochs in node[in_epochs]]
+        node[in_iterations] = tuple(round(step * share) for step in node[in_iterations])
+    else:
+        node[in_epochs] *= share
+        node[in_iterations] = math.ceil(node[in_iterations] * share)

@@ -1,0 +1,269 @@
+"""The trainer of both detectors, and their evaluation on test sets."""
+
+import contextlib
+import logging
+import sys
+import time
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.engine import SimpleTrainer, create_ddp_model
+from detectron2.engine.hooks import IterationTimer, LRScheduler
+from detectron2.evaluation import inference_on_dataset
+from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.utils.events import EventStorage
+from torch import distributed as dist
+from torch import nn
+from tqdm import tqdm
+
+from common.errors import Interrupted, UserError
+from common.processes import deferred_interrupt, is_main_process, on_main_process, share_buffers, world_size
+from common.run_folder import truncate_metrics
+from common.runtime import gradient_scaler
+from common.stream import build_train_loader
+from common.weights import load_state, read_checkpoint, save_checkpoint
+from detection.checkpoint import load_initial_weights
+from detection.data_loader import build_test_loader, build_training_stream
+from detection.evaluation import VOCEvaluator
+from detection.experiment import recorded
+from detection.hooks import (
+    METRIC,
+    BestCheckpoint,
+    Evaluate,
+    LastCheckpoint,
+    MetricsWriter,
+    SeedIteration,
+    WeightAveraging,
+    validation_loss,
+)
+from detection.modeling import build_model
+from detection.schedule import describe_schedule
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(SimpleTrainer):
+    """Detectron2's loop with this project's data stream, precision, hooks and checkpoints. One for both detectors.
+
+    Building it reads data and weights and writes nothing.
+
+    Args:
+        cfg: a configuration with every length in iterations.
+        resumed: the run folder to go on in from its `model_last.pth`, where there is one.
+    """
+
+    def __init__(self, cfg: CfgNode, resumed: Path | None = None) -> None:
+        self.cfg = cfg
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.stop_requested = False
+        self.loss_names: list[str] = []
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION or "highest")
+        torch.manual_seed(cfg.SEED)
+        self.bare_model = build_model(cfg)
+        last = on_main_process(_read_last, resumed) if resumed else None
+        if last is None:
+            load_initial_weights(self.bare_model, cfg)
+        else:
+            load_state(self.bare_model, last["model"], f"{resumed}/model_last.pth")
+        optimizer = build_optimizer(cfg, self.bare_model)
+        device = self.bare_model.device
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        model = create_ddp_model(
+            self.bare_model, broadcast_buffers=False, device_ids=[device.index] if device.type == "cuda" else None
+        )
+        super().__init__(model, data_loader=None, optimizer=optimizer)
+        self.grad_scaler = gradient_scaler(device, cfg.MODEL.PRECISION)
+        self.scheduler = build_lr_scheduler(cfg, optimizer)
+
+        self.evaluator = Evaluator(cfg)
+        dataset_dicts = [entry for name in cfg.DATASETS.TRAIN for entry in DatasetCatalog.get(name)]
+        self.averaging = WeightAveraging(self.bare_model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
+        self.best = BestCheckpoint(self._save_best, cfg.TEST.PATIENCE, cfg.TEST.MIN_RISE)
+        self.writer = MetricsWriter(cfg.SOLVER.LOG_PERIOD, len(dataset_dicts), cfg.SOLVER.IMS_PER_BATCH)
+        self.register_hooks(
+            [
+                SeedIteration(cfg.SEED),
+                IterationTimer(warmup_iter=0),
+                LRScheduler(),
+                self.averaging,
+                Evaluate(cfg.TEST.EVAL_PERIOD, self.evaluate),
+                self.best,
+                self.writer if is_main_process() else None,
+                LastCheckpoint(self._save_last, cfg.SOLVER.CHECKPOINT_PERIOD),
+            ]
+        )
+        self.start_iter = 0
+        if last is not None:
+            self._resume(last)
+        self.data_loader = build_train_loader(
+            build_training_stream(cfg, dataset_dicts),
+            range(self.start_iter, self.max_iter),
+            cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=list,
+        )
+
+    def is_finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.start_iter >= self.max_iter or self.best.is_out_of_patience
+
+    def train(self, run: Path) -> None:
+        """Trains from `start_iter` to `max_iter`, or until a hook asks to stop.
+
+        Args:
+            run: the run folder, which holds all that is written.
+
+        Raises:
+            UserError: the loss diverges.
+            Interrupted: Ctrl-C, after a checkpoint.
+        """
+        self.run = run
+        if is_main_process():
+            truncate_metrics(run, self.start_iter)
+        first = f"iteration {self.start_iter + 1} of " if self.start_iter else ""
+        logger.info("Training into %s, %s%s", run, first, describe_schedule(self.cfg))
+        with (
+            EventStorage(self.start_iter) as self.storage,
+            recorded(run, self.cfg),
+            deferred_interrupt() as interrupt,
+        ):
+            self.iter = self.start_iter
+            self.before_train()
+            try:
+                while self.iter < self.max_iter and not self.stop_requested:
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    if interrupt and is_main_process():
+                        self._save_last()
+                        raise Interrupted(f"{run} is saved after iteration {self.iter + 1}; RESUME=1 goes on from there")
+                    self.iter += 1
+            except FloatingPointError as error:
+                raise UserError(
+                    f"{run}: the loss before iteration {self.iter + 2} is infinite or no number, expected it to fall; "
+                    "give a lower SOLVER.BASE_LR or a longer SOLVER.WARMUP_ITERS"
+                ) from error
+            finally:
+                self.after_train()
+
+    def run_step(self) -> None:
+        """One iteration. Its losses stay on the device, summed up over the processes, until `mean_losses` asks."""
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        self.storage.put_scalar("data_time", time.perf_counter() - start)
+        losses = self.model(batch)
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(sum(losses.values())).backward()
+        self.grad_scaler.unscale_(self.optimizer)  # since the step clips
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+        self.loss_names = list(losses)
+        values = torch.stack([loss.detach().double() for loss in losses.values()])
+        if world_size() > 1:
+            dist.all_reduce(values)
+            values /= world_size()
+        self.loss_sum = self.loss_sum + values
+
+    def mean_losses(self, iterations: int) -> dict[str, float]:
+        """Means over the processes and the iterations since the last call, and their sum as `total_loss`.
+
+        Raises:
+            FloatingPointError: one is not finite.
+        """
+        self._check_losses()
+        means = (self.loss_sum / iterations).tolist()
+        self.loss_sum = torch.zeros_like(self.loss_sum)
+        return {"total_loss": sum(means), **dict(zip(self.loss_names, means, strict=True))}
+
+    def _check_losses(self) -> None:
+        if not torch.isfinite(self.loss_sum).all():
+            raise FloatingPointError("the loss is not finite")
+
+    def evaluate(self) -> dict[str, float]:
+        """AP and validation loss of the weights, or of their average; the AP on rank 0 alone."""
+        with self._evaluated_weights():
+            share_buffers(self.bare_model)
+            metrics = self.evaluator.evaluate(self.bare_model)
+            loss = validation_loss(self.bare_model, self.evaluator.labelled_loader, self.cfg.SEED)
+        return {**metrics, **loss}
+
+    def _evaluated_weights(self) -> contextlib.AbstractContextManager:
+        return self.averaging.average.applied() if self.averaging else contextlib.nullcontext()
+
+    def _save_last(self) -> None:
+        self._check_losses()
+        state = {
+            "iteration": self.iter,
+            "optimizer": self.optimizer.state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "best": self.best.state_dict(),
+            "rows": self.writer.state_dict(),
+            "losses": {"names": self.loss_names, "sum": self.loss_sum},
+        }
+        average = {"average": self.averaging.average.state_dict()} if self.averaging else {}
+        save_checkpoint(
+            self.run / "model_last.pth", {"model": self.bare_model.state_dict(), **average, "trainer": state}
+        )
+
+    def _resume(self, last: dict) -> None:
+        """Goes on from a checkpoint; settings of the optimizer and the schedule are those of the configuration."""
+        state = last["trainer"]
+        self.start_iter = state["iteration"] + 1
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        self.scheduler.last_epoch = state["iteration"]
+        self.scheduler.step()
+        self.grad_scaler.load_state_dict(state["grad_scaler"])
+        self.best.load_state_dict(state["best"])
+        self.writer.load_state_dict(state["rows"])
+        self.loss_names, self.loss_sum = state["losses"]["names"], state["losses"]["sum"].to(self.loss_sum)
+        if self.averaging and "average" in last:
+            self.averaging.average.load_state_dict(last["average"])
+
+    def _save_best(self) -> None:
+        with self._evaluated_weights():
+            checkpoint = {"model": self.bare_model.state_dict(), "iteration": self.iter, METRIC: self.best.value}
+            save_checkpoint(self.run / "model_best.pth", checkpoint)
+        self.evaluator.write(self.run)
+
+
+class Evaluator:
+    """Measures a detector on `cfg.DATASETS.TEST`; all processes take part.
+
+    Attributes:
+        labelled_loader: evenly spaced test images with their annotations, `TEST.VALIDATION_LOSS_IMAGES` of them.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        entries = {name: DatasetCatalog.get(name) for name in cfg.DATASETS.TEST}
+        self.loaders = {name: build_test_loader(cfg, entries[name]) for name in entries}
+        self.evaluators = {name: VOCEvaluator(name) for name in entries}
+        together = [entry for part in entries.values() for entry in part]
+        wanted = cfg.TEST.VALIDATION_LOSS_IMAGES
+        chosen = together[:: -(-len(together) // wanted)] if wanted else []
+        self.labelled_loader = build_test_loader(cfg, chosen, with_annotations=True)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Evaluates a model without a distributed wrapper.
+
+        Returns:
+            `AP50_11point`, `AP50`, `AP75` and `AP` as fractions on rank 0, means over several test sets; {} elsewhere.
+        """
+        results = []
+        for name, loader in self.loaders.items():
+            hidden = not is_main_process() or not sys.stderr.isatty()
+            bar = tqdm(loader, desc=name, unit="batch", leave=False, disable=hidden, dynamic_ncols=True)
+            results.append(inference_on_dataset(model, bar, self.evaluators[name]).get("bbox", {}))
+        return {key: sum(result[key] for result in results) / len(results) for key in results[0]}
+
+    def write(self, folder: Path) -> None:
+        """Writes tables, curves and detections of the last evaluation, on rank 0; of several sets below `folder`."""
+        for name, evaluator in self.evaluators.items():
+            evaluator.write(folder if len(self.evaluators) == 1 else folder / name)
+
+
+def _read_last(run: Path) -> dict | None:
+    path = run / "model_last.pth"
+    return read_checkpoint(path) if path.exists() else None
