@@ -35,7 +35,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
-from tools.errors import UserError
+from common.errors import UserError
 
 logger = logging.getLogger(__name__)
 

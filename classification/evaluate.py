@@ -21,8 +21,8 @@ from classification.cub import FOLDER, Bird, BirdDataset, read_cub
 from classification.engine import BatchAugmentation, predict_logits
 from classification.model import load_classifier
 from classification.train import start_process
+from common.errors import UserError, exits_on_user_error
 from tools.data_root import data_facts, resolve_data_root
-from tools.errors import UserError, exits_on_user_error
 from tools.run_folder import record_session
 
 CALIBRATION_BINS = 15

@@ -13,7 +13,7 @@ import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
 from torch import Tensor, nn
 
-from tools.errors import UserError
+from common.errors import UserError
 from tools.hub import locate_weights
 
 logger = logging.getLogger(__name__)

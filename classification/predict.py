@@ -11,7 +11,7 @@ from classification.cub import read_image
 from classification.engine import BatchAugmentation
 from classification.model import load_classifier
 from classification.recipe import load_recipe
-from tools.errors import UserError
+from common.errors import UserError
 
 
 def newest_weights(output: Path) -> Path | None:

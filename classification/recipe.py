@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from tools.errors import UserError
+from common.errors import UserError
 
 _CHOICES = {
     "train_crop": ("center", "random", "random_resized"),

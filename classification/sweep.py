@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from classification.recipe import Recipe, differences, load_recipe, save_recipe
 from classification.train import add_recipe_argument, resolve, run_name
-from tools.errors import UserError, exits_on_user_error
+from common.errors import UserError, exits_on_user_error
 from tools.processes import end_with_parent
 from tools.run_folder import create_run_folder, find_run_folders, read_metrics
 

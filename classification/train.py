@@ -38,8 +38,8 @@ from classification.model import (
     read_checkpoint,
 )
 from classification.recipe import Recipe, differences, load_recipe, save_recipe
+from common.errors import UserError, exits_on_user_error
 from tools.data_root import data_facts, resolve_data_root
-from tools.errors import UserError, exits_on_user_error
 from tools.run_folder import (
     append_metrics,
     create_run_folder,

@@ -11,7 +11,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from tools.errors import UserError
+from common.errors import UserError
 
 # Defaults are those of the SSD recipe (Liu et al. 2016), which torchvision's classes implement.
 AUGMENTATIONS = {

@@ -13,9 +13,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from common.errors import UserError
 from detection.yolov3.darknet import Darknet
 from detection.yolov3.darknet_weights import read_darknet_weights
-from tools.errors import UserError
 from tools.hub import locate_weights
 from tools.run_folder import write_atomically
 

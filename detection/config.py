@@ -9,8 +9,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
+from common.errors import UserError
 from detection.yolov3.config import add_yolov3_config
-from tools.errors import UserError
 
 CONFIGS = Path(__file__).parent / "configs"
 LEAF = {"faster_rcnn": "faster_rcnn_R_50_FPN", "yolov3": "yolov3_darknet53"}

@@ -11,9 +11,9 @@ from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
+from common.errors import UserError
 from detection.augmentation import build_augmentations, mixup, mosaic
 from detection.data_loader import seeded
-from tools.errors import UserError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 

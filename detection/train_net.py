@@ -27,6 +27,7 @@ from torch import nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from common.errors import UserError, exits_on_user_error
 from detection.checkpoint import load_initial_weights, load_weights, save_checkpoint
 from detection.config import (
     CONFIGS,
@@ -55,7 +56,6 @@ from detection.hooks import (
 from detection.modeling import build_model, load_detector
 from detection.voc import default_splits, register_voc
 from tools.data_root import data_facts, resolve_data_root
-from tools.errors import UserError, exits_on_user_error
 from tools.run_folder import (
     create_run_folder,
     find_run_folders,

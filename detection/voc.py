@@ -21,7 +21,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from tools.errors import UserError
+from common.errors import UserError
 from tools.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"tools.errors", "tools.run_folder", "tools.data_root", "tools.hub", "tools.processes"}
+LEAVES = {"common.errors", "tools.run_folder", "tools.data_root", "tools.hub", "tools.processes"}
 SHARED = {*LEAVES, "tools.launch", "tools.images", "tools.sample_data"}
 
 

@@ -16,13 +16,13 @@ from PIL import Image
 
 from classification import predict as classification
 from classification.predict import BirdClassifier
+from common.errors import UserError, exits_on_user_error
 from detection.comparison import Detector
 from detection.dataset_mapper import read_image
 from detection.drawing import full_frame, to_pixels
 from detection.proposals import record_proposals, to_original
 from detection.train_net import newest_weights
 from tools.data_root import SAMPLE
-from tools.errors import UserError, exits_on_user_error
 from tools.predict import draw_detections, load_model
 from tools.visualize_proposals import draw_proposals
 

@@ -20,7 +20,7 @@ from PIL import Image
 from tabulate import tabulate
 from tqdm import tqdm
 
-from tools.errors import exits_on_user_error
+from common.errors import exits_on_user_error
 
 OFFICIAL_SPLITS: dict[str, tuple[str, dict[str, int]]] = {
     "voc2007": ("VOC2007", {"trainval": 5011, "test": 4952}),

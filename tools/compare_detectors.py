@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from common.errors import UserError, exits_on_user_error
 from detection.comparison import Detector, compare, corners, objects_table, photographs_table, to_detections
 from detection.dataset_mapper import read_image
 from detection.drawing import class_colors, draw_boxes, side_by_side
@@ -28,7 +29,6 @@ from detection.error_analysis import KINDS, ErrorAnalysis, analyse_errors, plot_
 from detection.modeling import load_detector
 from detection.train_net import check_datasets, newest_weights
 from detection.voc import default_splits, register_voc
-from tools.errors import UserError, exits_on_user_error
 from tools.images import find_images
 from tools.run_folder import machine, write_atomically
 

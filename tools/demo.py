@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.errors import UserError, exits_on_user_error
 from tools.data_root import SAMPLE
-from tools.errors import UserError, exits_on_user_error
 from tools.processes import end_with_parent
 from tools.run_folder import write_atomically
 from tools.sample_data import draw_sample

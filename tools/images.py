@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.errors import UserError
+from common.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 

@@ -13,7 +13,7 @@ import re
 import runpy
 import sys
 
-from tools.errors import UserError, exits_on_user_error
+from common.errors import UserError, exits_on_user_error
 from tools.processes import end_with_parent
 
 

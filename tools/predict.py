@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from classification.model import read_checkpoint
 from classification.predict import BirdClassifier
+from common.errors import UserError, exits_on_user_error
 from detection.comparison import Detector, corners
 from detection.config import default_device
 from detection.dataset_mapper import read_image
@@ -29,7 +30,6 @@ from detection.drawing import class_colors, draw_boxes, full_frame, side_by_side
 from detection.modeling import load_detector
 from detection.voc import annotation_xml
 from tools.compare_detectors import NAMES, draw_objects
-from tools.errors import UserError, exits_on_user_error
 from tools.images import find_images
 from tools.run_folder import write_atomically
 

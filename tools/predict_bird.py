@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from classification.predict import BirdClassifier
-from tools.errors import exits_on_user_error
+from common.errors import exits_on_user_error
 from tools.images import find_images
 
 

@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from tools.errors import UserError
+from common.errors import UserError
 
 METRICS = "metrics.json"
 ENVIRONMENT = "environment.json"

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from tools.errors import UserError, exits_on_user_error
+from common.errors import UserError, exits_on_user_error
 
 _FORMAT = 1  # of the drawing: raise it whenever the same seed would give other bytes, and old samples are redrawn
 _MARKER = "sample.json"

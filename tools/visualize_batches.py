@@ -9,12 +9,12 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import ImageList
 from matplotlib.figure import Figure
 
+from common.errors import UserError, exits_on_user_error
 from detection.config import LEAF, resolve_epochs
 from detection.data_loader import TrainingStream
 from detection.dataset_mapper import DatasetMapper
 from detection.drawing import class_colors, draw_boxes
 from detection.train_net import build_cfg, check_datasets, set_classes
-from tools.errors import UserError, exits_on_user_error
 from tools.run_folder import write_atomically
 
 

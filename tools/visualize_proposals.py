@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
+from common.errors import UserError, exits_on_user_error
 from detection.dataset_mapper import DatasetMapper, read_image
 from detection.drawing import class_colors, draw_boxes, side_by_side
 from detection.modeling import load_detector
@@ -30,7 +31,6 @@ from detection.proposals import proposal_recall, record_proposals, to_original
 from detection.train_net import newest_weights, parse_args, setup_logging, train
 from detection.voc import register_voc
 from tools.data_root import resolve_data_root
-from tools.errors import UserError, exits_on_user_error
 from tools.images import find_images
 from tools.run_folder import write_atomically
 

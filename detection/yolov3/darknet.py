@@ -12,7 +12,7 @@ from timm.utils import freeze
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from tools.errors import UserError
+from common.errors import UserError
 
 
 def conv_norm_act(in_channels: int, out_channels: int, kernel_size: int, norm_eps: float) -> ConvNormAct:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tools.errors import UserError
+from common.errors import UserError
 from tools.run_folder import write_atomically
 
 NORM_EPS = 1e-6

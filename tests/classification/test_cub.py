@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from classification import cub as cub_module
 from classification.cub import Bird, BirdDataset, ImageCache, hold_out, read_cub, read_image
-from tools.errors import UserError
+from common.errors import UserError
 
 
 def edit(path: Path, old: str, new: str) -> None:

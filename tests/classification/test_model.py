@@ -17,7 +17,7 @@ from classification.model import (
     parameter_groups,
     read_checkpoint,
 )
-from tools.errors import UserError
+from common.errors import UserError
 
 
 @pytest.mark.parametrize(

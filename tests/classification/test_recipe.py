@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from classification.recipe import Recipe, differences, load_recipe, save_recipe
-from tools.errors import UserError
+from common.errors import UserError
 
 RECIPES = sorted((Path(__file__).parents[2] / "classification" / "recipes").glob("*.yaml"))
 

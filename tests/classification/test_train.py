@@ -15,7 +15,7 @@ from classification.cub import read_cub
 from classification.model import build_model, load_classifier
 from classification.recipe import Recipe
 from classification.train import build_model_for, train
-from tools.errors import UserError
+from common.errors import UserError
 from tools.run_folder import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,10 +8,10 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
+from common.errors import UserError
 from detection.config import CONFIGS, get_cfg
 from detection.data_loader import seeded
 from detection.dataset_mapper import DatasetMapper, read_image
-from tools.errors import UserError
 
 RED = (250, 0, 0)
 AUGMENTATIONS = ["RandomHorizontalFlip", "RandomPhotometricDistort", "RandomZoomOut", "RandomIoUCrop"]

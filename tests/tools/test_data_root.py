@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from tools.data_root import resolve_data_root
-from tools.errors import UserError
 
 YEARS = ["VOC2007", "VOC2012"]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.errors import UserError
+from common.errors import UserError
 from tools.images import find_images
 
 

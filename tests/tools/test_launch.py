@@ -14,7 +14,7 @@ VARIABLES = ("NGPU", "NNODES", "NODE_RANK", "DIST_URL", "RANK", "DEBUG")
 # A module to launch: says who it is, and does what its first argument says.
 MODULE = """
 import os, pathlib, sys, time
-from tools.errors import UserError, exits_on_user_error
+from common.errors import UserError, exits_on_user_error
 
 @exits_on_user_error
 def main():

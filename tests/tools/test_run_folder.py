@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tools.errors import UserError
+from common.errors import UserError
 from tools.run_folder import (
     append_metrics,
     create_run_folder,

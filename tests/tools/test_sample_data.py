@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from tools import sample_data
 from tools.data_root import resolve_data_root
-from tools.errors import UserError
 from tools.sample_data import draw_sample
 
 VOC_CLASSES = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from tools.errors import exits_on_user_error
+from common.errors import exits_on_user_error
 from tools.report.document import Document, Picture, compose, made_on
 from tools.report.gather import gather
 from tools.run_folder import write_atomically

@@ -14,7 +14,7 @@ from typing import TypeVar
 import pandas as pd
 import yaml
 
-from tools.errors import UserError
+from common.errors import UserError
 from tools.run_folder import METRICS, read_metrics, read_sessions
 
 DETECTORS = {"GeneralizedRCNN": "Faster R-CNN", "YOLOv3": "YOLOv3"}  # by Detectron2's name of the architecture

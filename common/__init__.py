@@ -1,0 +1,1 @@
+"""The ground floor: what both halves and the command lines stand on, each thing once."""
