@@ -16,10 +16,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.errors import UserError, exits_on_user_error
+from common.sample import draw_sample
 from tools.data_root import SAMPLE
 from tools.processes import end_with_parent
 from tools.run_folder import write_atomically
-from tools.sample_data import draw_sample
 
 OTHER_SAMPLE = SAMPLE.with_name("sample-other")  # birds to learn from first, and photographs from outside
 FINISHED = "demo.json"
