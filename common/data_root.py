@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from tools.sample_data import draw_sample, sample_seed
+from common.sample import draw_sample, sample_seed
 
 OFFICIAL = Path("datasets")
 SAMPLE = OFFICIAL / "sample"

@@ -28,8 +28,8 @@ OFFLINE = {
 }
 # (file, pattern, replacement): fewer pictures, fewer steps, smaller images; nothing else differs from the checkout.
 SHORT = [
-    ("tools/sample_data.py", r"_TRAIN_PICTURES = 12, 8", "_TRAIN_PICTURES = 2, 1"),
-    ("tools/sample_data.py", r'("(?:train|val|test)"), (?:80|100), [12]\)', r"\1, 16, 1)"),
+    ("common/sample/cub.py", r"_TRAIN_PICTURES = 12, 8", "_TRAIN_PICTURES = 2, 1"),
+    ("common/sample/voc.py", r'("(?:train|val|test)"): \((?:80|100), [12]\)', r"\1: (16, 1)"),
     ("detection/configs/Sample-faster_rcnn.yaml", r"MAX_EPOCHS: .*", "MAX_EPOCHS: 1.0"),
     ("detection/configs/Sample-faster_rcnn.yaml", r"WARMUP_EPOCHS: .*", "WARMUP_EPOCHS: 0.5"),
     ("detection/configs/Sample-yolov3.yaml", r"MAX_EPOCHS: .*", "MAX_EPOCHS: 1.0"),

@@ -19,7 +19,7 @@ from common.data_root import SAMPLE
 from common.errors import UserError, exits_on_user_error
 from common.processes import ENDS_WITH_PARENT
 from common.run_folder import write_atomically
-from tools.sample_data import draw_sample
+from common.sample import draw_sample
 
 OTHER_SAMPLE = SAMPLE.with_name("sample-other")  # birds to learn from first, and photographs from outside
 FINISHED = "demo.json"
