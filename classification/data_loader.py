@@ -80,7 +80,9 @@ def _sample(dataset: BirdDataset, index: int, position: int) -> tuple[Tensor, in
     return *dataset[index], int(torch.randint(2**63 - 1, ()))
 
 
-def build_training_loader(recipe: Recipe, stream: TrainingStream, iterations: range, device: torch.device) -> DataLoader:
+def build_training_loader(
+    recipe: Recipe, stream: TrainingStream, iterations: range, device: torch.device
+) -> DataLoader:
     """This process's share of the batches of the given iterations."""
     # On a CPU, cropping a decoded image costs less than handing it from one process to another.
     in_memory = stream.sample.args[0].cache is not None

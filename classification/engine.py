@@ -156,7 +156,7 @@ class Trainer:
         return self.average.applied() if self.average else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """All of a checkpoint: `model`, where there is one `average`, and under `trainer` what a step changes beside."""
+        """A checkpoint: `model`, where there is one `average`, and under `trainer` what a step changes beside them."""
         average = {"average": self.average.state_dict()} if self.average else {}
         return {
             "model": self.model.state_dict(),

@@ -225,8 +225,9 @@ def main() -> None:
     cub = read_cub(root)
     if cub.class_names != card["class_names"]:
         raise UserError(
-            f"{weights}: knows {len(card['class_names'])} classes ({', '.join(card['class_names'][:3])}, ...), {root / FOLDER}"
-            f" has {len(cub.class_names)} ({', '.join(cub.class_names[:3])}, ...): name the data it was trained on with DATA="
+            f"{weights}: knows {len(card['class_names'])} classes ({', '.join(card['class_names'][:3])}, ...), "
+            f"{root / FOLDER} has {len(cub.class_names)} ({', '.join(cub.class_names[:3])}, ...): name the data it was "
+            "trained on with DATA="
         )
     loader = build_test_loader(cub.test, card["image_size"], card["crop_pct"], batch_size=64, workers=2)
     model.to(device, memory_format=torch.channels_last)

@@ -76,7 +76,9 @@ def check_image_size(name: str, model: nn.Module, image_size: int) -> None:
     config = getattr(model, "pretrained_cfg", None) or {}
     expected = config.get("input_size", (3, image_size, image_size))[-1]
     if config.get("fixed_input_size") and expected != image_size:
-        raise UserError(f"image_size={image_size}: {name} takes images of {expected} pixels only: image_size={expected}")
+        raise UserError(
+            f"image_size={image_size}: {name} takes images of {expected} pixels only: image_size={expected}"
+        )
 
 
 def _build_timm(name: str, num_classes: int, from_hub: bool, **dropout: float) -> nn.Module:
@@ -145,9 +147,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         logger.info("%s: left out, the head of other classes: %s", path, ", ".join(sorted(left_out)))
 
 
-def describe(
-    name: str, model: nn.Module, class_names: list[str], image_size: int, crop_pct: float
-) -> dict[str, Any]:
+def describe(name: str, model: nn.Module, class_names: list[str], image_size: int, crop_pct: float) -> dict[str, Any]:
     """What a checkpoint says about its network beside the weights, so that the file alone is enough to use it."""
     mean, std = mean_and_std(model)
     return {

@@ -38,8 +38,10 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 INDIFFERENT = frozenset(("cache", "workers", "checkpoint_every"))
 # What a resumed run may change: neither the network nor what stands at a position of the training stream.
 MAY_CHANGE = frozenset(
-    ("data", "weights", "lr", "backbone_lr_scale", "momentum", "weight_decay", "schedule", "milestones", "warmup")
-    + ("clip_grad", "epochs", "patience", "precision", "compile", *INDIFFERENT)
+    (
+        *("data", "weights", "lr", "backbone_lr_scale", "momentum", "weight_decay", "schedule", "milestones"),
+        *("warmup", "clip_grad", "epochs", "patience", "precision", "compile", *INDIFFERENT),
+    )
 )
 
 
@@ -75,8 +77,8 @@ class Recipe:
         clip_grad: largest norm of the gradient, 0 for no limit.
         epochs: passes over the training images; where they alone are changed the milestones keep their shares of them.
         batch_size: images a step, over all processes together.
-        ema_decay: decay of the moving average of the weights, which is then what is measured and kept; 0 for none. Where
-            the batch alone is changed it forgets as fast, counted in images.
+        ema_decay: decay of the moving average of the weights, which is then what is measured and kept; 0 for none.
+            Where the batch alone is changed it forgets as fast, counted in images.
         holdout: share of the training images kept for choosing the best epoch; 0 chooses on the test split.
         patience: epochs without a better validation top-1 after which the run stops; 0 never stops early.
         seed: of the weights, the order of images and every augmentation.
@@ -170,9 +172,7 @@ def differences(old: Recipe, new: Recipe, allowed: Collection[str] = INDIFFERENT
     """Settings that differ, but for those `allowed` to, as `key: old -> new`."""
     before, after = dataclasses.asdict(old), dataclasses.asdict(new)
     return [
-        f"{key}: {before[key]} -> {after[key]}"
-        for key in before
-        if before[key] != after[key] and key not in allowed
+        f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key] and key not in allowed
     ]
 
 
@@ -182,7 +182,12 @@ def _check(recipe: Recipe, path: Path) -> None:
             raise UserError(f"{path}: {key}={getattr(recipe, key)}: expected one of {', '.join(allowed)}")
     for key, (low, high, ends) in _RANGES.items():
         value = getattr(recipe, key)
-        if value is None or low < value < high or (value == low and ends[0] == "[") or (value == high and ends[1] == "]"):
+        if (
+            value is None
+            or low < value < high
+            or (value == low and ends[0] == "[")
+            or (value == high and ends[1] == "]")
+        ):
             continue
         least = f"{low} or more" if ends[0] == "[" else f"more than {low}"
         most = "" if high == math.inf else f" and at most {high}" if ends[1] == "]" else f" and less than {high}"
@@ -198,6 +203,6 @@ def _check(recipe: Recipe, path: Path) -> None:
         )
     if (recipe.mixup or recipe.cutmix) and recipe.batch_size % (2 * world_size()):
         raise UserError(
-            f"{path}: batch_size={recipe.batch_size}: mixup and CutMix pair images, expected an even number for each of "
-            f"{world_size()} process{'es' * (world_size() > 1)}"
+            f"{path}: batch_size={recipe.batch_size}: mixup and CutMix pair images, expected an even number for each "
+            f"of {world_size()} process{'es' * (world_size() > 1)}"
         )

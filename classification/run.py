@@ -57,8 +57,8 @@ class Run:
             self.chosen_on = f"{len(self.validation_birds)} images held out of the training split"
         if recipe.batch_size > len(train_birds) or recipe.batch_size % world_size():
             raise UserError(
-                f"batch_size={recipe.batch_size}: expected at most the {len(train_birds)} training images and a multiple"
-                f" of the {world_size()} processes: OPTS=batch_size=..."
+                f"batch_size={recipe.batch_size}: expected at most the {len(train_birds)} training images and a"
+                f" multiple of the {world_size()} processes: OPTS=batch_size=..."
             )
         check_image_size(recipe.model, model, recipe.image_size)
         model.to(device, memory_format=torch.channels_last)
@@ -110,7 +110,9 @@ class Run:
                     self._save_last(run)
                     logger.info("iteration %d: checkpoint", self.trainer.iteration, extra={"is_progress": True})
                 if is_main_process() and interrupt:
-                    raise Interrupted(f"{run} is saved after iteration {self.trainer.iteration}; RESUME=1 goes on there")
+                    raise Interrupted(
+                        f"{run} is saved after iteration {self.trainer.iteration}; RESUME=1 goes on there"
+                    )
 
             while not self.is_finished():
                 self._train_epoch(run, batches, on_iteration, writer)
@@ -127,7 +129,9 @@ class Run:
         epoch += 1
         left = self.iterations - done
         shown = is_main_process() and sys.stderr.isatty()
-        with tqdm(total=left, desc=f"epoch {epoch}/{self.recipe.epochs}", unit="it", leave=False, disable=not shown) as bar:
+        with tqdm(
+            total=left, desc=f"epoch {epoch}/{self.recipe.epochs}", unit="it", leave=False, disable=not shown
+        ) as bar:
 
             def step_done() -> None:
                 bar.update()
@@ -144,7 +148,7 @@ class Run:
             if is_better:
                 self.best_row = {"epoch": epoch, **{key: row[key] for key in row if key.startswith("validation_")}}
             if is_main_process():
-                # The rows before the checkpoint, the best before the last: what a kill loses is then done again in full.
+                # Rows before the checkpoint, the best before the last: what a kill loses is then done again in full.
                 row = {"iteration": self.trainer.iteration - 1, "epoch": epoch, **row}
                 append_metrics(run, row)
                 write_results(run)

@@ -87,8 +87,8 @@ def main() -> None:
         recipe = on_main_process(load_recipe, path, request.changes)
         if changed := differences(before, recipe, MAY_CHANGE):
             raise UserError(
-                f"{run}: asked for is {', '.join(changed)}: another network, or another training stream, which no resumed"
-                " run can have; leave it out, or start a new run without RESUME=1"
+                f"{run}: asked for is {', '.join(changed)}: another network, or another training stream, which no"
+                " resumed run can have; leave it out, or start a new run without RESUME=1"
             )
         root, is_sample = on_main_process(resolve_data_root, recipe.data, [FOLDER])
     else:

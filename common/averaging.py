@@ -57,7 +57,7 @@ class WeightAverage:
 
 
 def horizon_scaled(decay: float, batch_size: int, reference: int) -> float:
-    """The decay that forgets as fast, counted in images, with `batch_size` as `decay` does with the `reference` batch."""
+    """The decay that forgets as fast, counted in images, with `batch_size` as `decay` does with `reference`."""
     return decay ** (batch_size / reference)
 
 

@@ -1,8 +1,12 @@
-"""Errors that a user can cause, and how every command line of the project reports them. Needs the standard library alone."""
+"""Errors that a user can cause, and how every command line of the project reports them.
+
+Needs the standard library alone: set-up imports it on a bare machine.
+"""
 
 import functools
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -74,11 +78,11 @@ def _one_line(error: Exception) -> str | None:
         return text.splitlines()[-1] if text else type(error).__name__
     # torch's own class derives from RuntimeError, and its CPU allocator has none.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        asked = next((part for part in text.split(". ") if "allocate" in part), "").partition("] . ")[2] or text
+        asked = next((part for part in re.split(r"[.\n] ?", text) if "llocate" in part), "nothing is left")
         return (
-            f"out of memory ({asked.splitlines()[0] if asked else 'no more was given'}); lower the batch or the size of "
-            "the images: SOLVER.IMS_PER_BATCH, INPUT.MIN_SIZE_TRAIN, INPUT.SQUARE_SIZES_TRAIN or TEST.IMS_PER_BATCH of "
-            "a detector, batch_size or image_size of a classifier"
+            f"out of memory ({asked}); lower the batch or the size of the images: SOLVER.IMS_PER_BATCH, "
+            "INPUT.MIN_SIZE_TRAIN, INPUT.SQUARE_SIZES_TRAIN or TEST.IMS_PER_BATCH of a detector, batch_size or "
+            "image_size of a classifier"
         )
     if "by peer" in text:
         return (

@@ -76,4 +76,3 @@ def launch(module: str, arguments: list[str]) -> None:
         sys.exit(str(error))
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
-

@@ -1,6 +1,6 @@
 """Processes: how many train together, which of them this is, what they share, and how they end.
 
-torch's launcher tells each process who it is: `RANK` of `WORLD_SIZE`, `LOCAL_RANK` of `LOCAL_WORLD_SIZE` on its machine.
+torch's launcher tells each process who it is: `RANK` of `WORLD_SIZE`, `LOCAL_RANK` of `LOCAL_WORLD_SIZE` here.
 """
 
 import ctypes
@@ -74,7 +74,7 @@ def on_main_process(function: Callable[..., T], *arguments: Any) -> T:
 def share_buffers(model: nn.Module) -> None:
     """Gives every process the buffers of the first, in place.
 
-    BatchNorm's statistics differ between processes, and those of the first are saved: so they must be measured with too.
+    BatchNorm's statistics differ between processes, and those of the first are saved: so it must be measured with them.
     """
     if dist.is_initialized():
         for buffer in model.buffers():

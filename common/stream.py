@@ -1,7 +1,7 @@
 """The training stream: the sample at position p depends on the seed and p alone.
 
-It depends neither on the number of workers or processes nor on restarts, so a resumed run sees exactly what the run that
-was never stopped would have seen. Position p = iteration x batch + place in the batch.
+It depends neither on the number of workers or processes nor on restarts, so a resumed run sees exactly what the run
+that was never stopped would have seen. Position p = iteration x batch + place in the batch.
 """
 
 import contextlib

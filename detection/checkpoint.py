@@ -8,10 +8,10 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from detection.yolov3.darknet import Darknet
-from detection.yolov3.darknet_weights import read_darknet_weights
 from common.errors import UserError
 from common.weights import load_state, locate_weights, read_checkpoint, weights_of
+from detection.yolov3.darknet import Darknet
+from detection.yolov3.darknet_weights import read_darknet_weights
 
 logger = logging.getLogger(__name__)
 

@@ -195,20 +195,20 @@ class RecordingCfg(CfgNode):
         return leaf in node.__dict__.get("_read", ())
 
 
-def refuse_unread(cfg: RecordingCfg, keys: Iterable[str]) -> None:
+def refuse_unread(cfg: RecordingCfg, recipe: CfgNode, keys: Iterable[str]) -> None:
     """Refuses what the user has set for nothing, once everything is built from the configuration.
 
     Args:
         cfg: the configuration that everything was built from.
+        recipe: the configuration before the user changed it.
         keys: those that the user has set.
 
     Raises:
         UserError: nothing reads one of them, or what reads it makes nothing of it.
     """
-    defaults = get_cfg()
     for key in keys:
         value = value_of(cfg, key)
-        if value == value_of(defaults, key) or (cfg.was_read(key) and key not in IDLE):
+        if value == value_of(recipe, key) or (cfg.was_read(key) and key not in IDLE):
             continue
         hint = IDLE.get(key) or INSTEAD.get(key) or f"it has no meaning for {cfg.MODEL.META_ARCHITECTURE} here"
         raise UserError(f"{key} {value}: nothing would come of it; {hint}: leave it out")

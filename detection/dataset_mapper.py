@@ -1,7 +1,6 @@
 """From a dataset dict to what a model eats: the image decoded, augmented together with its boxes, and resized."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -10,10 +9,10 @@ from detectron2.structures import Boxes, Instances
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from detection.augmentation import build_augmentations, mixup, mosaic
 from common.errors import UserError
 from common.images import read_image
 from common.stream import seeded
+from detection.augmentation import build_augmentations, mixup, mosaic
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
@@ -90,9 +89,7 @@ class DatasetMapper:
         self.sanitize = v2.Compose(
             [
                 v2.ClampBoundingBoxes(),
-                v2.SanitizeBoundingBoxes(
-                    min_size=1, labels_getter=_labels
-                ),
+                v2.SanitizeBoundingBoxes(min_size=1, labels_getter=_labels),
             ]
         )
 

@@ -41,7 +41,7 @@ MAY_CHANGE = (
     *("INPUT.CLOSE_", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "MODEL.PRECISION", "MODEL.CHANNELS_LAST"),
     *("MODEL.DEVICE", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "MODEL.ROI_HEADS.NMS_THRESH_TEST", "CUDNN_BENCHMARK"),
     *("MODEL.YOLOV3.SCORE_THRESH_TEST", "MODEL.YOLOV3.NMS_THRESH_TEST", "MODEL.YOLOV3.TOPK_CANDIDATES_TEST"),
-    *("MODEL.RPN.PRE_NMS_TOPK_TEST", "MODEL.RPN.POST_NMS_TOPK_TEST", "FLOAT32_PRECISION"),
+    *("MODEL.RPN.PRE_NMS_TOPK_TEST", "MODEL.RPN.POST_NMS_TOPK_TEST"),
 )
 
 
@@ -212,8 +212,8 @@ def check_datasets(cfg: CfgNode) -> None:
         for annotation in record["annotations"]
     ):
         raise UserError(
-            f"{cfg.DATASETS.ROOT}: {', '.join(cfg.DATASETS.TEST)} has no object to be found, difficult ones left out, so "
-            "that no AP can be computed; annotate its images or name another split with DATASETS.TEST"
+            f"{cfg.DATASETS.ROOT}: {', '.join(cfg.DATASETS.TEST)} has no object to be found, difficult ones left out, "
+            "so that no AP can be computed; annotate its images or name another split with DATASETS.TEST"
         )
 
 

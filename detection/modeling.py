@@ -11,7 +11,7 @@ from torch import nn
 from common.runtime import resolve_precision
 from detection import meta_arch as meta_arch  # registers it
 from detection.checkpoint import load_weights
-from detection.config import read_run_cfg
+from detection.config import RecordingCfg, read_run_cfg
 from detection.yolov3.darknet import fold_batch_norm
 
 
@@ -36,7 +36,7 @@ def load_detector(weights: Path, options: Sequence[str] = ()) -> tuple[CfgNode, 
     Raises:
         UserError: weights or configuration are missing, broken, or do not fit each other.
     """
-    cfg = read_run_cfg(weights.parent, options)
+    cfg = RecordingCfg(read_run_cfg(weights.parent, options))
     model = build_model(cfg)
     load_weights(model, weights)
     model.eval()

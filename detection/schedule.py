@@ -16,7 +16,7 @@ LENGTHS = ("MAX_ITER", "MAX_EPOCHS")
 
 
 def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
-    """The recipe with batch, rate, lengths in iterations and averaging scaled from the processes it is written for to ours.
+    """The recipe with batch, rate, lengths in iterations and averaging scaled to so many processes.
 
     Raises:
         UserError: its batch cannot be shared among the processes that it is written for.
@@ -66,7 +66,7 @@ def resolve_schedule(cfg: CfgNode, recipe: CfgNode, given: Collection[str], num_
     cfg.SOLVER.MAX_ITER = length(cfg)
     if cfg.SOLVER.MAX_ITER < 1 or cfg.SOLVER.MAX_EPOCHS < 0:
         raise UserError(
-            f"SOLVER.MAX_EPOCHS {cfg.SOLVER.MAX_EPOCHS:g}, SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: expected some training"
+            f"SOLVER.MAX_EPOCHS {cfg.SOLVER.MAX_EPOCHS:g}, SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: expected more than 0"
         )
     if not {f"SOLVER.{key}" for key in LENGTHS}.isdisjoint(given):
         share = cfg.SOLVER.MAX_ITER / length(recipe)

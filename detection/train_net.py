@@ -13,7 +13,7 @@ from common.errors import UserError, exits_on_user_error
 from common.log import RunLog
 from common.processes import is_main_process, join_processes, leave_processes, on_main_process
 from common.run_folder import create_run_folder, write_atomically, write_results
-from detection.config import LEAF, RecordingCfg, refuse_unread
+from detection.config import LEAF, RecordingCfg, read_run_cfg, refuse_unread
 from detection.experiment import (
     check_classes,
     check_datasets,
@@ -47,7 +47,7 @@ def train(args: argparse.Namespace, log: RunLog) -> Path:
     cfg = RecordingCfg(experiment.cfg)
     cfg.freeze()
     trainer = Trainer(cfg, run if has_begun else None)
-    refuse_unread(cfg, experiment.given)
+    refuse_unread(cfg, experiment.recipe, experiment.given)
 
     if trainer.is_finished():
         logger.info("%s is complete; to go on, RESUME=1 with a larger SOLVER.MAX_EPOCHS or TEST.PATIENCE in OPTS", run)
@@ -86,7 +86,7 @@ def eval_only(args: argparse.Namespace) -> None:
     check_datasets(cfg)
     check_classes(cfg, weights)
     evaluator = Evaluator(cfg)
-    refuse_unread(cfg, args.opts[::2])
+    refuse_unread(cfg, read_run_cfg(weights.parent), args.opts[::2])
     folder = weights.parent / "evaluation"
     folder.mkdir(exist_ok=True)
     with recorded(folder, cfg, weights=str(weights)):

@@ -60,7 +60,6 @@ class Trainer(SimpleTrainer):
         self.stop_requested = False
         self.loss_names: list[str] = []
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION or "highest")
         torch.manual_seed(cfg.SEED)
         self.bare_model = build_model(cfg)
         last = on_main_process(_read_last, resumed) if resumed else None
@@ -138,7 +137,9 @@ class Trainer(SimpleTrainer):
                     self.after_step()
                     if interrupt and is_main_process():
                         self._save_last()
-                        raise Interrupted(f"{run} is saved after iteration {self.iter + 1}; RESUME=1 goes on from there")
+                        raise Interrupted(
+                            f"{run} is saved after iteration {self.iter + 1}; RESUME=1 goes on from there"
+                        )
                     self.iter += 1
             except FloatingPointError as error:
                 raise UserError(
@@ -213,8 +214,10 @@ class Trainer(SimpleTrainer):
         self.start_iter = state["iteration"] + 1
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-        self.scheduler.last_epoch = state["iteration"]
-        self.scheduler.step()
+        # The scheduler is a function of the iteration; its own way there would warn of steps that it has not seen.
+        self.scheduler.last_epoch = self.start_iter
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate
         self.grad_scaler.load_state_dict(state["grad_scaler"])
         self.best.load_state_dict(state["best"])
         self.writer.load_state_dict(state["rows"])

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from detectron2.data import DatasetCatalog
 
+from common.data_root import resolve_data_root
+from common.errors import UserError, exits_on_user_error
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.voc import OFFICIAL_FOLDERS, default_splits, register_voc
 from detection.yolov3.anchors import kmeans_anchors, mean_best_iou
-from common.data_root import resolve_data_root
-from common.errors import UserError, exits_on_user_error
 
 
 def object_sizes(records: Sequence[dict], image_size: int) -> torch.Tensor:

@@ -16,13 +16,13 @@ from PIL import Image
 
 from classification import predict as classification
 from classification.predict import BirdClassifier
-from detection.comparison import Detector
-from common.images import read_image
-from detection.drawing import full_frame, to_pixels
-from detection.proposals import record_proposals, to_original
-from detection.experiment import newest_detector
 from common.data_root import SAMPLE
 from common.errors import UserError, exits_on_user_error
+from common.images import read_image
+from detection.comparison import Detector
+from detection.drawing import full_frame, to_pixels
+from detection.experiment import newest_detector
+from detection.proposals import record_proposals, to_original
 from tools.predict import draw_detections, load_model
 from tools.visualize_proposals import draw_proposals
 

@@ -21,16 +21,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from detection.config import NAMES
-from detection.comparison import Detector, compare, corners, objects_table, photographs_table, to_detections
-from detection.drawing import class_colors, draw_boxes, side_by_side
-from detection.error_analysis import KINDS, ErrorAnalysis, analyse_errors, plot_errors
-from detection.modeling import load_detector
-from detection.experiment import check_datasets, newest_detector
-from detection.voc import default_splits, register_voc
 from common.errors import UserError, exits_on_user_error
 from common.images import find_images, read_image
 from common.run_folder import machine, write_atomically
+from detection.comparison import Detector, compare, corners, objects_table, photographs_table, to_detections
+from detection.config import NAMES
+from detection.drawing import class_colors, draw_boxes, side_by_side
+from detection.error_analysis import KINDS, ErrorAnalysis, analyse_errors, plot_errors
+from detection.experiment import check_datasets, newest_detector
+from detection.modeling import load_detector
+from detection.voc import default_splits, register_voc
 
 CHOICE_SEED = 0
 MAX_PICTURES = 20  # of a split; every photograph that is named gets one

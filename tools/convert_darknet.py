@@ -7,10 +7,10 @@ from pathlib import Path
 from detectron2.modeling import build_model
 from torch import nn
 
+from common.errors import UserError, exits_on_user_error
 from common.weights import read_checkpoint, save_checkpoint
 from detection.config import CONFIGS, get_cfg, merge_file, merge_options
 from detection.yolov3.darknet_weights import read_darknet_weights, write_darknet_weights
-from common.errors import UserError, exits_on_user_error
 
 
 def load_part(path: Path, part: nn.Module, prefix: str) -> int:

@@ -17,8 +17,8 @@ import pooch
 import requests
 from tqdm import tqdm
 
-from tools.check_datasets import OFFICIAL_SPLITS, check_official, data_set_name, is_downloadable
 from common.errors import UserError, exits_on_user_error
+from tools.check_datasets import OFFICIAL_SPLITS, check_official, data_set_name, is_downloadable
 
 CHUNK = 2**16  # bytes; the last one of a lost connection is lost with it
 

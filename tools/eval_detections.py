@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from detection.evaluation import Detections, evaluate_voc
-from detection.voc import OFFICIAL_FOLDERS, SPLITS, default_splits, register_voc
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
+from detection.evaluation import Detections, evaluate_voc
+from detection.voc import OFFICIAL_FOLDERS, SPLITS, default_splits, register_voc
 
 FORM = '{"image_id": "000001", "category": "dog", "bbox": [x, y, width, height], "score": 0.9}'
 

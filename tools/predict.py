@@ -20,18 +20,18 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
-from common.weights import read_checkpoint
 from classification.predict import BirdClassifier
-from detection.config import NAMES
-from detection.comparison import Detector, corners
+from common.errors import UserError, exits_on_user_error
+from common.images import find_images, read_image
+from common.run_folder import write_atomically
 from common.runtime import default_device
+from common.weights import read_checkpoint
+from detection.comparison import Detector, corners
+from detection.config import NAMES
 from detection.drawing import class_colors, draw_boxes, full_frame, side_by_side, to_pixels
 from detection.modeling import load_detector
 from detection.voc import annotation_xml
 from tools.compare_detectors import draw_objects
-from common.errors import UserError, exits_on_user_error
-from common.images import find_images, read_image
-from common.run_folder import write_atomically
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 

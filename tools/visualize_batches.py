@@ -9,12 +9,12 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import ImageList
 from matplotlib.figure import Figure
 
+from common.errors import UserError, exits_on_user_error
+from common.run_folder import write_atomically
 from detection.config import LEAF
 from detection.data_loader import build_training_stream
 from detection.drawing import class_colors, draw_boxes
 from detection.experiment import new_experiment
-from common.errors import UserError, exits_on_user_error
-from common.run_folder import write_atomically
 
 
 def picture(batch: Sequence[dict], classes: Sequence[str], title: str) -> Figure:

@@ -25,16 +25,16 @@ from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
-from detection.dataset_mapper import DatasetMapper
-from detection.drawing import class_colors, draw_boxes, side_by_side
-from detection.modeling import load_detector
-from detection.proposals import proposal_recall, record_proposals, to_original
-from detection.experiment import newest_detector
-from detection.voc import register_voc
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
 from common.images import find_images, read_image
 from common.run_folder import write_atomically
+from detection.dataset_mapper import DatasetMapper
+from detection.drawing import class_colors, draw_boxes, side_by_side
+from detection.experiment import newest_detector
+from detection.modeling import load_detector
+from detection.proposals import proposal_recall, record_proposals, to_original
+from detection.voc import register_voc
 
 CHOICE_SEED = 0
 COLORMAP = colormaps["plasma"]  # of objectness

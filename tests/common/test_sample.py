@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import common.sample
+from common.data_root import resolve_data_root
 from common.errors import UserError
 from common.sample import canvas, cub, draw_sample, sample_seed, voc
-from common.data_root import resolve_data_root
 
 ROOT = Path(__file__).resolve().parents[2]
 

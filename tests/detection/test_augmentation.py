@@ -7,11 +7,11 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from common.errors import UserError
 from detection.augmentation import build_augmentations, mixup, mosaic
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.data_loader import TrainingStream, build_train_loader, seeded
 from detection.dataset_mapper import DatasetMapper
-from common.errors import UserError
 
 COLOURS = torch.tensor([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 0]], dtype=torch.uint8)
 SIZES = [64, 96, 128]

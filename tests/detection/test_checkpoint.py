@@ -14,9 +14,9 @@ from detectron2.modeling import build_model
 from safetensors.torch import save_file
 from torch import nn
 
-from detection.checkpoint import convert_resnet, read_checkpoint, load_initial_weights, load_weights, save_checkpoint
-from detection.config import CONFIGS, get_cfg
 from common.errors import UserError
+from detection.checkpoint import convert_resnet, load_initial_weights, load_weights, read_checkpoint, save_checkpoint
+from detection.config import CONFIGS, get_cfg
 
 BACKBONE = "backbone.bottom_up."
 

@@ -11,9 +11,9 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+from common.errors import UserError
 from detection.config import CONFIGS, LEAF, get_cfg, leaf_name, merge_file, merge_options, read_run_cfg, resolve_epochs
 from detection.modeling import build_model
-from common.errors import UserError
 
 LEAVES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith(("Base-", "Sample-")))
 RECIPES = ("best", "study")

@@ -8,11 +8,11 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from detection.config import CONFIGS, get_cfg
-from common.stream import seeded
-from common.images import read_image
-from detection.dataset_mapper import DatasetMapper
 from common.errors import UserError
+from common.images import read_image
+from common.stream import seeded
+from detection.config import CONFIGS, get_cfg
+from detection.dataset_mapper import DatasetMapper
 
 RED = (250, 0, 0)
 AUGMENTATIONS = ["RandomHorizontalFlip", "RandomPhotometricDistort", "RandomZoomOut", "RandomIoUCrop"]

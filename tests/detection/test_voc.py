@@ -9,8 +9,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.pascal_voc import load_voc_instances as detectron2_load_voc_instances
 from detectron2.structures import BoxMode
 
-from detection.voc import VOC_CLASSES, default_splits, load_voc_instances, read_labels, register_voc
 from common.errors import UserError
+from detection.voc import VOC_CLASSES, default_splits, load_voc_instances, read_labels, register_voc
 
 DOG_AND_CAT = """<?xml version="1.0"?>
 <annotation>

@@ -12,6 +12,8 @@ from detectron2.engine import HookBase
 from detectron2.structures import Boxes, Instances
 from safetensors.torch import save_file
 
+from common.errors import UserError
+from common.run_folder import read_metrics
 from detection.checkpoint import load_initial_weights
 from detection.config import CONFIGS, get_cfg, merge_file, merge_options
 from detection.modeling import build_model
@@ -21,8 +23,6 @@ from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform
 from detection.yolov3.darknet_weights import write_darknet_weights
 from detection.yolov3.losses import YOLOv3Loss
 from detection.yolov3.targets import Grid, assign_targets
-from common.errors import UserError
-from common.run_folder import read_metrics
 
 BACKBONE = "resnet10t"  # the smallest of timm's networks with all strides
 TINY = {

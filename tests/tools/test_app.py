@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect
 
-from tools.app import main, newest_models, read_photograph
 from common.errors import UserError
+from tools.app import main, newest_models, read_photograph
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["red", "blue"]

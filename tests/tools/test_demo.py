@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
+from common.errors import UserError
 from tools import demo
 from tools.demo import Stage, run_stage
-from common.errors import UserError
 
 
 @pytest.fixture

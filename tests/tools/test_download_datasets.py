@@ -12,9 +12,9 @@ from threading import Thread
 
 import pytest
 
+from common.errors import UserError
 from tools import check_datasets, download_datasets
 from tools.download_datasets import Archive, download
-from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -20,13 +20,13 @@ from classification.model import build_model
 from classification.recipe import Recipe, save_recipe
 from classification.sweep import compare_pretraining, sweep_grid
 from classification.train import train as train_birds
+from common.data_root import data_facts
+from common.run_folder import append_metrics, read_metrics, record_session
 from detection import train_net
 from detection.evaluation import Detections, evaluate_voc
 from tools import compare_detectors, visualize_proposals
-from common.data_root import data_facts
 from tools.report.__main__ import main
 from tools.report.document import VOC07_TEST
-from common.run_folder import append_metrics, read_metrics, record_session
 
 COLOURS = {"red_thing_with_a_name_that_is_much_longer_than_a_column": (200, 30, 30), "blue": (30, 30, 200)}
 OBJECT = """<object><name>{}</name><difficult>0</difficult>

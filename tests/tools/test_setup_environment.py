@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tools import setup_environment
 from common.errors import UserError
+from tools import setup_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 import torchvision
 
-from tools.bench import classification, faster_rcnn, voc, yolov3
 from common.data_root import resolve_data_root
 from common.errors import exits_on_user_error
+from tools.bench import classification, faster_rcnn, voc, yolov3
 
 BENCHMARKS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "classification": classification.training_epoch,

@@ -17,9 +17,9 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.transforms.v2.functional import resize
 
+from common.images import read_image
 from detection.checkpoint import convert_resnet, load_weights
 from detection.config import CONFIGS, get_cfg, merge_file
-from common.images import read_image
 from detection.modeling import build_model, load_detector
 from detection.train_net import evaluate, newest_weights
 from detection.voc import default_splits, register_voc

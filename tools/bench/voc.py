@@ -16,6 +16,7 @@ from detectron2.data.datasets.pascal_voc import load_voc_instances as load_voc_i
 from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
+from common.errors import UserError
 from detection.config import CONFIGS, default_device, get_cfg, merge_file
 from detection.data_loader import TrainingStream
 from detection.dataset_mapper import DatasetMapper
@@ -23,7 +24,6 @@ from detection.evaluation import VOCEvaluator
 from detection.voc import VOC_CLASSES, default_splits, load_voc_instances, register_voc
 from tools.bench.faster_rcnn import build_contenders, read_samples
 from tools.bench.timing import against_rivals, in_turn, seconds_of
-from common.errors import UserError
 
 STOCK = "stock Detectron2"
 

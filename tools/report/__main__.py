@@ -10,9 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from common.errors import exits_on_user_error
+from common.run_folder import write_atomically
 from tools.report.document import Document, Picture, compose, made_on
 from tools.report.gather import gather
-from common.run_folder import write_atomically
 
 MIME = {".svg": "image/svg+xml", ".webp": "image/webp"}
 

@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from detection.yolov3.darknet import Darknet, DarknetTiny
 from common.errors import UserError
+from detection.yolov3.darknet import Darknet, DarknetTiny
 
 
 @pytest.mark.parametrize("name", ["darknet53", "darknet21", "resnet18"])
