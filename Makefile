@@ -1,9 +1,12 @@
 # The interface of the project: `make` lists every target with the variables it takes.
 
 # Without PYTHON the project lives in .venv and sets it up by itself; PYTHON=python uses the active environment.
+# The first Python that runs does it: BASE_PYTHON where it is named, else that of .venv, whatever python3 has become.
 ifeq ($(PYTHON),)
 PY := .venv/bin/python
-SETUP := python3 -m tools.setup_environment --venv .venv
+SETUP := for python in $(if $(BASE_PYTHON),"$(BASE_PYTHON)",$(PY) python3); do \
+	if "$$python" -c "" 2>/dev/null; then exec "$$python" -m tools.setup_environment --venv .venv; fi; done; \
+	echo "error: $(or $(BASE_PYTHON),python3): does not run; name a Python that does: BASE_PYTHON=python3.13 make setup" >&2; exit 2
 else
 PY := $(PYTHON)
 SETUP := $(PYTHON) -m tools.setup_environment
@@ -41,12 +44,21 @@ demo: setup ## Every experiment on drawn data, and the report of them: fifteen m
 ##@ Set-up
 
 .PHONY: setup
-setup: ## Installs everything into .venv, or with PYTHON=python into the active environment [PYTHON DETECTRON2]
+setup: ## Installs everything into .venv, or with PYTHON=python into the active environment [BASE_PYTHON=python3 PYTHON DETECTRON2]
 	@$(SETUP)
+
+# Set up without the lock, so that new pins in requirements.txt may bring other versions along.
+.PHONY: lock
+lock: ## Locks in constraints.txt what the pins of requirements.txt pull in; what is installed and fits stays [PYTHON]
+	@: > constraints.txt
+	@$(SETUP)
+	@echo "# Everything that requirements.txt pulls in, as installed by pip; written by make lock." > constraints.txt.part
+	@$(PY) -m pip list --format freeze --exclude pip --exclude detectron2 >> constraints.txt.part
+	@mv constraints.txt.part constraints.txt
 
 .PHONY: clean
 clean: ## Removes .venv and caches; keeps datasets/ and output/
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ##@ Data
