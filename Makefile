@@ -6,7 +6,7 @@ ifeq ($(PYTHON),)
 PY := .venv/bin/python
 SETUP := for python in $(if $(BASE_PYTHON),"$(BASE_PYTHON)",$(PY) python3); do \
 	if "$$python" -c "" 2>/dev/null; then exec "$$python" -m tools.setup_environment --venv .venv; fi; done; \
-	echo "error: $(or $(BASE_PYTHON),python3): does not run; name a Python that does: BASE_PYTHON=python3.13 make setup" >&2; exit 2
+	echo "error: $(or $(BASE_PYTHON),python3): does not run; name a Python of 3.11 to 3.13: BASE_PYTHON=path/to/python make setup" >&2; exit 2
 else
 PY := $(PYTHON)
 SETUP := $(PYTHON) -m tools.setup_environment

@@ -250,7 +250,7 @@ def test_an_unsuitable_python_is_one_line(tmp_path, monkeypatch, named):
     done = make_setup(tmp_path, **({"BASE_PYTHON": named} if named else {}))
     assert done.returncode == 2
     error, farewell = done.stderr.splitlines()
-    assert error.startswith("error: ") and "BASE_PYTHON=python3" in error
+    assert error.startswith("error: ") and "BASE_PYTHON=" in error
     assert ("no such python" if named == "no such python" else "Python 3.10, expected 3.11 to 3.13") in error
     assert farewell.startswith("make: ***") and not (tmp_path / ".venv").exists()
 
