@@ -1,9 +1,12 @@
 # The interface of the project: `make` lists every target with the variables it takes.
 
 # Without PYTHON the project lives in .venv and sets it up by itself; PYTHON=python uses the active environment.
+# The first Python that runs does it: BASE_PYTHON where it is named, else that of .venv, whatever python3 has become.
 ifeq ($(PYTHON),)
 PY := .venv/bin/python
-SETUP := python3 -m tools.setup_environment --venv .venv
+SETUP := for python in $(if $(BASE_PYTHON),"$(BASE_PYTHON)",$(PY) python3); do \
+	if "$$python" -c "" 2>/dev/null; then exec "$$python" -m tools.setup_environment --venv .venv; fi; done; \
+	echo "error: $(or $(BASE_PYTHON),python3): does not run; name a Python of 3.11 to 3.13: BASE_PYTHON=path/to/python make setup" >&2; exit 2
 else
 PY := $(PYTHON)
 SETUP := $(PYTHON) -m tools.setup_environment
@@ -16,11 +19,11 @@ data = $(if $(DATA),--data "$(DATA)")
 weights = $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 out = $(if $(OUT),--out "$(OUT)")
 resume = $(if $(filter 1,$(RESUME)),--resume)
-recipe = $(if $(RECIPE),--recipe $(RECIPE))
+recipe = $(if $(RECIPE),--recipe $(RECIPE)) $(if $(CONFIG),--config "$(CONFIG)")
 pretrained = $(if $(PRETRAINED),--pretrained $(PRETRAINED))
 detect = $(PY) -m tools.launch detection.train_net $(recipe) $(data) $(weights)
 # Recipe and settings of the classifier: a name, then KEY=VALUE.
-bird = $(RECIPE) $(if $(MODEL),model=$(MODEL)) $(if $(LR),lr=$(LR)) $(if $(PRETRAINED),pretrained=$(PRETRAINED)) \
+bird = $(if $(RECIPE),"$(RECIPE)") $(if $(MODEL),model=$(MODEL)) $(if $(LR),lr=$(LR)) $(if $(PRETRAINED),pretrained=$(PRETRAINED)) \
 	$(if $(WEIGHTS),weights="$(WEIGHTS)") $(if $(DATA),data="$(DATA)") $(OPTS)
 
 .DEFAULT_GOAL := help
@@ -41,12 +44,21 @@ demo: setup ## Every experiment on drawn data, and the report of them: fifteen m
 ##@ Set-up
 
 .PHONY: setup
-setup: ## Installs everything into .venv, or with PYTHON=python into the active environment [PYTHON DETECTRON2]
+setup: ## Installs everything into .venv, or with PYTHON=python into the active environment [BASE_PYTHON=python3 PYTHON DETECTRON2]
 	@$(SETUP)
+
+# Set up without the lock, so that new pins in requirements.txt may bring other versions along.
+.PHONY: lock
+lock: ## Locks in constraints.txt what the pins of requirements.txt pull in; what is installed and fits stays [PYTHON]
+	@: > constraints.txt
+	@$(SETUP)
+	@echo "# Everything that requirements.txt pulls in, as installed by pip; written by make lock." > constraints.txt.part
+	@$(PY) -m pip list --format freeze --exclude pip --exclude detectron2 >> constraints.txt.part
+	@mv constraints.txt.part constraints.txt
 
 .PHONY: clean
 clean: ## Removes .venv and caches; keeps datasets/ and output/
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ##@ Data
@@ -66,7 +78,7 @@ check-datasets: setup ## Tells which data is complete, broken or missing, and wh
 ##@ Classification
 
 .PHONY: finetune
-finetune: setup ## Fine-tunes ResNet-18, or another network, on CUB-200-2011 [RECIPE=best|study MODEL LR EPOCHS PRETRAINED=1|0 WEIGHTS DATA NGPU RESUME=1 OPTS="key=value ..."]
+finetune: setup ## Fine-tunes ResNet-18, or another network, on CUB-200-2011 [RECIPE=best|study|own.yaml MODEL LR EPOCHS PRETRAINED=1|0 WEIGHTS DATA NGPU RESUME=1 OPTS="key=value ..."]
 	@$(PY) -m tools.launch classification.train $(bird) $(if $(EPOCHS),epochs=$(EPOCHS)) $(resume)
 
 .PHONY: sweep
@@ -79,7 +91,7 @@ compare-pretraining: setup ## Trains with pretrained and with random weights, an
 
 .PHONY: eval-classifier
 eval-classifier: setup ## Top-1, top-5, confusions, calibration of a trained classifier [WEIGHTS DATA OUT]
-	@$(PY) -m classification.evaluate "$(WEIGHTS)" $(data) $(if $(OUT),--output "$(OUT)")
+	@$(PY) -m classification.evaluate $(if $(WEIGHTS),"$(WEIGHTS)") $(data) $(if $(OUT),--output "$(OUT)")
 
 .PHONY: predict-bird
 predict-bird: setup ## The five likeliest species on each photograph [IMAGES="a.jpg dir/" WEIGHTS SALIENCY=1 OUT]
@@ -88,19 +100,19 @@ predict-bird: setup ## The five likeliest species on each photograph [IMAGES="a.
 ##@ Detection
 
 .PHONY: train-frcnn
-train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [RECIPE=best|study DATA WEIGHTS PRETRAINED=1|0 NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
+train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [RECIPE=best|study or CONFIG=own.yaml DATA WEIGHTS PRETRAINED=1|0 NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
 	@$(detect) --model faster_rcnn $(pretrained) $(resume) $(OPTS)
 
 .PHONY: eval-frcnn
-eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR curves [WEIGHTS RECIPE DATA NGPU OPTS]
+eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR curves [WEIGHTS RECIPE CONFIG DATA NGPU OPTS]
 	@$(detect) --model faster_rcnn --eval-only $(OPTS)
 
 .PHONY: train-yolov3
-train-yolov3: setup ## Trains YOLOv3 Darknet-53 on VOC07+12 [RECIPE=best|study DATA WEIGHTS PRETRAINED=1|0 NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
+train-yolov3: setup ## Trains YOLOv3 Darknet-53 on VOC07+12 [RECIPE=best|study or CONFIG=own.yaml DATA WEIGHTS PRETRAINED=1|0 NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
 	@$(detect) --model yolov3 $(pretrained) $(resume) $(OPTS)
 
 .PHONY: eval-yolov3
-eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR curves [WEIGHTS RECIPE DATA NGPU OPTS]
+eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR curves [WEIGHTS RECIPE CONFIG DATA NGPU OPTS]
 	@$(detect) --model yolov3 --eval-only $(OPTS)
 
 .PHONY: anchors

@@ -5,19 +5,22 @@
 
 Runs before anything is installed, so it needs the standard library alone. It does nothing when nothing has changed:
 a stamp in the environment, written last, names what was installed. An interrupted set-up leaves no such stamp and is
-finished by the next call.
+finished by the next call. The virtual environment is one of the Python that runs this, which may be its own; one of
+another Python is made anew.
 
 Detectron2 publishes no wheels, so it comes from the package registry as `sal-detectron2`, a wheel of its sources. Its
 tag says Python 3.10, which holds for a compiled extension that neither model needs; so only its folder `detectron2/` is
 unpacked, once the checksum was right. The variable DETECTRON2 names any other pip requirement instead, built with the
-installed torch; that choice holds until the variable names another one.
+installed torch; that choice holds in the environment until the variable names another one.
 """
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036 - the one module that an older Python may meet
-    found = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    sys.exit(f"error: Python {found} is too old; expected 3.11 or newer: install it, or use conda and environment.yml")
+if not (3, 11) <= sys.version_info[:2] <= (3, 13):  # the one module that such a Python may meet
+    found = f"{sys.executable} is Python {sys.version_info[0]}.{sys.version_info[1]}, expected 3.11 to 3.13"
+    hint = "name one, as in BASE_PYTHON=python3.13 make setup, or use conda and environment.yml"
+    print(f"error: {found}: {hint}", file=sys.stderr)
+    sys.exit(2)
 
 import argparse
 import fcntl
@@ -40,6 +43,10 @@ from common.errors import UserError, exits_on_user_error
 
 DETECTRON2 = "sal-detectron2==0.7.2"
 DETECTRON2_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
+OTHER_WAY = (
+    'build it from its repository: make setup DETECTRON2="git+https://github.com/facebookresearch/detectron2.git"'
+)
+REMEDY = "mend that and run the same command"
 LOCK, STAMP = ".setup.lock", ".setup.json"  # in the environment's folder
 
 
@@ -59,7 +66,12 @@ def main() -> None:
     parser.add_argument(
         "--venv", type=Path, help="virtual environment to create or use; default: the active environment"
     )
-    parser.add_argument("--requirements", type=Path, default=Path("requirements.txt"), help="default: %(default)s")
+    parser.add_argument(
+        "--requirements",
+        type=Path,
+        default=Path("requirements.txt"),
+        help="constraints.txt lies beside it; default: %(default)s",
+    )
     arguments = parser.parse_args()
     try:
         set_up(arguments.venv, arguments.requirements, os.environ.get("DETECTRON2", ""))
@@ -76,7 +88,7 @@ def set_up(venv: Path | None, requirements: Path, detectron2: str) -> None:
 
     Args:
         venv: folder of the virtual environment, created where needed; None for the running interpreter's environment.
-        requirements: file of pip requirements.
+        requirements: file of pip requirements; `constraints.txt`, the versions of what they pull in, lies beside it.
         detectron2: pip requirement of Detectron2; empty for the last one chosen, at first `DETECTRON2`.
 
     Raises:
@@ -94,11 +106,12 @@ def set_up(venv: Path | None, requirements: Path, detectron2: str) -> None:
             return
         if venv:
             environment = _create_venv(venv, environment)
+        assert environment, "the Python that runs this"
         _install(environment, requirements, detectron2)
 
 
 def _find_environment(venv: Path | None) -> Environment | None:
-    """Asks the environment's own Python; None where that does not run or is too old."""
+    """Asks the environment's own Python; None where that does not run or is another than the one that runs this."""
     python = str(venv.absolute() / "bin" / "python") if venv else sys.executable
     question = "import json, sys, sysconfig; print(json.dumps([sys.version, sysconfig.get_path('purelib')]))"
     try:
@@ -106,7 +119,7 @@ def _find_environment(venv: Path | None) -> Environment | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     version, site_packages = json.loads(answer)
-    if tuple(map(int, version.split(".")[:2])) < (3, 11):
+    if version != sys.version:
         return None
     return Environment(venv or Path(sys.prefix), python, version, Path(site_packages))
 
@@ -138,11 +151,15 @@ def _write_stamp(environment: Environment, detectron2: str, digest: str) -> None
 def _digest(environment: Environment, requirements: Path, detectron2: str) -> str:
     """Hash of everything that decides what is installed."""
     try:
-        pins = requirements.read_text()
-    except FileNotFoundError:
-        raise UserError(f"{requirements}: no such file; run from the root of the checkout") from None
-    parts = [pins, detectron2, DETECTRON2_SHA256, environment.version]
+        pins = [path.read_text() for path in (requirements, _constraints(requirements))]
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: no such file; run from the root of the checkout") from None
+    parts = [*pins, detectron2, DETECTRON2_SHA256, environment.version]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _constraints(requirements: Path) -> Path:
+    return requirements.with_name("constraints.txt")
 
 
 def _is_up_to_date(environment: Environment, requirements: Path, detectron2: str) -> bool:
@@ -174,6 +191,8 @@ def _create_venv(venv: Path, environment: Environment | None) -> Environment:
                     path.unlink()
             _run([sys.executable, "-m", "venv", "--without-pip", str(venv)], f"{venv}: could not be created")
             environment = _find_environment(venv)
+            if not environment:
+                raise UserError(f"{venv}: its new Python does not run; name another: BASE_PYTHON=python3.13 make setup")
         _run(
             [environment.python, "-m", "ensurepip", "--upgrade", "--default-pip"],
             "pip could not be installed (on Debian: apt install python3-venv)",
@@ -188,13 +207,15 @@ def _install(environment: Environment, requirements: Path, detectron2: str) -> N
     _write_stamp(environment, before, digest="")  # from here until the end the environment is in no known state
 
     with _step(f"packages of {requirements} (the first time about 3 GB)"):
-        _pip(environment, ["install", "-r", str(requirements)], f"{requirements}: could not be installed")
+        pins = ["-r", str(requirements), "-c", str(_constraints(requirements))]
+        _pip(environment, ["install", *pins], f"{requirements}: could not be installed")
     if detectron2 == DETECTRON2:
         with _step(f"Detectron2: the sources in {detectron2}"):
             _unpack_detectron2(environment)
     else:
         with _step(f"Detectron2: {detectron2} (compiling takes minutes)"):
             _remove_detectron2(environment)
+            # Without the constraints, as its own requirements may be older than ours: up to now iopath's are.
             _pip(environment, ["install", "--no-build-isolation", detectron2], f"{detectron2}: could not be installed")
     with _step("pip check"):
         _run([environment.python, "-m", "pip", "check"], f"{environment.folder}: packages in conflict")
@@ -210,13 +231,14 @@ def _unpack_detectron2(environment: Environment) -> None:
             environment,
             ["download", "--no-deps", *tag, "--dest", download, DETECTRON2],
             f"{DETECTRON2}: could not be fetched",
+            f"{REMEDY}, or {OTHER_WAY}",
         )
         (wheel,) = Path(download).iterdir()
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if found != DETECTRON2_SHA256:
             raise UserError(
                 f"{wheel.name}: its sha256 is {found}, expected {DETECTRON2_SHA256}; it was not unpacked: "
-                "look into the package source that pip uses here, then run the same command"
+                f"look into the package source that pip uses here, then run the same command, or {OTHER_WAY}"
             )
         aside = environment.site_packages / "detectron2.part"
         shutil.rmtree(aside, ignore_errors=True)
@@ -234,13 +256,14 @@ def _remove_detectron2(environment: Environment) -> None:
     shutil.rmtree(environment.site_packages / "detectron2", ignore_errors=True)
 
 
-def _pip(environment: Environment, arguments: list[str], failure: str) -> None:
+def _pip(environment: Environment, arguments: list[str], failure: str, remedy: str = REMEDY) -> None:
     # In a terminal pip shows its progress; in a log only the lines of `_step` are worth keeping.
     quiet = [] if sys.stdout.isatty() else ["--quiet"]
-    _run([environment.python, "-m", "pip", *arguments, *quiet], f"{failure} (is the package registry reachable?)")
+    command = [environment.python, "-m", "pip", *arguments, *quiet]
+    _run(command, f"{failure} (is the package registry reachable?)", remedy)
 
 
-def _run(command: list[str], failure: str) -> None:
+def _run(command: list[str], failure: str, remedy: str = REMEDY) -> None:
     """Runs a command and turns its failure into one line, with the first error that it named."""
     process = subprocess.run(command, stderr=subprocess.PIPE, stdout=None if sys.stdout.isatty() else subprocess.PIPE)
     if process.returncode == 0:
@@ -250,7 +273,7 @@ def _run(command: list[str], failure: str) -> None:
         print(*lines, sep="\n", file=sys.stderr)
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")] or lines[-1:]
     reason = textwrap.shorten(errors[0], 160) if errors else f"exit code {process.returncode}"
-    raise UserError(f"{failure}: {reason}; mend that and run the same command (DEBUG=1 tells more)")
+    raise UserError(f"{failure}: {reason}; {remedy} (DEBUG=1 tells more)")
 
 
 @contextmanager
