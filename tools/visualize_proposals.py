@@ -98,7 +98,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", help="files, folders or patterns; default four test images")
     parser.add_argument("--weights", type=Path, help="default: the best weights of the newest run")
-    parser.add_argument("--recipe", choices=["best", "study"], default="best")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--recipe", choices=["best", "study"], default="best")
+    choice.add_argument("--config", type=Path, help="configuration of one's own that the run was trained with")
     parser.add_argument("--data", help="data root; default that of the run")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("--topk", type=int, default=100, help="proposals drawn")
@@ -109,7 +111,7 @@ def main() -> None:
         raise UserError(f"TOPK={args.topk}: expected 1 or more")
 
     paths: list[str | Path] = list(find_images(args.images))
-    weights = args.weights or newest_detector(args.output, "faster_rcnn", args.recipe)
+    weights = args.weights or newest_detector(args.output, "faster_rcnn", args.recipe, args.config)
     if weights is None:
         if args.data or not resolve_data_root(None, ["VOC2007", "VOC2012"])[1]:
             raise UserError(

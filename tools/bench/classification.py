@@ -10,12 +10,13 @@ Three trainings of ResNet-18 on the same images, on this machine, in turn:
 Each lives in a process of its own, so that what ours sets for its process (the memory allocator) helps no other.
 """
 
+import itertools
 import math
 import multiprocessing
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -30,9 +31,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from classification.cub import Bird, read_cub
-from classification.engine import BatchAugmentation, TrainingStream, evaluate
+from classification.data_loader import build_test_loader, build_training_loader, build_training_stream
+from classification.engine import Batch, BatchAugmentation, evaluate
 from classification.recipe import load_recipe
-from classification.train import RECIPES, build_loader, build_trainer, start_process
+from classification.run import build_trainer
+from classification.train import RECIPES, start_process
 
 
 class Pictures(Dataset):
@@ -74,7 +77,7 @@ class Plain:
 
     def accuracy(self, birds: list[Bird], size: int) -> dict[str, float]:
         """Measures the network on other photographs."""
-        return measure_alike(self.model, birds, size, self.device)
+        return measure_alike(self.model, birds, size)
 
 
 class Ours:
@@ -85,28 +88,31 @@ class Ours:
         self.recipe = load_recipe(RECIPES / "study.yaml", changes)
         self.birds, self.device = birds, device
         self.model = timm.create_model("resnet18", num_classes=classes).to(device, memory_format=torch.channels_last)
-        self.stream = TrainingStream(len(birds), self.recipe.batch_size, seed=0)
+        self.iterations = len(birds) // self.recipe.batch_size
         card = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "class_names": [""] * classes}
-        self.trainer = build_trainer(self.recipe, self.model, self.stream.iterations, card)
-        self.loader: DataLoader | None = None
+        self.trainer = build_trainer(self.recipe, self.model, self.iterations, card)
+        self.batches: Iterator[Batch] | None = None
 
     def epoch(self) -> float:
         """Trains an epoch and returns the percentage of its time spent waiting for data."""
-        if self.loader is None:
-            self.loader = build_loader(self.recipe, self.birds, self.stream, self.device, training=True)
-        self.stream.start_at(self.trainer.iteration)
-        return self.trainer.train_one_epoch(self.loader)["data_share"]
+        if self.batches is None:
+            stream = build_training_stream(self.recipe, self.birds)
+            forever = range(1000 * self.iterations)
+            self.batches = iter(build_training_loader(self.recipe, stream, forever, self.device))
+        return self.trainer.train(self.batches, self.iterations)["data_share"]
 
     def resident(self) -> float:
         """Images a second when every batch is on the device already."""
-        self.stream.start_at(0)
-        batches = [(images.to(self.device), labels.to(self.device), seeds) for images, labels, seeds in self.loader]
-        self.trainer.train_one_epoch(batches)
-        return self.trainer.train_one_epoch(batches)["images_per_second"]
+        batches = [
+            (images.to(self.device), labels.to(self.device), seeds)
+            for images, labels, seeds in itertools.islice(self.batches, self.iterations)
+        ]
+        self.trainer.train(iter(batches), self.iterations)
+        return self.trainer.train(iter(batches), self.iterations)["images_per_second"]
 
     def accuracy(self, birds: list[Bird], size: int) -> dict[str, float]:
         """Measures the network on other photographs."""
-        return measure_alike(self.model, birds, size, self.device)
+        return measure_alike(self.model, birds, size)
 
 
 PLAIN, TIMM, OURS = "plain torchvision loop", "timm's script at its defaults", "ours"
@@ -243,11 +249,8 @@ def training_accuracy(root: Path, size: int = 64, epochs: int = 6) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def measure_alike(model: nn.Module, birds: list[Bird], size: int, device: torch.device) -> dict[str, float]:
+def measure_alike(model: nn.Module, birds: list[Bird], size: int) -> dict[str, float]:
     """Top-1 and top-5 in float32 on centre crops."""
-    batches = [[(index, 0) for index in range(len(birds))[start : start + 64]] for start in range(0, len(birds), 64)]
-    loader = build_loader(
-        load_recipe(RECIPES / "study.yaml", [f"image_size={size}"]), birds, batches, device, cache=False
-    )
+    loader = build_test_loader(birds, size, 0.875, batch_size=64, workers=0)
     measured = evaluate(model, loader, BatchAugmentation(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), "float32")
     return {"test top-1, %": measured["validation_top1"], "test top-5, %": measured["validation_top5"]}

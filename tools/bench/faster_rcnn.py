@@ -9,7 +9,7 @@ import torch
 import torchvision
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model as build_stock_model
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from torchvision.transforms.v2.functional import resize
 from common.images import read_image
 from detection.checkpoint import convert_resnet, load_weights
 from detection.config import CONFIGS, get_cfg, merge_file
+from detection.experiment import newest_detector
 from detection.modeling import build_model, load_detector
-from detection.train_net import evaluate, newest_weights
+from detection.trainer import Evaluator
 from detection.voc import default_splits, register_voc
 from tools.bench.timing import against_rivals, in_turn
 
@@ -89,15 +90,19 @@ def accuracy(root: Path) -> pd.DataFrame:
     Args:
         root: data root whose test split is taken; the weights are those of the newest run in `output/`.
     """
-    weights = newest_weights(Path("output"), "faster_rcnn", "best")
+    weights = newest_detector(Path("output"), "faster_rcnn")
     if weights is None:
         return pd.DataFrame([{"what": "not measured: no trained weights in output/; see `make train-frcnn`"}])
     cfg, ours = load_detector(weights)
-    stock = build_stock_model(cfg).eval()
+    stock = GeneralizedRCNN(cfg).to(cfg.MODEL.DEVICE).eval()
     load_weights(stock, weights)
     register_voc(root)
     _, cfg.DATASETS.TEST = default_splits(root)
-    points = pd.DataFrame({"ours": evaluate(cfg, ours, None), "stock Detectron2": evaluate(cfg, stock, None)}) * 100
+    evaluator = Evaluator(cfg)
+    points = pd.DataFrame(
+        {name: evaluator.evaluate(model) for name, model in (("ours", ours), ("stock Detectron2", stock))}
+    )
+    points *= 100
     points["difference"] = points["ours"] - points["stock Detectron2"]
     return points.rename_axis("what").reset_index()
 
@@ -133,7 +138,7 @@ def build_contenders(samples: Sequence[dict], device: str) -> dict[str, Contende
     cfg.MODEL.DEVICE = device
     resnet = random_resnet([sample["image"] for sample in samples], cfg)
 
-    stock = build_stock_model(cfg)
+    stock = GeneralizedRCNN(cfg).to(device)
     stock.load_state_dict(convert_resnet(resnet), strict=False)
     ours = build_model(cfg)
     ours.load_state_dict(stock.state_dict())

@@ -18,8 +18,7 @@ from detectron2.structures import Boxes, Instances
 
 from common.errors import UserError
 from detection.config import CONFIGS, default_device, get_cfg, merge_file
-from detection.data_loader import TrainingStream
-from detection.dataset_mapper import DatasetMapper
+from detection.data_loader import build_training_stream
 from detection.evaluation import VOCEvaluator
 from detection.voc import VOC_CLASSES, default_splits, load_voc_instances, register_voc
 from tools.bench.faster_rcnn import build_contenders, read_samples
@@ -100,7 +99,7 @@ def training_images(root: Path, images: int = 48, size: tuple[int, int] = (600, 
     merge_file(cfg, CONFIGS / "faster_rcnn_R_50_FPN.yaml")
     register_voc(root)
     records = [record for name in default_splits(root)[0] for record in DatasetCatalog.get(name)]
-    stream = TrainingStream(records, DatasetMapper(cfg, True), seed=0, batch_size=2)
+    stream = build_training_stream(cfg, records)
     stock_mapper = StockDatasetMapper(cfg, True)
     order = [records[index] for index in itertools.islice(itertools.cycle(stream.order(0)), images)]
 
