@@ -54,8 +54,8 @@ class Run:
         evaluations = [folder / name for name in ("evaluation/evaluation.json", "evaluation.json")]
         self.evaluation = next(filter(None, (attempt(_read_evaluation, path) for path in evaluations)), None)
         self.is_finished = bool(self.result or attempt(_has_ended, folder / "log.txt"))
-        last_step = folder / (METRICS if self.rows else "config.yaml")
-        self.written = last_step.stat().st_mtime
+        last_step = folder / METRICS
+        self.written = (last_step if last_step.exists() else folder / "config.yaml").stat().st_mtime
         self.is_detector = network in DETECTORS.values()
         solver, last = config.get("SOLVER", {}), self.rows[-1] if self.rows else {}
         if self.is_detector:
@@ -102,7 +102,9 @@ class Findings:
         if not root.is_dir():
             expected = "expected the folder of all runs: run make demo, or give RUNS=folder"
             raise UserError(f"{root}: no such folder; {expected}")
-        self.root, self.problems, self.missing = root, set(), []
+        self.root = root
+        self.problems: set[str] = set()
+        self.missing: list[tuple[str, str]] = []
         self.folders = sorted([root, *(path for path in root.rglob("*") if path.is_dir())])
         runs = {folder: run for folder in self.folders if (run := self._read_run(folder))}
         sweeps: dict[Path, list[Run]] = {}
@@ -122,7 +124,8 @@ class Findings:
         sources = {Path(str(run.config.get("weights"))).parent for run in birds + trials}
         shown = [run for run in birds if run.path not in sources] + finished(trials)
         self.birds = shown[0] if shown else None
-        self.detectors = [run for name in DETECTORS.values() for run in [r for r in self.runs if r.network == name][:1]]
+        newest_of = {run.network: run for run in reversed(self.runs)}
+        self.detectors = [newest_of[name] for name in DETECTORS.values() if name in newest_of]
         self.evaluated = [run for run in self.detectors if run.evaluation]
 
     def _read_run(self, folder: Path) -> Run | None:
