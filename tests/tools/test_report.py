@@ -26,7 +26,12 @@ from detection import train_net
 from detection.evaluation import Detections, evaluate_voc
 from tools import compare_detectors, visualize_proposals
 from tools.report.__main__ import main
+<<<<<<< HEAD
 from tools.report.document import VOC07_TEST
+=======
+from tools.report.sections import VOC07_TEST
+from common.run_folder import append_metrics, read_metrics, record_session
+>>>>>>> report
 
 COLOURS = {"red_thing_with_a_name_that_is_much_longer_than_a_column": (200, 30, 30), "blue": (30, 30, 200)}
 OBJECT = """<object><name>{}</name><difficult>0</difficult>
@@ -398,6 +403,22 @@ def test_broken_files_are_named_and_the_rest_is_told(copy: Path, tmp_path: Path)
     assert [table[0][0] for table in page.tables].count("class") == 1  # the run's own evaluation stands in
 
 
+def test_an_older_file_stands_in_for_a_broken_one_and_a_sweep_tells_how_far_it_is(copy: Path, tmp_path: Path) -> None:
+    shutil.copytree(copy / "errors", copy / "errors-2")
+    (copy / "errors-2" / "errors.json").write_text("null")
+    (copy / "few-grid" / "lr0.05-epochs2" / "result.json").unlink()
+    (copy / "pair-pretraining" / "random" / "config.yaml").write_text("7")
+    page = make(copy, tmp_path / "report")
+    assert "errors-2/errors.json: not what was expected" in page.text
+    assert len(page.table("error", "Faster R-CNN, number")) == 6
+    assert len(page.table("learning rate", "epochs")) == 1
+    assert "1 of 2 runs have not finished" in page.text
+    states = {row[0]: row[-1] for row in page.table("run", "network")}
+    assert states["few-grid (2 runs)"] == "1 of 2 runs finished"
+    assert "pair-pretraining (1 runs)" in states
+    assert "pair-pretraining" not in states
+
+
 def test_a_run_still_going_says_so(copy: Path, tmp_path: Path) -> None:
     """As it is after an epoch: no last line, no result, a row of metrics half written, seconds not known yet."""
     for name in ("yolov3_darknet53", "finetuned"):
@@ -451,6 +472,7 @@ def test_the_study_stands_beside_its_own_data_only(copy: Path, tmp_path: Path) -
     assert "None of this was measured on the data of the study" in page.text
 
     # As many objects of each class as VOC07 test has, all found: its figures are 1.
+    assert (len(VOC07_TEST), sum(VOC07_TEST.values())) == (20, 12032)
     classes = [label for label, name in enumerate(VOC07_TEST) for _ in range(VOC07_TEST[name])]
     box = [0.0, 0.0, 10.0, 10.0]
     truth = [{"annotations": [{"bbox": box, "category_id": label}]} for label in classes]

@@ -1,11 +1,11 @@
 """Makes the report of all runs: `python -m tools.report --runs output --out report`."""
 
 import argparse
-import base64
-import re
-from collections.abc import Iterator, Sequence
+import datetime
+from collections.abc import Sequence
 from pathlib import Path
 
+<<<<<<< HEAD
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -65,6 +65,12 @@ def _breakable(text: str) -> Markup:
 def _cell(text: str) -> str:
     """Text in Markdown, where a bar would end the cell of a table and an angle bracket begin a tag."""
     return str(escape(text)).replace("|", "\\|").replace("*", "\\*").replace("_", "\\_").replace("\n", " ")
+=======
+from common.errors import exits_on_user_error
+from tools.report.document import write_document
+from tools.report.findings import Findings
+from tools.report.sections import compose
+>>>>>>> report
 
 
 @exits_on_user_error
@@ -79,13 +85,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
     args = parser.parse_args(argv)
 
-    document = compose(gather(args.runs))
-    write_report(document, args.out, made_on())
-    for problem in document.problems:
+    found = Findings(args.runs)
+    sections = compose(found)
+    problems = sorted(found.problems)
+    # The date is the only line that differs from one making to the next.
+    date = f"{datetime.datetime.now():%Y-%m-%d %H:%M}"
+    write_document(args.out, sections, root=args.runs, date=date, problems=problems, missing=len(found.missing))
+    for problem in problems:
         print(f"left out: {problem}")
-    for part, command in document.missing:
+    for part, command in found.missing:
         print(f"not there: {part}; to make it: {command}")
-    print(f"{len(document.sections)} sections: {args.out / 'index.html'} and {args.out / 'report.md'}")
+    number = len(sections) - bool(found.missing)  # the one of what is missing does not count
+    print(f"{number} sections: {args.out / 'index.html'} and {args.out / 'report.md'}")
 
 
 if __name__ == "__main__":
