@@ -15,10 +15,10 @@ import yaml
 
 from common.errors import UserError
 from common.run_folder import ENVIRONMENT, METRICS, read_metrics, read_sessions
+from detection.config import NAMES as DETECTORS
 from tools.report.document import NONE
 
-DETECTORS = {"GeneralizedRCNN": "Faster R-CNN", "YOLOv3": "YOLOv3"}  # by Detectron2's name of the architecture
-FIRST_WORDS, LAST_WORDS = "Training iterations", "Everything is in"  # of a detector's log, as it begins and ends
+FIRST_WORDS, LAST_WORDS = "Training into", "Everything is in"  # of a detector's log, as it begins and ends
 GROUPS = ("MODEL", "DATASETS", "SOLVER")  # of settings, in a detector's config.yaml
 
 T = TypeVar("T")
@@ -125,7 +125,7 @@ class Findings:
         shown = [run for run in birds if run.path not in sources] + finished(trials)
         self.birds = shown[0] if shown else None
         newest_of = {run.network: run for run in reversed(self.runs)}
-        self.detectors = [newest_of[name] for name in DETECTORS.values() if name in newest_of]
+        self.detectors = [newest_of[name] for name in dict.fromkeys(DETECTORS.values()) if name in newest_of]
         self.evaluated = [run for run in self.detectors if run.evaluation]
 
     def _read_run(self, folder: Path) -> Run | None:
