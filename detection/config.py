@@ -210,5 +210,9 @@ def refuse_unread(cfg: RecordingCfg, recipe: CfgNode, keys: Iterable[str]) -> No
         value = value_of(cfg, key)
         if value == value_of(recipe, key) or (cfg.was_read(key) and key not in IDLE):
             continue
-        hint = IDLE.get(key) or INSTEAD.get(key) or f"it has no meaning for {cfg.MODEL.META_ARCHITECTURE} here"
+        hint = (
+            IDLE.get(key)
+            or INSTEAD.get(key)
+            or f"{NAMES[cfg.MODEL.META_ARCHITECTURE]} with these settings does not read it"
+        )
         raise UserError(f"{key} {value}: nothing would come of it; {hint}: leave it out")

@@ -30,7 +30,7 @@ from detection.comparison import Detector, corners
 from detection.config import NAMES
 from detection.drawing import class_colors, draw_boxes, full_frame, side_by_side, to_pixels
 from detection.modeling import load_detector
-from detection.voc import annotation_xml
+from detection.voc_annotations import annotation_xml
 from tools.compare_detectors import draw_objects
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
