@@ -137,5 +137,3 @@ def test_detector_of_other_classes(tmp_path: Path, tiny_cfg: CfgNode) -> None:
     for name, value in five.state_dict().items():
         kept = name.startswith("roi_heads.box_predictor")
         assert torch.equal(value, before[name] if kept else two.state_dict()[name])
-
-
