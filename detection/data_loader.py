@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MapDataset
+from detectron2.data import MapDataset
 from detectron2.data.samplers import InferenceSampler
 from torch.utils.data import DataLoader
 

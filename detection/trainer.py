@@ -246,7 +246,7 @@ class Evaluator:
         together = [entry for part in entries.values() for entry in part]
         wanted = cfg.TEST.VALIDATION_LOSS_IMAGES
         chosen = together[:: -(-len(together) // wanted)] if wanted else []
-        self.labelled_loader = build_test_loader(cfg, chosen, with_annotations=True)
+        self.labelled_loader = build_test_loader(cfg, chosen, with_annotations=True) if chosen else []
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Evaluates a model without a distributed wrapper.
