@@ -31,9 +31,7 @@ def build_training_stream(cfg: CfgNode, dataset_dicts: Sequence[dict]) -> Traini
 def build_test_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], with_annotations: bool = False) -> DataLoader:
     """This process's share of images as the model sees them without augmentation, in lists of `TEST.IMS_PER_BATCH`."""
     return DataLoader(
-        MapDataset(
-            DatasetFromList(list(dataset_dicts), copy=False), DatasetMapper(cfg, with_annotations, augment=False)
-        ),
+        MapDataset(list(dataset_dicts), DatasetMapper(cfg, with_annotations, augment=False)),
         sampler=InferenceSampler(len(dataset_dicts)),
         batch_size=cfg.TEST.IMS_PER_BATCH,
         num_workers=worker_count(cfg.DATALOADER.NUM_WORKERS),
