@@ -6,6 +6,7 @@ that was never stopped would have seen. Position p = iteration x batch + place i
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -104,5 +105,5 @@ def build_train_loader(
 
 
 def worker_count(wanted: int) -> int:
-    """Loading processes of each training process: as many as wanted, at most one a core."""
-    return min(wanted, available_cores())
+    """Loading processes of each training process: as many as wanted, at most its share of the cores here."""
+    return min(wanted, max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
