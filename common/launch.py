@@ -1,6 +1,6 @@
 """Running a module in as many processes as asked for: `NGPU=2 python -m tools.launch detection.train_net ...`.
 
-The environment says how many: `NGPU` processes here (default: one a GPU, or one process without GPUs), `NNODES` machines
+The environment says how many: `NGPU` processes here (default: one a GPU, or one without GPUs), `NNODES` machines
 of which this is number `NODE_RANK`, meeting at `DIST_URL` (tcp://host:port of machine 0). What is not set comes from
 SLURM, where `srun` starts one task a machine. One process runs in place; several run through torch's own launcher,
 `torch.distributed.run`; one that an outer launcher has started (`RANK` is set) runs as it is. Without GPUs several
