@@ -86,9 +86,9 @@ def _one_line(error: Exception) -> str | None:
         )
     if "DataLoader worker" in text:
         return (
-            "a loading process was killed, expected it to go on; often /dev/shm is too small (64 MB in a container: start "
-            "it with --shm-size=2g or --ipc=host) or the memory: DATALOADER.NUM_WORKERS 0 of a detector, or workers=0 of a "
-            "classifier, loads in the training process"
+            "a loading process was killed, expected it to go on; often /dev/shm is too small (64 MB in a container: "
+            "start it with --shm-size=2g or --ipc=host), or the memory: DATALOADER.NUM_WORKERS 0 of a detector or "
+            "workers=0 of a classifier loads in the training process"
         )
     if "by peer" in text:
         return (
