@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -19,9 +20,13 @@ from torch.utils.data import DataLoader, Dataset
 def seeded(*key: int | str) -> Iterator[None]:
     """Seeds torch's generator on the CPU by `key` inside the block and restores it afterwards."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(digest, "little"))
+    generator = torch.default_generator  # torch.manual_seed takes ten times as long, for all kinds of devices
+    state = generator.get_state()
+    try:
+        generator.manual_seed(int.from_bytes(digest, "little"))
         yield
+    finally:
+        generator.set_state(state)
 
 
 class TrainingStream(Dataset):
@@ -93,5 +98,11 @@ def build_train_loader(
         num_workers=num_workers,
         collate_fn=list,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # or the first batch after a restart would draw from the model's generator
     )
+
+
+def _start_worker(_: int) -> None:
+    """A worker has one core, for OpenCV as for torch; and OpenCV's threads do not survive a fork."""
+    cv2.setNumThreads(0)
