@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 import torchvision
 
-from tools.bench import classification, faster_rcnn, voc, yolov3
+from tools.bench import classification, faster_rcnn, training_images, voc, yolov3
 from tools.data_root import resolve_data_root
 from tools.errors import exits_on_user_error
 
@@ -24,7 +24,7 @@ BENCHMARKS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "yolov3_targets": yolov3.targets,
     "voc_loader": voc.loader,
     "voc_evaluator": voc.evaluator,
-    "training_images": voc.training_images,
+    "training_images": training_images.training_images,
 }
 
 
