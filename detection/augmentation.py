@@ -133,8 +133,10 @@ def _(transform: v2.RandomPhotometricDistort, scene: Scene, rng: np.random.Gener
 
 def _fill_outside(fill: float | Sequence[float], image: np.ndarray, inside: tuple[slice, slice], _: Callable) -> None:
     rows, columns = inside
+    line = np.empty(image.shape[1:], np.uint8)
+    line[:] = fill
     for band in (image[: rows.start], image[rows.stop :], image[rows, : columns.start], image[rows, columns.stop :]):
-        band[:] = fill
+        band[:] = line[: band.shape[1]]
 
 
 def _distort(
@@ -152,7 +154,7 @@ def _change_brightness(factor: float, part: np.ndarray, whole: np.ndarray) -> np
 
 
 def _change_contrast(factor: float, part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    mean = GREY @ whole.mean(axis=(0, 1))
+    mean = GREY @ cv2.mean(whole)[:3]
     return cv2.transform(part, np.column_stack([factor * np.eye(3), np.full(3, (1 - factor) * mean)]))
 
 

@@ -94,6 +94,14 @@ def test_long_side_is_bounded(tmp_path: Path) -> None:
     assert make_mapper([], [100], max_size=150)(entry)["image"].shape == (3, 50, 150)
 
 
+@pytest.mark.parametrize("shape", [(3000, 2), (2, 3000), (1, 1)])
+def test_the_thinnest_image_keeps_a_pixel(tmp_path: Path, shape: tuple[int, int]) -> None:
+    entry = paint(tmp_path / "image.png", box=(0, 0, *shape), size=shape)
+    sample = make_mapper([], [100])(entry)
+    assert min(sample["image"].shape[1:]) == (100 if shape == (1, 1) else 1)
+    assert len(sample["instances"]) == 1
+
+
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_every_augmentation_changes_something(tmp_path: Path, name: str) -> None:
     entry = paint(tmp_path / "image.png")
