@@ -17,8 +17,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.processes import ignore_interrupt
-from common.stream import TrainingStream, build_train_loader, worker_count
+from common.stream import TrainingStream, build_train_loader, prepare_worker, worker_count
 from detection.dataset_mapper import DatasetMapper
 
 
@@ -117,7 +116,7 @@ def build_test_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], with_annotati
         num_workers=worker_count(cfg.DATALOADER.NUM_WORKERS),
         collate_fn=pack,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=ignore_interrupt,
+        worker_init_fn=prepare_worker,
     )
     return BatchLoader(loader, torch.device(cfg.MODEL.DEVICE))
 
