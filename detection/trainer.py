@@ -22,10 +22,9 @@ from common.errors import Interrupted, UserError
 from common.processes import deferred_interrupt, is_main_process, on_main_process, share_buffers, world_size
 from common.run_folder import truncate_metrics
 from common.runtime import gradient_scaler
-from common.stream import build_train_loader
 from common.weights import load_state, read_checkpoint, save_checkpoint
 from detection.checkpoint import load_initial_weights
-from detection.data_loader import build_test_loader, build_training_stream
+from detection.data_loader import build_test_loader, build_training_loader
 from detection.evaluation import VOCEvaluator
 from detection.experiment import recorded
 from detection.hooks import (
@@ -97,12 +96,7 @@ class Trainer(SimpleTrainer):
         self.start_iter = 0
         if last is not None:
             self._resume(last)
-        self.data_loader = build_train_loader(
-            build_training_stream(cfg, dataset_dicts),
-            range(self.start_iter, self.max_iter),
-            cfg.DATALOADER.NUM_WORKERS,
-            collate_fn=list,
-        )
+        self.data_loader = build_training_loader(cfg, dataset_dicts, range(self.start_iter, self.max_iter))
 
     def is_finished(self) -> bool:
         """Whether there is nothing left to train."""
@@ -246,7 +240,7 @@ class Evaluator:
         together = [entry for part in entries.values() for entry in part]
         wanted = cfg.TEST.VALIDATION_LOSS_IMAGES
         chosen = together[:: -(-len(together) // wanted)] if wanted else []
-        self.labelled_loader = build_test_loader(cfg, chosen, with_annotations=True)
+        self.labelled_loader = build_test_loader(cfg, chosen, with_annotations=True) if chosen else []
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Evaluates a model without a distributed wrapper.

@@ -52,7 +52,8 @@ def test_averaged_weights_are_applied_and_taken_back() -> None:
     train(model, averaging, 0, 5)
     own = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ZeroDivisionError), averaging.applied():
-        assert all(torch.equal(value, averaging.average[name]) for name, value in model.state_dict().items())
+        average = averaging.state_dict()
+        assert all(torch.equal(value, average[name]) for name, value in model.state_dict().items())
         assert not torch.equal(model.state_dict()["0.weight"], own["0.weight"])
         raise ZeroDivisionError
     assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
@@ -70,7 +71,8 @@ def test_averaging_goes_on_after_a_restart() -> None:
     second = WeightAverage(half, 0.9)
     second.load_state_dict(saved)
     train(half, second, 4, 9)
-    assert all(torch.equal(value, averaging.average[name]) for name, value in second.average.items())
+    whole = averaging.state_dict()
+    assert all(torch.equal(value, whole[name]) for name, value in second.state_dict().items())
 
 
 def test_a_scaled_average_forgets_as_fast_counted_in_images() -> None:

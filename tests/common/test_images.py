@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from torchvision.transforms import v2
 
 from common.errors import UserError
-from common.images import find_images, read_image
+from common.images import find_images, read_image, read_shrunk_image
 
 
 @pytest.fixture
@@ -124,3 +125,39 @@ def test_truncated_files(tmp_path: Path, suffix: str, share: float) -> None:
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(UserError, match="cannot be read as an image"):
         read_image(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+def test_a_jpeg_is_shrunk_by_its_decoder(tmp_path: Path, shrink: int, orientation: int) -> None:
+    """By OpenCV, whose reading of EXIF is held against torchvision's here."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)).resize((163, 101))
+    picture.save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    whole = read_image(tmp_path / "photo.jpg")
+    image, size = read_shrunk_image(tmp_path / "photo.jpg", shrink)
+    assert size == tuple(whole.shape[1:])
+    assert tuple(image.shape[1:]) == tuple(-(-side // shrink) for side in size)
+    expected = v2.functional.resize(whole, list(image.shape[1:]))
+    assert (image.int() - expected.int()).abs().float().mean() < 8
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.png", "RGB"), ("a.jpg", "CMYK"), ("a.webp", "RGB"), ("a.gif", "P")])
+def test_what_no_decoder_shrinks_comes_whole(tmp_path: Path, name: str, mode: str) -> None:
+    Image.new("RGB", (80, 60), (204, 51, 102)).convert(mode).save(tmp_path / name)
+    image, size = read_shrunk_image(tmp_path / name, 4)
+    assert size == (60, 80)
+    assert torch.equal(image, read_image(tmp_path / name))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
+def test_a_truncated_jpeg_is_refused_when_shrunk_too(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "image.jpg"
+    gradient().save(path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        read_shrunk_image(path, 4)
+    path.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        read_shrunk_image(path, 4)

@@ -94,6 +94,14 @@ def test_long_side_is_bounded(tmp_path: Path) -> None:
     assert make_mapper([], [100], max_size=150)(entry)["image"].shape == (3, 50, 150)
 
 
+@pytest.mark.parametrize("shape", [(3000, 2), (2, 3000), (1, 1)])
+def test_the_thinnest_image_keeps_a_pixel(tmp_path: Path, shape: tuple[int, int]) -> None:
+    entry = paint(tmp_path / "image.png", box=(0, 0, *shape), size=shape)
+    sample = make_mapper([], [100])(entry)
+    assert min(sample["image"].shape[1:]) == (100 if shape == (1, 1) else 1)
+    assert len(sample["instances"]) == 1
+
+
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_every_augmentation_changes_something(tmp_path: Path, name: str) -> None:
     entry = paint(tmp_path / "image.png")
@@ -144,3 +152,31 @@ def test_size_mismatch(tmp_path: Path) -> None:
     entry = paint(tmp_path / "image.png") | {"height": 160, "width": 120}
     with pytest.raises(UserError, match=r"image\.png: image is 160x120, its annotation says 120x160"):
         make_mapper([], [120])(entry)
+
+
+def test_size_mismatch_of_a_shrunk_image(tmp_path: Path) -> None:
+    """One pixel too many, which a shrunk image does not show."""
+    entry = paint(tmp_path / "image.jpg", size=(799, 600))
+    assert make_mapper([], [60])(entry)["image"].shape == (3, 60, 79)
+    with pytest.raises(UserError, match=r"image is 799x600, its annotation says 800x600"):
+        make_mapper([], [60])(entry | {"width": 800})
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [(1, None), (6, Image.Transpose.ROTATE_90)])
+def test_boxes_follow_pixels_of_a_large_photograph(
+    tmp_path: Path, orientation: int, turn: Image.Transpose | None
+) -> None:
+    """12 megapixels, which the decoder shrinks as far as the part that is seen allows."""
+    entry = paint(tmp_path / "image.jpg", box=(1100, 800, 2500, 2250), size=(4001, 2999))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.open(tmp_path / "image.jpg")
+    (image if turn is None else image.transpose(turn)).save(tmp_path / "turned.jpg", exif=exif)
+    entry["file_name"] = str(tmp_path / "turned.jpg")
+    for names in ([], ["RandomZoomOut", "RandomIoUCrop", "RandomHorizontalFlip"]):
+        mapper = make_mapper(names, [200, 300, 416], 600)
+        for seed in range(6):
+            with seeded(seed):
+                sample = mapper(entry)
+            (box,) = sample["instances"].gt_boxes.tensor.tolist()
+            assert find_red(sample["image"]) == pytest.approx(box, abs=2)
