@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.backend_registration import (
     _DummyBackendModule,
     _DummyPrivateUse1Hook,
@@ -26,12 +26,14 @@ BACKEND = "pretended"  # the device's name inside torch; programs see "cuda"
 TORCH = str(Path(torch.__file__).parent)
 LIBRARIES = str(Path(torch.__file__).parent.parent)
 
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 # Operators whose result is a number on the host, or has a size that the host must know.
 NUMBERS = {"_local_scalar_dense", "equal"}
 SIZES = {
     *("nonzero", "masked_select", "bincount", "multinomial", "nms"),
     *("_unique", "_unique2", "unique_dim", "unique_consecutive", "unique_dim_consecutive"),
 }
+PRODUCTS = {"convolution", "convolution_backward", "addmm", "mm", "bmm"}
 COPIES = {"_to_copy", "copy_"}
 INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put"}
 FILLS = {"fill", "fill_", "masked_fill", "masked_fill_"}  # the host reads their value
@@ -101,7 +103,8 @@ class Pretended(Tensor):
     @staticmethod
     def __new__(cls, value: Tensor, number: int) -> "Pretended":
         layout = {"strides": value.stride(), "storage_offset": value.storage_offset(), "dtype": value.dtype}
-        self = Tensor._make_wrapper_subclass(cls, value.size(), **layout, device=torch.device(BACKEND, 0))
+        with torch.inference_mode(value.is_inference()):  # a view of a parameter is none in inference mode either
+            self = Tensor._make_wrapper_subclass(cls, value.size(), **layout, device=torch.device(BACKEND, 0))
         self.value, self.number = value, number
         return self
 
@@ -158,6 +161,9 @@ def _operands(func, args: tuple, kwargs: dict) -> Iterator[tuple[Any, Tensor]]:
 
 def _run(func, args: tuple, kwargs: dict) -> Any:
     """Runs an operator on the values of its arguments, once CUDA's rules are kept and its waits are written down."""
+    if torch.is_inference_mode_enabled() and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE):
+        with Operators():  # autograd, which takes composite operators apart, is passed by
+            return func._op_dk(COMPOSITE, *args, **kwargs)
     name = func._schema.name.split("::")[1]
     operands = list(_operands(func, args, kwargs))
     pretended = [tensor for _, tensor in operands if isinstance(tensor, Pretended)]
@@ -170,10 +176,8 @@ def _run(func, args: tuple, kwargs: dict) -> Any:
         out = func(*args, **plain)
         return pinned(out) if pin else out
     gpu = ACTIVE[-1] if ACTIVE else PretendedGpu(1 + max(tensor.number for tensor in pretended), bfloat16=True)
-    if to_gpu and device.index:
-        number = device.index - 1
-    else:
-        number = pretended[0].number if pretended else gpu.current
+    home = pretended[0].number if pretended else gpu.current
+    number = device.index - 1 if to_gpu and device.index else home
     if name in COPIES:
         _copy_waits(gpu, name, args, kwargs)
     elif pretended:
@@ -182,7 +186,11 @@ def _run(func, args: tuple, kwargs: dict) -> Any:
 
     if to_gpu:
         plain["device"] = torch.device("cpu")
-    out = func(*plain_args, **plain)
+    if name in PRODUCTS and args[0].dtype == torch.float16:  # slow on CPUs; and a GPU, too, adds up in float32
+        wide = tree_map_only(Tensor, Tensor.float, plain_args)
+        out = tree_map_only(Tensor, Tensor.half, func(*wide, **plain))
+    else:
+        out = func(*plain_args, **plain)
     if to_host:
         return pinned(out) if pin or kwargs.get("non_blocking") else out
     if name == "copy_":
