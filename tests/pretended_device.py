@@ -24,6 +24,7 @@ from torch.utils.backend_registration import (
 
 BACKEND = "pretended"  # the device's name inside torch; programs see "cuda"
 TORCH = str(Path(torch.__file__).parent)
+PRETENDED = __file__.removesuffix("device.py")
 LIBRARIES = str(Path(torch.__file__).parent.parent)
 
 COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -83,7 +84,7 @@ def _lines() -> tuple[str, str]:
     for frame in frames:
         while frame is not None and not caller:
             file = frame.f_code.co_filename
-            if not file.startswith((TORCH, "<")) and file not in (__file__, contextlib.__file__, threading.__file__):
+            if not file.startswith((TORCH, "<", PRETENDED)) and file not in (contextlib.__file__, threading.__file__):
                 where = f"{file.removeprefix(LIBRARIES + '/')}:{frame.f_lineno}"
                 line = line or where
                 caller = "" if file.startswith((LIBRARIES, sys.base_prefix)) else where
@@ -103,8 +104,9 @@ class Pretended(Tensor):
     @staticmethod
     def __new__(cls, value: Tensor, number: int) -> "Pretended":
         layout = {"strides": value.stride(), "storage_offset": value.storage_offset(), "dtype": value.dtype}
+        layout |= {"storage_size": 2**48, "device": torch.device(BACKEND, 0)}  # there is room for `resize_`
         with torch.inference_mode(value.is_inference()):  # a view of a parameter is none in inference mode either
-            self = Tensor._make_wrapper_subclass(cls, value.size(), **layout, device=torch.device(BACKEND, 0))
+            self = Tensor._make_wrapper_subclass(cls, value.size(), **layout)
         self.value, self.number = value, number
         return self
 
@@ -182,7 +184,7 @@ def _run(func, args: tuple, kwargs: dict) -> Any:
         _copy_waits(gpu, name, args, kwargs)
     elif pretended:
         _refuse_mixed(gpu, func, name, operands)
-        _operator_waits(gpu, func, name, args, operands)
+        _operator_waits(gpu, func, name, args, kwargs, operands)
 
     if to_gpu:
         plain["device"] = torch.device("cpu")
@@ -268,9 +270,9 @@ def _is_masked_fill(operands: list[tuple[Any, Tensor]]) -> bool:
     return isinstance(indices[0], Pretended) and _is_mask(indices[0])
 
 
-def _operator_waits(gpu: PretendedGpu, func, name: str, args: tuple, operands: list[tuple[Any, Tensor]]) -> None:
+def _operator_waits(gpu: PretendedGpu, func, name: str, args: tuple, kwargs: dict, operands: list) -> None:
     """Writes down what an operator of the GPU makes the host wait for."""
-    arguments = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)}
+    arguments = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
     if name in NUMBERS:
         gpu.wait("number", name)
     elif name in SIZES or (name == "repeat_interleave" and arguments.get("output_size") is None):
