@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.pretended_device import PretendedGpu
+    from tests.pretended_gpu.waits import PretendedGpu
 
 ROOT = Path(__file__).resolve().parent.parent
 

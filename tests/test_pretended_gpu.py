@@ -142,9 +142,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("expression", REFUSED.values(), ids=REFUSED)
 def test_what_cuda_refuses_is_refused(gpu, expression):
-    x = eval(X)
+    names = globals() | {"x": eval(X)}
     with pytest.raises(RuntimeError, match=r"same device|generator|invalid device ordinal|cannot pin"):
-        eval(expression)
+        eval(expression, names)
 
 
 def test_no_numpy_array_of_a_tensor_on_the_gpu(gpu):
@@ -211,9 +211,9 @@ WAITS = {
 
 @pytest.mark.parametrize(("expression", "expected"), WAITS.items(), ids=WAITS)
 def test_waits_are_counted_by_kind(gpu, expression, expected):
-    x = eval(X)
+    names = globals() | {"x": eval(X)}
     gpu.waits.clear()
-    eval(expression)
+    eval(expression, names)
     assert kinds(gpu) == expected
 
 
@@ -366,41 +366,32 @@ def test_torch_cuda_answers_as_long_as_it_lasts():
 RANK = """
 import os, torch, torch.distributed as dist
 from torch import nn
-from tests.pretended_gpu import pretended_gpu
 from tests.test_pretended_gpu import small_net
-with pretended_gpu(count=2) as gpu:
-    rank = int(os.environ["LOCAL_RANK"])
-    torch.cuda.set_device(rank)
-    dist.init_process_group("nccl")
-    model = nn.parallel.DistributedDataParallel(small_net()[4:].to("cuda"), device_ids=[rank])
-    images = torch.arange(256.0).view(2, 128)[rank : rank + 1].to("cuda")
-    model(images).sum().backward()
-    assert dist.get_backend() == "nccl" and model.module[1].weight.device == torch.device("cuda", rank)
-    assert model.module[1].weight.grad[0].tolist() == (64 + torch.arange(128.0)).tolist(), "mean over both processes"
-    gathered = [None, None]
-    dist.all_gather_object(gathered, rank)
-    dist.barrier()
-    try:
-        dist.all_reduce(torch.ones(2))
-    except RuntimeError as error:
-        print(gathered, error)
-    dist.destroy_process_group()
+rank = int(os.environ["LOCAL_RANK"])
+torch.cuda.set_device(rank)
+dist.init_process_group("nccl")
+model = nn.parallel.DistributedDataParallel(small_net()[4:].to("cuda"), device_ids=[rank])
+images = torch.arange(256.0).view(2, 128)[rank : rank + 1].to("cuda")
+model(images).sum().backward()
+assert dist.get_backend() == "nccl" and model.module[1].weight.device == torch.device("cuda", rank)
+assert model.module[1].weight.grad[0].tolist() == (64 + torch.arange(128.0)).tolist(), "mean over both processes"
+gathered = [None, None]
+dist.all_gather_object(gathered, rank)
+dist.barrier()
+try:
+    dist.all_reduce(torch.ones(2))
+except RuntimeError as error:
+    print(gathered, error)
+dist.destroy_process_group()
 """
 
 
 def test_two_processes_have_a_gpu_each_and_nccl_refuses_the_cpu(tmp_path):
-    common = {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(ROOT)}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    script = tmp_path / "rank.py"
-    script.write_text(RANK)
-    done = subprocess.run(
-        [*launch, "--nproc-per-node=2", str(script)],
-        cwd=ROOT,
-        env={**os.environ, **common},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    path = os.pathsep.join([str(ROOT / "tests/pretended_gpu/machine"), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path, "PRETENDED_GPUS": "2", "OMP_NUM_THREADS": "1"}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
+    (tmp_path / "rank.py").write_text(RANK)
+    command = [sys.executable, *launch, str(tmp_path / "rank.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("[0, 1] No backend type associated with device type cpu") == 2

@@ -15,7 +15,8 @@ that it asks for, a result whose size depends on values, a copy from or to memor
 
 It does not know what only CUDA's kernels know (their roundings, limits and speed), streams, or compiled code. Random
 numbers come from the CPU's generator, so that they are the same as without a GPU. Several processes, each with its
-own GPU, speak through Gloo where they ask for NCCL.
+own GPU, speak through Gloo where they ask for NCCL. With `machine` on its path, before everything else, and
+`PRETENDED_GPUS` in its environment, any Python process has such GPUs.
 """
 
 import contextlib
@@ -34,17 +35,8 @@ from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tests.pretended_device import (
-    ACTIVE,
-    BACKEND,
-    GpuGenerator,
-    Names,
-    Operators,
-    Pretended,
-    PretendedGpu,
-    is_pinned,
-    pin_memory,
-)
+from tests.pretended_gpu.device import BACKEND, GpuGenerator, Names, Operators, Pretended, is_pinned, pin_memory
+from tests.pretended_gpu.waits import ACTIVE, PretendedGpu
 
 
 @contextlib.contextmanager

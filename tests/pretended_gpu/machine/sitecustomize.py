@@ -1,4 +1,7 @@
-"""Gives every Python process pretended GPUs from its start, whatever it runs: PYTHONPATH=tests/pretended_machine:. ."""
+"""Gives every Python process pretended GPUs from its start, for command lines that start processes of their own.
+
+`PYTHONPATH=tests/pretended_gpu/machine:. PRETENDED_GPUS=2 python ...`
+"""
 
 import atexit
 import os
