@@ -173,7 +173,7 @@ class DatasetMapper:
     def _read(self, dataset_dict: dict) -> dict:
         """The sample as `detection.augmentation` describes it."""
         path = dataset_dict.get("file_name")
-        image = dataset_dict["image"] if "image" in dataset_dict else read_image(path)
+        image = dataset_dict["image"] if "image" in dataset_dict else read_image(dataset_dict["file_name"])
         height, width = image.shape[1:]
         expected = (dataset_dict.get("height", height), dataset_dict.get("width", width))
         if (height, width) != expected:

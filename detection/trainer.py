@@ -68,7 +68,7 @@ class Trainer(SimpleTrainer):
         else:
             load_state(self.bare_model, last["model"], f"{resumed}/model_last.pth")
         optimizer = build_optimizer(cfg, self.bare_model)
-        device = self.bare_model.device
+        device = next(self.bare_model.parameters()).device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         model = create_ddp_model(
             self.bare_model, broadcast_buffers=False, device_ids=[device.index] if device.type == "cuda" else None
