@@ -50,7 +50,9 @@ def train(args: argparse.Namespace, log: RunLog) -> Path:
     refuse_unread(cfg, experiment.recipe, experiment.given)
 
     if begun is not None and trainer.is_finished():
-        logger.info("%s is complete; to go on, RESUME=1 with a larger SOLVER.MAX_EPOCHS or TEST.PATIENCE in OPTS", begun)
+        logger.info(
+            "%s is complete; to go on, RESUME=1 with a larger SOLVER.MAX_EPOCHS or TEST.PATIENCE in OPTS", begun
+        )
         return begun
     if run is None:
         run = on_main_process(create_run_folder, args.output, experiment.name)

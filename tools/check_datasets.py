@@ -207,7 +207,9 @@ def _file_sizes(folder: Path, subfolders: Sequence[str]) -> dict[str, int]:
     return sizes
 
 
-def _look_for(report: Report, folder: Path, items: Sequence[tuple[str, ...]], sizes: dict[str, int], deep: bool) -> None:
+def _look_for(
+    report: Report, folder: Path, items: Sequence[tuple[str, ...]], sizes: dict[str, int], deep: bool
+) -> None:
     """Enters into the report what is there of the images' files; the first file of each is the picture."""
     missing = [file for files in items for file in files if file not in sizes]
     broken = [file for files in items for file in files if sizes.get(file) == 0]

@@ -92,7 +92,9 @@ def _category(entry: dict, categories: dict[str, int]) -> int:
 
 def _is_number(value: object) -> bool:
     # A bool is an int too.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max  # nan compares false
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )  # nan compares false
 
 
 def _show(value: object) -> str:
