@@ -23,8 +23,8 @@ from classification.cub import Bird
 from classification.recipe import Recipe
 from common.errors import UserError
 from common.images import read_image
-from common.processes import ignore_interrupt, rank, world_size
-from common.stream import TrainingStream, build_train_loader, worker_count
+from common.processes import rank, world_size
+from common.stream import TrainingStream, build_train_loader, prepare_worker, worker_count
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def build_test_loader(
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0 and cache,
-        worker_init_fn=ignore_interrupt,
+        worker_init_fn=prepare_worker,
     )
 
 

@@ -14,7 +14,6 @@ from yaml import YAMLError
 
 from common.averaging import horizon_scaled
 from common.errors import UserError
-from common.processes import world_size
 from common.runtime import PRECISIONS
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -27,7 +26,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     **dict.fromkeys(("flip", "random_erasing", "mix_prob"), (0, 1, "[]")),
     **dict.fromkeys(("label_smoothing", "warmup", "ema_decay", "holdout", "drop_rate", "momentum"), (0, 1, "[)")),
     **dict.fromkeys(("crop_pct", "crop_scale"), (0, 1, "(]")),
-    **dict.fromkeys(("image_size", "epochs", "batch_size", "checkpoint_every"), (1, math.inf, "[)")),
+    **dict.fromkeys(("image_size", "epochs", "batch_size", "accumulate", "checkpoint_every"), (1, math.inf, "[)")),
     **dict.fromkeys(("mixup", "cutmix", "weight_decay", "clip_grad", "backbone_lr_scale"), (0, math.inf, "[)")),
     **dict.fromkeys(("patience", "workers", "seed"), (0, math.inf, "[)")),
     "lr": (0, math.inf, "()"),
@@ -76,7 +75,10 @@ class Recipe:
         warmup: share of the run in which the rate rises linearly from zero.
         clip_grad: largest norm of the gradient, 0 for no limit.
         epochs: passes over the training images; where they alone are changed the milestones keep their shares of them.
-        batch_size: images a step, over all processes together.
+        batch_size: images a step, over all processes together; that of a recipe is for one process, and grows with them
+            as its rate does.
+        accumulate: parts in which a process trains on its share of a batch, one after the other: for a large batch in
+            little memory.
         ema_decay: decay of the moving average of the weights, which is then what is measured and kept; 0 for none.
             Where the batch alone is changed it forgets as fast, counted in images.
         holdout: share of the training images kept for choosing the best epoch; 0 chooses on the test split.
@@ -118,6 +120,7 @@ class Recipe:
     clip_grad: float = 0.0
     epochs: int = 20
     batch_size: int = 64
+    accumulate: int = 1
     ema_decay: float = 0.0
 
     holdout: float = 0.0
@@ -164,6 +167,23 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def scale_to_processes(recipe: Recipe, changes: Sequence[str], processes: int) -> Recipe:
+    """The recipe with its batch for so many processes, and rate and averaging to match; what is changed stays.
+
+    Args:
+        recipe: with the changes.
+        changes: `KEY=VALUE` that the user has given.
+        processes: that train together.
+    """
+    given = {change.partition("=")[0] for change in changes}
+    if "batch_size" in given or processes == 1:
+        return recipe
+    size = recipe.batch_size * processes
+    lr = recipe.lr if "lr" in given else recipe.lr * processes
+    decay = recipe.ema_decay if "ema_decay" in given else horizon_scaled(recipe.ema_decay, size, recipe.batch_size)
+    return dataclasses.replace(recipe, batch_size=size, lr=lr, ema_decay=decay)
+
+
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Writes all settings of a recipe, so that `load_recipe` returns an equal one."""
     OmegaConf.save(OmegaConf.structured(recipe), path)
@@ -202,9 +222,4 @@ def _check(recipe: Recipe, path: Path) -> None:
     if recipe.weights and not recipe.pretrained:
         raise UserError(
             f"{path}: weights={recipe.weights} with pretrained=false: give WEIGHTS or PRETRAINED=0, not both"
-        )
-    if (recipe.mixup or recipe.cutmix) and recipe.batch_size % (2 * world_size()):
-        raise UserError(
-            f"{path}: batch_size={recipe.batch_size}: mixup and CutMix pair images, expected an even number for each "
-            f"of {world_size()} process{'es' * (world_size() > 1)}"
         )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,11 +56,7 @@ class Run:
         if recipe.holdout:
             train_birds, self.validation_birds = hold_out(cub.train, recipe.holdout, recipe.seed)
             self.chosen_on = f"{len(self.validation_birds)} images held out of the training split"
-        if recipe.batch_size > len(train_birds) or recipe.batch_size % world_size():
-            raise UserError(
-                f"batch_size={recipe.batch_size}: expected at most the {len(train_birds)} training images and a"
-                f" multiple of the {world_size()} processes: OPTS=batch_size=..."
-            )
+        _check_batch(recipe, len(train_birds))
         check_image_size(recipe.model, model, recipe.image_size)
         model.to(device).to(memory_format=torch.channels_last)
         self.card = describe(recipe.model, model, cub.class_names, recipe.image_size, recipe.crop_pct)
@@ -194,6 +191,18 @@ class Run:
         return build_test_loader(birds, recipe.image_size, recipe.crop_pct, size, recipe.workers, cache)
 
 
+def _check_batch(recipe: Recipe, images: int) -> None:
+    parts = world_size() * recipe.accumulate
+    # Mixup and CutMix pair the images of a process.
+    multiple = math.lcm(parts, 2 * world_size()) if recipe.mixup or recipe.cutmix else parts
+    if recipe.batch_size > images or recipe.batch_size % multiple:
+        raise UserError(
+            f"batch_size={recipe.batch_size}: expected at most the {images} training images and a multiple of {multiple}"
+            f" ({world_size()} processes, accumulate={recipe.accumulate}, pairs for mixup and CutMix):"
+            " OPTS=batch_size=..."
+        )
+
+
 def _read_last(run: Path) -> dict | None:
     path = run / "model_last.pth"
     return read_checkpoint(path) if path.is_file() else None
@@ -263,5 +272,6 @@ def build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict)
         forward=forward,
         precision=recipe.precision,
         clip_grad=recipe.clip_grad,
+        accumulate=recipe.accumulate,
         seed=recipe.seed,
     )

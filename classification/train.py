@@ -16,12 +16,12 @@ from torch import nn
 
 from classification.cub import FOLDER, read_cub
 from classification.model import PretrainedWeightsUnavailable, build_model
-from classification.recipe import MAY_CHANGE, Recipe, differences, load_recipe, save_recipe
+from classification.recipe import MAY_CHANGE, Recipe, differences, load_recipe, save_recipe, scale_to_processes
 from classification.run import Run
 from common.data_root import data_facts, resolve_data_root
 from common.errors import UserError, exits_on_user_error
 from common.log import RunLog
-from common.processes import is_main_process, join_processes, leave_processes, on_main_process
+from common.processes import is_main_process, join_processes, leave_processes, on_main_process, world_size
 from common.run_folder import create_run_folder, record_session, run_to_resume
 from common.runtime import default_device, keep_freed_memory
 
@@ -189,7 +189,8 @@ def resolve(request: Request) -> tuple[Path, Recipe, Path, bool]:
     """
     root, is_sample = on_main_process(resolve_data_root, request.setting("data"), [FOLDER])
     path = request.recipe_file(is_sample)
-    return path, load_recipe(path, request.changes), root, is_sample
+    recipe = load_recipe(path, request.changes)
+    return path, scale_to_processes(recipe, request.changes, world_size()), root, is_sample
 
 
 def run_name(recipe: Recipe, path: Path, is_sample: bool) -> str:

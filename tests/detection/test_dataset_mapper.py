@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from common.errors import UserError
-from common.images import read_image
+from common.images import read_image, read_shrunk_image
 from common.stream import seeded
 from detection.config import CONFIGS, get_cfg
 from detection.dataset_mapper import DatasetMapper
@@ -93,6 +93,14 @@ def test_boxes_on_the_border_are_kept(tmp_path: Path, width: int) -> None:
 def test_long_side_is_bounded(tmp_path: Path) -> None:
     entry = paint(tmp_path / "image.png", size=(300, 100))
     assert make_mapper([], [100], max_size=150)(entry)["image"].shape == (3, 50, 150)
+
+
+@pytest.mark.parametrize("shape", [(3000, 2), (2, 3000), (1, 1)])
+def test_the_thinnest_image_keeps_a_pixel(tmp_path: Path, shape: tuple[int, int]) -> None:
+    entry = paint(tmp_path / "image.png", box=(0, 0, *shape), size=shape)
+    sample = make_mapper([], [100])(entry)
+    assert min(sample["image"].shape[1:]) == (100 if shape == (1, 1) else 1)
+    assert len(sample["instances"]) == 1
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -218,3 +226,67 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
     image.save(tmp_path / "turned.jpg", exif=exif, quality=100)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "turned.jpg")))
     assert np.abs(read_image(tmp_path / "turned.jpg")[0].numpy().astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+def test_a_jpeg_is_shrunk_by_its_decoder(tmp_path: Path, shrink: int, orientation: int) -> None:
+    """By OpenCV, whose reading of EXIF is held against torchvision's here."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)).resize((163, 101))
+    picture.save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    whole = read_image(tmp_path / "photo.jpg")
+    image, size = read_shrunk_image(tmp_path / "photo.jpg", shrink)
+    assert size == tuple(whole.shape[1:])
+    assert tuple(image.shape[1:]) == tuple(-(-side // shrink) for side in size)
+    expected = v2.functional.resize(whole, list(image.shape[1:]))
+    assert (image.int() - expected.int()).abs().float().mean() < 8
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.png", "RGB"), ("a.jpg", "CMYK"), ("a.webp", "RGB"), ("a.gif", "P")])
+def test_what_no_decoder_shrinks_comes_whole(tmp_path: Path, name: str, mode: str) -> None:
+    Image.new("RGB", (80, 60), (204, 51, 102)).convert(mode).save(tmp_path / name)
+    image, size = read_shrunk_image(tmp_path / name, 4)
+    assert size == (60, 80)
+    assert torch.equal(image, read_image(tmp_path / name))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
+def test_a_truncated_jpeg_is_refused_when_shrunk_too(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "image.jpg"
+    paint(path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        read_shrunk_image(path, 4)
+    path.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        read_shrunk_image(path, 4)
+
+
+def test_size_mismatch_of_a_shrunk_image(tmp_path: Path) -> None:
+    """One pixel too many, which a shrunk image does not show."""
+    entry = paint(tmp_path / "image.jpg", size=(799, 600))
+    assert make_mapper([], [60])(entry)["image"].shape == (3, 60, 79)
+    with pytest.raises(UserError, match=r"image is 799x600, its annotation says 800x600"):
+        make_mapper([], [60])(entry | {"width": 800})
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [(1, None), (6, Image.Transpose.ROTATE_90)])
+def test_boxes_follow_pixels_of_a_large_photograph(
+    tmp_path: Path, orientation: int, turn: Image.Transpose | None
+) -> None:
+    """12 megapixels, which the decoder shrinks as far as the part that is seen allows."""
+    entry = paint(tmp_path / "image.jpg", box=(1100, 800, 2500, 2250), size=(4001, 2999))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.open(tmp_path / "image.jpg")
+    (image if turn is None else image.transpose(turn)).save(tmp_path / "turned.jpg", exif=exif)
+    entry["file_name"] = str(tmp_path / "turned.jpg")
+    for names in ([], ["RandomZoomOut", "RandomIoUCrop", "RandomHorizontalFlip"]):
+        mapper = make_mapper(names, [200, 300, 416], 600)
+        for seed in range(6):
+            with seeded(seed):
+                sample = mapper(entry)
+            (box,) = sample["instances"].gt_boxes.tensor.tolist()
+            assert find_red(sample["image"]) == pytest.approx(box, abs=2)

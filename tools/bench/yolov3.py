@@ -203,6 +203,7 @@ def fetch_ultralytics(folder: Path) -> bool:
     The project does not depend on it: it is put into `folder` for as long as the benchmark runs, without its
     dependencies, of which the project has those that the network needs.
     """
+    os.environ |= {"YOLO_CONFIG_DIR": tempfile.gettempdir(), "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
     if importlib.util.find_spec("ultralytics"):
         return True
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "1", "--target", str(folder)]
@@ -214,7 +215,6 @@ def fetch_ultralytics(folder: Path) -> bool:
 
 def ultralytics(samples: Sequence[dict], device: str, num_classes: int) -> Contender:
     """Ultralytics' `yolov3.yaml`, with the loss that it trains with; for detection fused, as its predictor fuses it."""
-    os.environ |= {"YOLO_CONFIG_DIR": tempfile.gettempdir(), "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
     threads = cv2.getNumThreads()
     from ultralytics.cfg import get_cfg as get_ultralytics_cfg
     from ultralytics.nn.tasks import DetectionModel
