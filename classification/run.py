@@ -197,8 +197,8 @@ def _check_batch(recipe: Recipe, images: int) -> None:
     multiple = math.lcm(parts, 2 * world_size()) if recipe.mixup or recipe.cutmix else parts
     if recipe.batch_size > images or recipe.batch_size % multiple:
         raise UserError(
-            f"batch_size={recipe.batch_size}: expected at most the {images} training images and a multiple of {multiple}"
-            f" ({world_size()} processes, accumulate={recipe.accumulate}, pairs for mixup and CutMix):"
+            f"batch_size={recipe.batch_size}: expected at most the {images} training images and a multiple of "
+            f"{multiple} ({world_size()} processes, accumulate={recipe.accumulate}, pairs for mixup and CutMix):"
             " OPTS=batch_size=..."
         )
 
