@@ -254,8 +254,8 @@ class Trainer:
             zip(images.chunk(self.accumulate), targets.chunk(self.accumulate), strict=True), start=1
         ):
             # Processes share gradients once, with the last part.
-            is_shared = isinstance(self.forward, DistributedDataParallel) and number < self.accumulate
-            with self.forward.no_sync() if is_shared else nullcontext():
+            shared = self.forward if isinstance(self.forward, DistributedDataParallel) else None
+            with shared.no_sync() if shared is not None and number < self.accumulate else nullcontext():
                 with autocast(self.device, self.precision):
                     logits.append(self.forward(part))
                 losses.append(self.criterion(logits[-1].float(), wanted) / self.accumulate)

@@ -16,7 +16,7 @@ from common.averaging import horizon_scaled
 from common.errors import UserError
 from common.runtime import PRECISIONS
 
-_CHOICES = {
+_CHOICES: dict[str, tuple[str, ...]] = {
     "train_crop": ("center", "random", "random_resized"),
     "schedule": ("constant", "cosine", "multistep"),
     "precision": ("auto", *PRECISIONS),
@@ -146,10 +146,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if malformed:
         raise UserError(f"{malformed[0]}: expected KEY=VALUE, as in OPTS='lr=0.01 epochs=5'")
     try:
-        written = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))
+        settings = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))
         changes = OmegaConf.from_dotlist(list(overrides))
-        recipe = OmegaConf.to_object(OmegaConf.merge(written, changes))
-        written = OmegaConf.to_object(written)
+        recipe = OmegaConf.to_object(OmegaConf.merge(settings, changes))
+        written = OmegaConf.to_object(settings)
+        assert isinstance(recipe, Recipe) and isinstance(written, Recipe), "both are merged into a Recipe"
     except (OmegaConfBaseException, YAMLError, TypeError) as error:
         key = getattr(error, "full_key", None)
         line = str(error).splitlines()[0]
@@ -212,8 +213,9 @@ def _check(recipe: Recipe, path: Path) -> None:
         least = f"{low} or more" if ends[0] == "[" else f"more than {low}"
         most = "" if high == math.inf else f" and at most {high}" if ends[1] == "]" else f" and less than {high}"
         raise UserError(f"{path}: {key}={value}: expected {least}{most}")
-    if recipe.optimizer not in list_optimizers():
-        close = difflib.get_close_matches(recipe.optimizer, list_optimizers(), n=3) or ["sgd", "adamw"]
+    optimizers = [str(name) for name in list_optimizers()]
+    if recipe.optimizer not in optimizers:
+        close = difflib.get_close_matches(recipe.optimizer, optimizers, n=3) or ["sgd", "adamw"]
         raise UserError(
             f"{path}: optimizer={recipe.optimizer}: timm has no such optimizer; did you mean {' or '.join(close)}?"
         )

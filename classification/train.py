@@ -80,9 +80,9 @@ def main() -> None:
     if arguments.resume:
         names = [arguments.name] if arguments.name else request.run_names()
         run = on_main_process(run_to_resume, arguments.output, names)
-    has_begun = run is not None and on_main_process(Path.is_file, run / "config.yaml")
-    if has_begun:
-        path = run / "config.yaml"
+    begun = run if run is not None and on_main_process(Path.is_file, run / "config.yaml") else None
+    if begun is not None:
+        path = begun / "config.yaml"
         before = on_main_process(load_recipe, path)
         recipe = on_main_process(load_recipe, path, request.changes)
         if changed := differences(before, recipe, MAY_CHANGE):
@@ -94,11 +94,11 @@ def main() -> None:
     else:
         path, recipe, root, is_sample = resolve(request)
     cub = read_cub(root)
-    if has_begun:
+    if begun is not None:
         model = build_model(recipe.model, len(cub.class_names), drop_rate=recipe.drop_rate)
     else:
         model, recipe = build_model_for(recipe, len(cub.class_names), is_sample)
-    training = Run(recipe, cub, model, device, run if has_begun else None)
+    training = Run(recipe, cub, model, device, begun)
     if run is None:
         name = arguments.name or run_name(recipe, path, is_sample)
         run = on_main_process(create_run_folder, arguments.output, name)

@@ -179,7 +179,7 @@ class DatasetMapper:
 
     def _mix(self, scene: Scene, rng: np.random.Generator) -> Scene:
         def another() -> Scene:
-            return self._open(self.dataset_dicts[rng.integers(len(self.dataset_dicts))])
+            return self._open(self.dataset_dicts[int(rng.integers(len(self.dataset_dicts)))])
 
         if rng.random() < self.mosaic_prob:
             scene = mosaic([scene, another(), another(), another()], rng)

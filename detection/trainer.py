@@ -4,6 +4,7 @@ import contextlib
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ class Trainer(SimpleTrainer):
         else:
             load_state(self.bare_model, last["model"], f"{resumed}/model_last.pth")
         optimizer = build_optimizer(cfg, self.bare_model)
-        device = self.bare_model.device
+        device = next(self.bare_model.parameters()).device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         model = create_ddp_model(
             self.bare_model, broadcast_buffers=False, device_ids=[device.index] if device.type == "cuda" else None
@@ -253,7 +254,9 @@ class Evaluator:
         together = [entry for part in entries.values() for entry in part]
         wanted = cfg.TEST.VALIDATION_LOSS_IMAGES
         chosen = together[:: -(-len(together) // wanted)] if wanted else []
-        self.labelled_loader = build_test_loader(cfg, chosen, with_annotations=True) if chosen else []
+        self.labelled_loader: Iterable[list[dict]] = (
+            build_test_loader(cfg, chosen, with_annotations=True) if chosen else []
+        )
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Evaluates a model without a distributed wrapper.
