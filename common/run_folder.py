@@ -56,7 +56,7 @@ def create_run_folder(root: Path, name: str) -> Path:
 
 
 def run_to_resume(root: Path, names: Iterable[str]) -> Path:
-    """The run folder of one of these names that was written to last.
+    """The run folder of one of these names that was trained in last.
 
     Raises:
         UserError: there is none.
@@ -67,7 +67,8 @@ def run_to_resume(root: Path, names: Iterable[str]) -> Path:
         raise UserError(
             f"{root / names[0]}: no run to resume; expected a folder of that name: start one without RESUME=1"
         )
-    return max(runs, key=lambda run: run.stat().st_mtime)
+    # An evaluation too writes into a folder, and so moves its time, but never into its metrics.
+    return max(runs, key=lambda run: next(path for path in (run / METRICS, run) if path.exists()).stat().st_mtime)
 
 
 def find_run_folders(root: Path, name: str) -> list[Path]:

@@ -44,16 +44,22 @@ class Autocast(nn.Module):
         with autocast(self.device, self.precision):
             if self.training:
                 return super().forward(batched_inputs)
-            groups: dict[tuple[int, ...], list[int]] = {}
-            multiple = max(self.backbone.size_divisibility, 1)
-            for index, inputs in enumerate(batched_inputs):
-                padded = tuple(-(-side // multiple) * multiple for side in inputs["image"].shape[-2:])
-                groups.setdefault(padded, []).append(index)
             outputs: dict[int, dict[str, Instances]] = {}
-            for indices in groups.values():
+            for indices in self.groups(batched_inputs):
                 group = super().forward([batched_inputs[index] for index in indices])
                 outputs.update(zip(indices, group, strict=True))
             return [outputs[index] for index in range(len(batched_inputs))]
+
+    def groups(self, batched_inputs: list[dict]) -> list[list[int]]:
+        """Indices of the images that run together, group by group: in training all, else those padded to one size."""
+        if self.training:
+            return [list(range(len(batched_inputs)))]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        multiple = max(self.backbone.size_divisibility, 1)
+        for index, inputs in enumerate(batched_inputs):
+            padded = tuple(-(-side // multiple) * multiple for side in inputs["image"].shape[-2:])
+            groups.setdefault(padded, []).append(index)
+        return list(groups.values())
 
 
 @META_ARCH_REGISTRY.register()
