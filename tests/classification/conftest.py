@@ -1,6 +1,8 @@
 """A tiny data set in CUB's layout: five classes that differ in colour, a few pictures each."""
 
+import logging
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +44,11 @@ def tiny_root(tmp_path: Path) -> Path:
 @pytest.fixture
 def run_main(monkeypatch, capsys):
     """Calls a command line's main and returns its exit code, output and errors."""
+    logger = logging.getLogger("classification")  # as it was before, for the next test
+    for name, value in (("handlers", []), ("level", logger.level), ("propagate", True)):
+        monkeypatch.setattr(logger, name, value)
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
 
     def run(main: Callable, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["program", *arguments])
