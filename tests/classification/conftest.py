@@ -16,8 +16,18 @@ COLOURS |= {"004.White_Bird": (230, 230, 230), "005.Black_Bird": (20, 20, 20)}
 
 @pytest.fixture
 def tiny_root(tmp_path: Path) -> Path:
-    """Data root with 5 classes x (6 training + 2 test) pictures of 48 x 40 pixels."""
-    folder = tmp_path / "data" / "CUB_200_2011"
+    """Data root with 5 classes x (6 training + 2 test) pictures of 48 x 40 pixels, for a test to spoil."""
+    return draw_birds(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def kept_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, for tests that leave it as it is."""
+    return draw_birds(tmp_path_factory.mktemp("birds"))
+
+
+def draw_birds(root: Path) -> Path:
+    folder = root / "CUB_200_2011"
     generator = np.random.default_rng(0)
     images, labels, split = [], [], []
     for label, (name, colour) in enumerate(COLOURS.items(), start=1):
@@ -38,7 +48,7 @@ def tiny_root(tmp_path: Path) -> Path:
         ("train_test_split", split),
     ):
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
-    return tmp_path / "data"
+    return root
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Trainings of the smallest network: in this process, in a child that can be killed, and through the launcher."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -62,20 +63,36 @@ _context = get_context("forkserver")  # a child begins with everything imported
 _context.set_forkserver_preload(["classification.train", "pandas", "matplotlib.figure", __name__])
 
 
-def _child(arguments: list[str], said: Path) -> None:
+def _child(arguments: list[str], said: Path, environment: dict[str, str]) -> None:
     with said.open("w") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
+    os.environ |= environment
     torch.set_num_threads(1)
     sys.argv = ["classification.train", *arguments]
     train.main()
 
 
-def start(arguments: list[str], said: Path) -> BaseProcess:
-    """Starts the command line in a process of its own, which writes what it says into a file."""
-    child = _context.Process(target=_child, args=(arguments, said))
-    child.start()
-    return child
+def start(arguments: list[str], said: Path, processes: int = 1) -> list[BaseProcess]:
+    """Starts the command line in processes that train together; the first writes what it says into a file."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    children = []
+    for rank in range(processes):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        environment = meeting | {name: str(value) for name, value in place.items()} if processes > 1 else {}
+        file = said if rank == 0 else said.with_suffix(f".{rank}{said.suffix}")
+        children.append(_context.Process(target=_child, args=(arguments, file, environment)))
+        children[-1].start()
+    return children
+
+
+def ended(children: list[BaseProcess]) -> list[int]:
+    """Waits for processes, and returns their exit codes."""
+    for child in children:
+        child.join()
+    return [child.exitcode for child in children]
 
 
 def launch(arguments: list[str], said: Path, processes: int) -> subprocess.Popen:
