@@ -243,7 +243,8 @@ def build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict)
         optimizer,
         sched=recipe.schedule,
         num_epochs=recipe.epochs,
-        decay_milestones=recipe.milestones,
+        # timm would lower the rate one iteration before a milestone.
+        decay_milestones=[milestone + 0.999 / iterations for milestone in recipe.milestones],
         warmup_epochs=recipe.warmup * recipe.epochs,
         warmup_lr=0.0,
         step_on_epochs=False,
