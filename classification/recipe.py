@@ -14,6 +14,7 @@ from yaml import YAMLError
 
 from common.averaging import horizon_scaled
 from common.errors import UserError
+from common.run_folder import write_atomically
 from common.runtime import PRECISIONS
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -186,7 +187,8 @@ def scale_to_processes(recipe: Recipe, changes: Sequence[str], processes: int) -
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Writes all settings of a recipe, so that `load_recipe` returns an equal one."""
-    OmegaConf.save(OmegaConf.structured(recipe), path)
+    text = OmegaConf.to_yaml(OmegaConf.structured(recipe))
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def differences(old: Recipe, new: Recipe, allowed: Collection[str] = INDIFFERENT) -> list[str]:
@@ -213,11 +215,12 @@ def _check(recipe: Recipe, path: Path) -> None:
         least = f"{low} or more" if ends[0] == "[" else f"more than {low}"
         most = "" if high == math.inf else f" and at most {high}" if ends[1] == "]" else f" and less than {high}"
         raise UserError(f"{path}: {key}={value}: expected {least}{most}")
-    optimizers = [str(name) for name in list_optimizers()]
+    # The others need libraries that are not installed, or a second derivative.
+    optimizers = [str(name) for name in list_optimizers(exclude_filters=["bnb*", "fused*", "adahessian"])]
     if recipe.optimizer not in optimizers:
         close = difflib.get_close_matches(recipe.optimizer, optimizers, n=3) or ["sgd", "adamw"]
         raise UserError(
-            f"{path}: optimizer={recipe.optimizer}: timm has no such optimizer; did you mean {' or '.join(close)}?"
+            f"{path}: optimizer={recipe.optimizer}: no such optimizer here; did you mean {' or '.join(close)}?"
         )
     if recipe.weights and not recipe.pretrained:
         raise UserError(

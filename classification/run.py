@@ -26,6 +26,7 @@ from common.averaging import Best, WeightAverage
 from common.errors import Interrupted, UserError
 from common.processes import deferred_interrupt, is_main_process, on_main_process, world_size
 from common.run_folder import append_metrics, truncate_metrics, write_atomically, write_results
+from common.stream import derive_seed
 from common.weights import read_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ class Run:
         resumed: the run folder to go on in from its `model_last.pth`, where there is one.
 
     Raises:
-        UserError: an image cannot be read, or the batch does not fit the data or the processes.
+        UserError: an image cannot be read, the batch does not fit the data or the processes, or the resumed run was
+            trained on other data.
     """
 
     def __init__(
@@ -66,8 +68,15 @@ class Run:
         self.trainer = build_trainer(recipe, model, self.iterations, self.card)
         self.best = Best(recipe.patience)
         self.best_row: dict[str, float] = {}
+        # Tells the images of one training from those of another, wherever they lie.
+        self.data = derive_seed(*(f"{bird.path.parent.name}/{bird.path.name}" for bird in train_birds))
         last = on_main_process(_read_last, resumed) if resumed else None
         if last is not None:
+            if last["data"] != self.data:
+                raise UserError(
+                    f"{resumed}: was trained on other images than the {len(train_birds)} here; expected the same ones:"
+                    " name their folder with DATA=, or start a new run without RESUME=1"
+                )
             self.trainer.load_state_dict(last)
             self.best.load_state_dict(last["best"])
             self.best_row = last["best_row"]
@@ -103,16 +112,18 @@ class Run:
 
             def on_iteration() -> None:
                 done = self.trainer.iteration % self.iterations
-                if is_main_process() and (interrupt or (done and done % self.recipe.checkpoint_every == 0)):
+                if not done or not is_main_process():
+                    return  # an epoch ends with a checkpoint anyway, and not before it is validated
+                if interrupt or done % self.recipe.checkpoint_every == 0:
                     self._save_last(run)
                     logger.info("iteration %d: checkpoint", self.trainer.iteration, extra={"is_progress": True})
-                if is_main_process() and interrupt:
-                    raise Interrupted(
-                        f"{run} is saved after iteration {self.trainer.iteration}; RESUME=1 goes on there"
-                    )
+                if interrupt:
+                    raise self._interrupted(run)
 
             while not self.is_finished():
                 self._train_epoch(run, batches, on_iteration, writer)
+                if on_main_process(bool, interrupt):
+                    raise self._interrupted(run)
         if writer:
             writer.close()
         if self.trainer.iteration < self.recipe.epochs * self.iterations:
@@ -160,7 +171,10 @@ class Run:
 
     def _save_last(self, run: Path) -> None:
         state = {**self.card, **self.trainer.state_dict(), "best": self.best.state_dict(), "best_row": self.best_row}
-        save_checkpoint(run / "model_last.pth", state)
+        save_checkpoint(run / "model_last.pth", {**state, "data": self.data})
+
+    def _interrupted(self, run: Path) -> Interrupted:
+        return Interrupted(f"{run} is saved after iteration {self.trainer.iteration}; RESUME=1 goes on there")
 
     def _measure(self, run: Path) -> dict[str, Any]:
         """Measures the best on the test split and writes `result.json`."""
@@ -238,8 +252,9 @@ def build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict)
         optimizer,
         sched=recipe.schedule,
         num_epochs=recipe.epochs,
-        decay_milestones=recipe.milestones,  # type: ignore[arg-type] # timm counts epochs in fractions too
-        warmup_epochs=recipe.warmup * recipe.epochs,  # type: ignore[arg-type] # as above
+        # timm would lower the rate one iteration before a milestone.
+        decay_milestones=[milestone + 0.999 / iterations for milestone in recipe.milestones],  # type: ignore[misc] # as below
+        warmup_epochs=recipe.warmup * recipe.epochs,  # type: ignore[arg-type] # timm counts epochs in fractions too
         warmup_lr=0.0,
         step_on_epochs=False,
         updates_per_epoch=iterations,

@@ -15,8 +15,7 @@ from detectron2.structures import Instances
 from gradio.components import Component
 from PIL import Image
 
-from classification import predict as classification
-from classification.predict import BirdClassifier
+from classification.predict import BirdClassifier, newest_weights
 from common.data_root import SAMPLE
 from common.errors import UserError, exits_on_user_error
 from common.images import read_image
@@ -51,7 +50,7 @@ def newest_models(output: Path) -> dict[str, Path]:
         for name, model in ((FASTER_RCNN, "faster_rcnn"), (YOLOV3, "yolov3"))
     }
     found = {name: max(paths, key=lambda path: path.stat().st_mtime) for name, paths in recipes.items() if paths}
-    bird = classification.newest_weights(output)
+    bird = newest_weights(output)
     return {**found, BIRDS: bird} if bird else found
 
 

@@ -1,6 +1,8 @@
 """A tiny data set in CUB's layout: five classes that differ in colour, a few pictures each."""
 
+import logging
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +16,18 @@ COLOURS |= {"004.White_Bird": (230, 230, 230), "005.Black_Bird": (20, 20, 20)}
 
 @pytest.fixture
 def tiny_root(tmp_path: Path) -> Path:
-    """Data root with 5 classes x (6 training + 2 test) pictures of 48 x 40 pixels."""
-    folder = tmp_path / "data" / "CUB_200_2011"
+    """Data root with 5 classes x (6 training + 2 test) pictures of 48 x 40 pixels, for a test to spoil."""
+    return draw_birds(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def kept_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, for tests that leave it as it is."""
+    return draw_birds(tmp_path_factory.mktemp("birds"))
+
+
+def draw_birds(root: Path) -> Path:
+    folder = root / "CUB_200_2011"
     generator = np.random.default_rng(0)
     images, labels, split = [], [], []
     for label, (name, colour) in enumerate(COLOURS.items(), start=1):
@@ -36,12 +48,17 @@ def tiny_root(tmp_path: Path) -> Path:
         ("train_test_split", split),
     ):
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
-    return tmp_path / "data"
+    return root
 
 
 @pytest.fixture
 def run_main(monkeypatch, capsys):
     """Calls a command line's main and returns its exit code, output and errors."""
+    logger = logging.getLogger("classification")  # as it was before, for the next test
+    for name, value in (("handlers", []), ("level", logger.level), ("propagate", True)):
+        monkeypatch.setattr(logger, name, value)
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
 
     def run(main: Callable, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["program", *arguments])

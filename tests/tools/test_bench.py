@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from classification.cub import read_cub
-from detection.checkpoint import save_checkpoint
+from common.weights import save_checkpoint
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.modeling import build_model
 from detection.voc import VOC_CLASSES

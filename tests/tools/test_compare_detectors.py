@@ -11,7 +11,7 @@ from PIL import Image
 
 from detection.dataset_mapper import DatasetMapper
 from detection.modeling import load_detector
-from detection.train_net import evaluate
+from detection.trainer import Evaluator
 from detection.voc import register_voc
 from tools.compare_detectors import main
 
@@ -74,7 +74,7 @@ def error_of(capsys, *arguments: object) -> str:
 def ap50_of_evaluation(weights: Path) -> float:
     cfg, model = load_detector(weights)
     register_voc(Path(cfg.DATASETS.ROOT))
-    return evaluate(cfg, model, None)["AP50"]
+    return Evaluator(cfg).evaluate(model)["AP50"]
 
 
 def test_photographs_of_several_folders(runs, tmp_path, capsys):
