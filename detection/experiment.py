@@ -112,11 +112,7 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
                 "Its figures say nothing about Pascal VOC. Real data: make datasets, or DATA=path.\n%s",
                 "=" * 100, root, f"Sample-{args.model}.yaml", "=" * 100,
             )  # fmt: skip
-    if cfg.MODEL.META_ARCHITECTURE not in META_ARCHITECTURES[args.model]:
-        raise UserError(
-            f"{path}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, expected "
-            f"{' or '.join(META_ARCHITECTURES[args.model])} here: run the other of train-frcnn and train-yolov3"
-        )
+    _check_meta_architecture(cfg, args.model, path)
     cfg.DATASETS.ROOT = str(root)
     register_voc(root)
     if "DATASETS.TRAIN" not in given:
@@ -130,8 +126,11 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     # The recipe is scaled to the processes; what the user asks for is taken as it is.
     recipe = scale_to_processes(bases if args.config else cfg.clone(), world_size())
     cfg = scale_to_processes(cfg, world_size())
-    cfg.MODEL.DEVICE = default_device()
-    return Experiment(cfg, name, recipe, [*given, *_merge_options(cfg, args.opts)])
+    if "MODEL.DEVICE" not in given:
+        cfg.MODEL.DEVICE = default_device()
+    given += _merge_options(cfg, args.opts)
+    _check_meta_architecture(cfg, args.model, "OPTS")
+    return Experiment(cfg, name, recipe, given)
 
 
 def resumed_experiment(args: argparse.Namespace, run: Path) -> Experiment:
@@ -145,6 +144,8 @@ def resumed_experiment(args: argparse.Namespace, run: Path) -> Experiment:
     recipe.DATASETS.ROOT = args.data or recipe.DATASETS.ROOT
     register_voc(Path(recipe.DATASETS.ROOT))
     cfg = recipe.clone()
+    if args.weights and args.weights != recipe.MODEL.WEIGHTS:
+        raise UserError(f"{args.weights}: {run} goes on from its own model_last.pth; leave WEIGHTS or RESUME=1 out")
     given = _merge_options(cfg, args.opts)
     for key in given:
         old, new = value_of(recipe, key), value_of(cfg, key)
@@ -156,6 +157,15 @@ def resumed_experiment(args: argparse.Namespace, run: Path) -> Experiment:
     check_datasets(cfg)
     check_classes(cfg, run)
     return Experiment(cfg, run.name, recipe, given)
+
+
+def _check_meta_architecture(cfg: CfgNode, model: str, source: object) -> None:
+    expected = META_ARCHITECTURES[model]
+    if cfg.MODEL.META_ARCHITECTURE not in expected:
+        raise UserError(
+            f"{source}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, expected {' or '.join(expected)} "
+            "here: run the other of train-frcnn and train-yolov3"
+        )
 
 
 def _merge_options(cfg: CfgNode, options: Sequence[str]) -> list[str]:
