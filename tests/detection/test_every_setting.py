@@ -44,7 +44,7 @@ VALID = {
     "MODEL.FPN.FUSE_TYPE": "avg",
     "MODEL.PROPOSAL_GENERATOR.NAME": "PrecomputedProposals",
     "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 30,
-    "MODEL.ANCHOR_GENERATOR.NAME": "RotatedAnchorGenerator",
+    "MODEL.ANCHOR_GENERATOR.NAME": "YOLOAnchorGenerator",
     "MODEL.ANCHOR_GENERATOR.SIZES": [[9], [18], [36], [72], [140]],
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [[1.0, 2.0]],
     "MODEL.RPN.IOU_LABELS": [0, 0, 1],
@@ -146,6 +146,7 @@ REFUSED = {
         *("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", "MODEL.ROI_BOX_HEAD.USE_FED_LOSS"),
         *("MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", "MODEL.RESNETS.RES5_DILATION", "MODEL.RESNETS.DEFORM_MODULATED"),
         *("MODEL.RESNETS.DEFORM_NUM_GROUPS", "INPUT.FORMAT", "INPUT.MIXUP_PROB", "VIS_PERIOD"),
+        *("INPUT.MIXUP_BETA", "INPUT.SQUARE_SIZES_TRAIN"),  # with MIXUP_PROB 0, and over a MIN_SIZE_TRAIN that is given
         # These go together only.
         *("MODEL.FPN.IN_FEATURES", "MODEL.RPN.IN_FEATURES", "MODEL.RESNETS.OUT_FEATURES"),
     },
@@ -191,14 +192,14 @@ def observations(trainer: Trainer) -> Iterator[tuple[str, str]]:
         yield "training images", batches
         yield "test images", [(name, list(loader)) for name, loader in trainer.evaluator.loaders.items()]
         yield "labelled test images", list(trainer.evaluator.labelled_loader)
-        with EventStorage():
-            for number, batch in enumerate(batches[:2]):
-                torch.manual_seed(number)
+        for number, batch in enumerate(batches[:2]):
+            torch.manual_seed(number)
+            with EventStorage():
                 losses = model(batch)
-                yield "losses", losses
-                trainer.optimizer.zero_grad()
-                sum(losses.values()).backward()
-                trainer.optimizer.step()
+            yield "losses", losses
+            trainer.optimizer.zero_grad()
+            sum(losses.values()).backward()
+            trainer.optimizer.step()
         yield "trained model", model.state_dict()
         model.eval()
         with torch.no_grad():
