@@ -203,7 +203,8 @@ def observations(trainer: Trainer) -> Iterator[tuple[str, str]]:
         yield "trained model", model.state_dict()
         model.eval()
         with torch.no_grad():
-            yield "detections", [model(batch) for loader in trainer.evaluator.loaders.values() for batch in loader]
+            detections = [model(batch) for loader in trainer.evaluator.loaders.values() for batch in loader]
+        yield "detections", detections
 
     for name, value in observe():
         digest = hashlib.blake2b()
@@ -290,7 +291,9 @@ def test_every_key_is_honoured_or_refused(
     weights = tmp_path / "weights.pth"
     torch.save({name: value + 1 for name, value in trainer.bare_model.state_dict().items()}, weights)
     bases = {"plain": plain, "cfg": cfg, "observations": list(observations(trainer))}
-    assert list(observations(build(model, voc_folder, options)[2])) == bases["observations"]  # what differs is the key's doing
+    assert (
+        list(observations(build(model, voc_folder, options)[2])) == bases["observations"]
+    )  # what differs is the key's doing
 
     verdicts = {}
     for key in _flat(get_cfg()):
