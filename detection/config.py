@@ -156,6 +156,7 @@ def merge_file(cfg: CfgNode, path: Path) -> tuple[CfgNode, list[str]]:
         beside = path.parent / base
         merge_file(cfg, beside if beside.is_file() else CONFIGS / base)
     from_bases = cfg.clone()
+    _make_floats(leaf, cfg)
     try:
         cfg.merge_from_other_cfg(CfgNode(leaf))
     except Exception as error:  # yacs raises a dozen kinds
@@ -190,6 +191,16 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> list[str]:
         except Exception as error:
             raise UserError(f"OPTS: {key} {value}: {str(error).splitlines()[0]}; see detection/config.py") from error
     return list(options[::2])
+
+
+def _make_floats(leaf: dict, cfg: CfgNode) -> None:
+    """Turns whole numbers into floats, in place, where the configuration has floats: yacs would refuse them."""
+    for key, value in leaf.items():
+        known = cfg.get(key)
+        if isinstance(value, dict) and isinstance(known, CfgNode):
+            _make_floats(value, known)
+        elif type(value) is int and isinstance(known, float):
+            leaf[key] = float(value)
 
 
 def _forget_epochs(cfg: CfgNode, key: str) -> None:
@@ -273,5 +284,5 @@ def blamed_on(keys: Collection[str]) -> Iterator[None]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"OPTS: nothing can be built ({reason[:200]}); expected values that fit together: see detection/config.py "
-            f"and Detectron2's defaults, and leave some out of {', '.join(keys)}"
+            f"and Detectron2's defaults, and leave some out of {', '.join(dict.fromkeys(keys))}"
         ) from error

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -245,8 +246,10 @@ class Evaluator:
         self.evaluators = {name: VOCEvaluator(name) for name in entries}
         together = [entry for part in entries.values() for entry in part]
         wanted = cfg.TEST.VALIDATION_LOSS_IMAGES
-        chosen = together[:: -(-len(together) // wanted)] if wanted else []
-        self.labelled_loader = build_test_loader(cfg, chosen, with_annotations=True)
+        self.labelled_loader: Iterable[list[dict]] = []
+        if wanted:
+            chosen = together[:: -(-len(together) // wanted)]
+            self.labelled_loader = build_test_loader(cfg, chosen, with_annotations=True)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Evaluates a model without a distributed wrapper.

@@ -104,6 +104,7 @@ VALID = {
     "SOLVER.LR_SCHEDULER_NAME": "WarmupStepWithFixedGammaLR",
     "SOLVER.BASE_LR_END": 0.001,
     "SOLVER.STEPS": (2,),
+    "SOLVER.NUM_DECAYS": 1,
     "SOLVER.WARMUP_METHOD": "constant",
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": "norm",
     "SOLVER.STEPS_EPOCHS": [0.9],
@@ -181,7 +182,8 @@ def observations(trainer: Trainer) -> Iterator[tuple[str, str]]:
         yield "trained weights", [parameter.requires_grad for parameter in model.parameters()]
         yield "groups", [{**group, "params": len(group["params"])} for group in trainer.optimizer.param_groups]
         rates = []
-        for trainer.scheduler.last_epoch in range(trainer.max_iter):
+        for iteration in range(trainer.max_iter):
+            trainer.scheduler.last_epoch = iteration
             rates.append(trainer.scheduler.get_lr())
         yield "schedule", rates
         yield "averaging", trainer.averaging and trainer.averaging.average.decay
