@@ -56,6 +56,8 @@ INSTEAD = {
     "INPUT.MIN_SIZE_TRAIN": "INPUT.SQUARE_SIZES_TRAIN takes its place",
     "INPUT.MAX_SIZE_TRAIN": "INPUT.SQUARE_SIZES_TRAIN takes its place",
     "SOLVER.AMP.ENABLED": "MODEL.PRECISION names the type",
+    "SOLVER.REFERENCE_WORLD_SIZE": "the file of a recipe says it; options are taken as they are",
+    "DATASETS.ROOT": "DATA= names the data",
     "OUTPUT_DIR": "runs are below output/",
 }
 

@@ -101,6 +101,7 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     path = args.config or CONFIGS / f"{leaf_name(args.model, args.recipe)}.yaml"
     cfg = get_cfg()
     bases, given = merge_file(cfg, path)
+    given = [key for key in given if key != "SOLVER.REFERENCE_WORLD_SIZE"]  # it is read before the scaling alone
     name = path.stem
     if not args.config:
         given = []

@@ -1,4 +1,4 @@
-"""Settings keep their word: schedules of other lengths, averaging, configurations of one's own, options of evaluation."""
+"""Settings keep their word: lengths of schedules, averaging, configurations of one's own, options of evaluation."""
 
 import copy
 import json
@@ -58,8 +58,8 @@ def test_shorter_run_keeps_the_shares_of_its_recipe(options: str, processes: int
 
 def test_shorter_yolov3_keeps_the_share_of_its_closing_phase() -> None:
     _, cfg = scheduled("yolov3_darknet53", "SOLVER.MAX_EPOCHS", "20")
-    assert cfg.SOLVER.MAX_ITER == math.ceil(20 * VOC0712 / 64)
-    assert cfg.INPUT.CLOSE_ITERS / cfg.SOLVER.MAX_ITER == pytest.approx(20 / 270, abs=1e-3)
+    assert math.ceil(20 * VOC0712 / 64) == cfg.SOLVER.MAX_ITER
+    assert pytest.approx(20 / 270, abs=1e-3) == cfg.INPUT.CLOSE_ITERS / cfg.SOLVER.MAX_ITER
     assert f"closing phase {cfg.INPUT.CLOSE_ITERS}" in describe_schedule(cfg)
 
 
@@ -68,7 +68,7 @@ def test_given_lengths_are_taken_as_given() -> None:
     _, cfg = scheduled("faster_rcnn_R_50_FPN", *options.split())
     assert (cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == ((100, 900), 7)
     _, cfg = scheduled("faster_rcnn_R_50_FPN", "SOLVER.MAX_EPOCHS", "5", "SOLVER.STEPS_EPOCHS", "[1.0]")
-    assert cfg.SOLVER.STEPS == (math.ceil(VOC0712 / 16),)
+    assert (math.ceil(VOC0712 / 16),) == cfg.SOLVER.STEPS
     _, cfg = scheduled("yolov3_darknet53", "SOLVER.MAX_EPOCHS", "20", "INPUT.CLOSE_ITERS", "11")
     assert cfg.INPUT.CLOSE_ITERS == 11
     recipe, cfg = scheduled("faster_rcnn_R_50_FPN", "SOLVER.BASE_LR", "0.01")
