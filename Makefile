@@ -165,9 +165,10 @@ bench: setup ## Measures speed and accuracy against what people use otherwise [B
 	@$(PY) -m tools.bench $(BENCH) $(data)
 
 .PHONY: lint
-lint: setup ## Checks format and rules
+lint: setup ## Checks format, rules and types
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
+	@$(PY) -m mypy .
 
 .PHONY: format
 format: setup ## Formats the code and mends what ruff can

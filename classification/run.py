@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -57,13 +58,9 @@ class Run:
         if recipe.holdout:
             train_birds, self.validation_birds = hold_out(cub.train, recipe.holdout, recipe.seed)
             self.chosen_on = f"{len(self.validation_birds)} images held out of the training split"
-        if recipe.batch_size > len(train_birds) or recipe.batch_size % world_size():
-            raise UserError(
-                f"batch_size={recipe.batch_size}: expected at most the {len(train_birds)} training images and a"
-                f" multiple of the {world_size()} processes: OPTS=batch_size=..."
-            )
+        _check_batch(recipe, len(train_birds))
         check_image_size(recipe.model, model, recipe.image_size)
-        model.to(device, memory_format=torch.channels_last)
+        model.to(device).to(memory_format=torch.channels_last)
         self.card = describe(recipe.model, model, cub.class_names, recipe.image_size, recipe.crop_pct)
         self.prepare = BatchAugmentation(self.card["mean"], self.card["std"])
         stream = build_training_stream(recipe, train_birds)
@@ -158,7 +155,7 @@ class Run:
             is_better = self.best.update(row["validation_top1"], epoch)
             if is_better:
                 self.best_row = {"epoch": epoch, **{key: row[key] for key in row if key.startswith("validation_")}}
-            if is_main_process():
+            if writer:  # in the main process
                 # Rows before the checkpoint, the best before the last: what a kill loses is then done again in full.
                 row = {"iteration": self.trainer.iteration - 1, "epoch": epoch, **row}
                 append_metrics(run, row)
@@ -208,6 +205,18 @@ class Run:
         return build_test_loader(birds, recipe.image_size, recipe.crop_pct, size, recipe.workers, cache)
 
 
+def _check_batch(recipe: Recipe, images: int) -> None:
+    parts = world_size() * recipe.accumulate
+    # Mixup and CutMix pair the images of a process.
+    multiple = math.lcm(parts, 2 * world_size()) if recipe.mixup or recipe.cutmix else parts
+    if recipe.batch_size > images or recipe.batch_size % multiple:
+        raise UserError(
+            f"batch_size={recipe.batch_size}: expected at most the {images} training images and a multiple of "
+            f"{multiple} ({world_size()} processes, accumulate={recipe.accumulate}, pairs for mixup and CutMix):"
+            " OPTS=batch_size=..."
+        )
+
+
 def _read_last(run: Path) -> dict | None:
     path = run / "model_last.pth"
     return read_checkpoint(path) if path.is_file() else None
@@ -244,8 +253,8 @@ def build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict)
         sched=recipe.schedule,
         num_epochs=recipe.epochs,
         # timm would lower the rate one iteration before a milestone.
-        decay_milestones=[milestone + 0.999 / iterations for milestone in recipe.milestones],
-        warmup_epochs=recipe.warmup * recipe.epochs,
+        decay_milestones=[milestone + 0.999 / iterations for milestone in recipe.milestones],  # type: ignore[misc] # as below
+        warmup_epochs=recipe.warmup * recipe.epochs,  # type: ignore[arg-type] # timm counts epochs in fractions too
         warmup_lr=0.0,
         step_on_epochs=False,
         updates_per_epoch=iterations,
@@ -260,7 +269,7 @@ def build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict)
             num_classes=len(card["class_names"]),
         )
     device = next(model.parameters()).device
-    forward = model
+    forward: Callable[[Tensor], Tensor] = model
     if world_size() > 1:
         forward = nn.parallel.DistributedDataParallel(
             model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
@@ -278,5 +287,6 @@ def build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict)
         forward=forward,
         precision=recipe.precision,
         clip_grad=recipe.clip_grad,
+        accumulate=recipe.accumulate,
         seed=recipe.seed,
     )

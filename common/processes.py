@@ -134,6 +134,6 @@ def deferred_interrupt() -> Iterator[InterruptFlag]:
         signal.signal(signal.SIGINT, signal.SIG_IGN if flag and not alone else before)
 
 
-def ignore_interrupt(worker: int = 0) -> None:
-    """Leaves Ctrl-C to the process that waits for this one; a DataLoader's `worker_init_fn`."""
+def ignore_interrupt() -> None:
+    """Leaves Ctrl-C to the process that waits for this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -71,6 +71,9 @@ def add_detection_config(cfg: CfgNode) -> None:
     cfg.SOLVER.WARMUP_EPOCHS = 0.0
     cfg.INPUT.CLOSE_EPOCHS = 0.0
     cfg.TEST.EVAL_EPOCHS = 0.0
+    # Parts in which a process trains on its share of a batch, one after the other: a large batch in little memory. A
+    # recipe is then scaled as for so many times the processes.
+    cfg.SOLVER.ACCUMULATE = 1
     # Exponential moving average of the weights, evaluated and kept in their stead; 0 is off.
     cfg.SOLVER.EMA_DECAY = 0.0
     # Iterations between two rows of metrics.json and lines of the log.
@@ -210,5 +213,9 @@ def refuse_unread(cfg: RecordingCfg, recipe: CfgNode, keys: Iterable[str]) -> No
         value = value_of(cfg, key)
         if value == value_of(recipe, key) or (cfg.was_read(key) and key not in IDLE):
             continue
-        hint = IDLE.get(key) or INSTEAD.get(key) or f"it has no meaning for {cfg.MODEL.META_ARCHITECTURE} here"
+        hint = (
+            IDLE.get(key)
+            or INSTEAD.get(key)
+            or f"{NAMES[cfg.MODEL.META_ARCHITECTURE]} with these settings does not read it"
+        )
         raise UserError(f"{key} {value}: nothing would come of it; {hint}: leave it out")

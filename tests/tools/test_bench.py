@@ -16,7 +16,7 @@ from detection.modeling import build_model
 from detection.voc import VOC_CLASSES
 from detection.yolov3.targets import assign_targets
 from tests.birds import draw_birds
-from tools.bench import classification, faster_rcnn, voc, yolov3
+from tools.bench import classification, faster_rcnn, training_images, voc, yolov3
 from tools.bench.__main__ import main
 from tools.bench.timing import against_rivals, in_turn
 
@@ -180,10 +180,19 @@ def test_random_detections_find_objects(root: Path) -> None:
     assert all((output.pred_boxes.area() > 0).float().mean() > 0.9 for output in outputs)
 
 
-def test_training_images(root: Path) -> None:
-    table = voc.training_images(root, images=2, size=(32, 48))
-    assert len(table) == 3
-    assert (table["images/s"] > 0).all()
+def test_training_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yolov3, "fetch_ultralytics", lambda _: False)
+    table = training_images.training_images(root, images=2, repetitions=1, large=(300, 400), size=(32, 48))
+    reference = "torchvision's reference"
+    assert_compares(table[:6], [reference, "stock Detectron2"] * 2 + [reference] * 2)
+    np.testing.assert_allclose(table["ours, images/s"][:6], 1 / table["ours, s"][:6])
+    assert (table[["ours, MB", "rival, MB"]].loc[[2, 3, 5]] >= 0).all(axis=None)
+    assert table["ours, images/s"][6] > 0
+
+
+def test_the_memory_of_a_run_is_measured() -> None:
+    assert training_images.peak_megabytes(lambda: np.ones(10**7)) == pytest.approx(80, rel=0.2)
+    assert training_images.peak_megabytes(lambda: None) < 5
 
 
 def test_command_line(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:

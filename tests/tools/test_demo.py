@@ -21,7 +21,9 @@ def test_failing_stage_names_its_log_and_the_last_line(tmp_path: Path, bar: tqdm
     log = tmp_path / "log.txt"
     weights = tmp_path / "nothing.pth"
     stage = Stage("evaluating", ["classification.evaluate", str(weights)], 5)
-    with pytest.raises(UserError, match=r"log\.txt: evaluating failed: .*nothing\.pth: no such .*make demo"):
+    with pytest.raises(
+        UserError, match=r"log\.txt: evaluating failed: .*nothing\.pth: no such weights file.*make demo"
+    ):
         run_stage(stage, log, bar)
     assert "error: " in log.read_text()
 

@@ -46,7 +46,15 @@ def test_an_image_has_the_same_detections_alone_and_in_a_batch(tiny):
         assert ours.image_size == tuple(image["image"].shape[1:])
         assert len(ours) == len(theirs) > 0
         torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(ours.pred_boxes.tensor, theirs.pred_boxes.tensor, rtol=1e-4, atol=1e-2)
+        # Rounding may swap two of almost the same score: each must have its like among the others.
+        tables = [
+            torch.cat(
+                [1000 * found.pred_classes[:, None], 1000 * found.scores[:, None], found.pred_boxes.tensor], dim=1
+            )
+            for found in (ours, theirs)
+        ]
+        apart = torch.cdist(*tables, p=torch.inf)
+        assert max(apart.amin(dim=0).max(), apart.amin(dim=1).max()) < 0.03
 
 
 def test_boxes_come_in_the_size_that_was_asked_for(tiny):
