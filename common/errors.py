@@ -51,7 +51,7 @@ def exits_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
                 print(f"interrupted{': ' if str(stop) else ''}{stop}", file=sys.stderr)
             sys.exit(130)
         except Exception as error:
-            line = _one_line(error)
+            line = one_line(error)
             if debug or (line is None and "RANK" not in os.environ):
                 raise
             if line is None or not is_first:
@@ -69,8 +69,8 @@ def _ignore_os_errors(error: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(error)
 
 
-def _one_line(error: Exception) -> str | None:
-    """What to say of an error; None if it is none that a user can mend."""
+def one_line(error: Exception) -> str | None:
+    """What to say of an error, in one line; None if it is none that a user can mend."""
     text = str(error).strip()
     if isinstance(error, UserError):
         # A worker of a DataLoader hands its error on with a traceback in front of the message.
@@ -81,7 +81,7 @@ def _one_line(error: Exception) -> str | None:
         return text.splitlines()[-1] if text else type(error).__name__
     # torch's own class derives from RuntimeError, and its CPU allocator has none.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        asked = next((part for part in re.split(r"[.\n] ?", text) if "llocate" in part), "nothing is left")
+        asked = next((part for part in re.split(r"\.\s|\n", text) if "llocate" in part), "nothing is left")
         return (
             f"out of memory ({asked}); lower the batch or the size of the images: SOLVER.IMS_PER_BATCH, "
             "INPUT.MIN_SIZE_TRAIN, INPUT.SQUARE_SIZES_TRAIN or TEST.IMS_PER_BATCH of a detector, batch_size or "

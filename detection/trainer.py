@@ -253,10 +253,10 @@ class Evaluator:
         self.evaluators = {name: VOCEvaluator(name) for name in entries}
         together = [entry for part in entries.values() for entry in part]
         wanted = cfg.TEST.VALIDATION_LOSS_IMAGES
-        chosen = together[:: -(-len(together) // wanted)] if wanted else []
-        self.labelled_loader: Iterable[list[dict]] = (
-            build_test_loader(cfg, chosen, with_annotations=True) if chosen else []
-        )
+        self.labelled_loader: Iterable[list[dict]] = []
+        if wanted:
+            chosen = together[:: -(-len(together) // wanted)]
+            self.labelled_loader = build_test_loader(cfg, chosen, with_annotations=True)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Evaluates a model without a distributed wrapper.

@@ -6,11 +6,10 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_anchor_generator
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detection.yolov3.darknet import conv_norm_act
+from detection.yolov3.darknet import conv_norm_act, with_norm
 
 # Objects expected in an image of this size, before anything is learned.
 PRIOR_OBJECTS = 8
@@ -89,8 +88,7 @@ class YOLOv3Head(nn.Module):
             level.prediction.bias = nn.Parameter(bias.flatten())
             self.levels.append(level)
             coarser_dim = dim
-        if norm == "SyncBN":
-            self.levels = convert_sync_batchnorm(self.levels)
+        self.levels = with_norm(self.levels, norm, "MODEL.YOLOV3.NORM")
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
