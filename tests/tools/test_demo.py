@@ -39,8 +39,8 @@ def test_begun_run_is_resumed(tmp_path: Path, bar: tqdm) -> None:
 def test_finished_stages_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "demo"
     marks = [tmp_path / "first", tmp_path / "second"]
-    stages = [Stage(mark.name, ["tools.sample_data", "--root", str(mark)], 1) for mark in marks]
-    stages.append(Stage("fails", ["classification.evaluate", "nothing.pth"], 1))
+    stages = [Stage(mark.name, ["venv", "--without-pip", str(mark)], 1) for mark in marks]
+    stages.append(Stage("fails", ["tools.sample_data", "--no-such-option"], 1))
     output.mkdir()
     (output / demo.FINISHED).write_text(json.dumps({"first": stages[0].arguments, "second": ["other arguments"]}))
     monkeypatch.setattr(demo, "plan", lambda _: stages)
