@@ -110,8 +110,7 @@ def test_child_ends_with_its_parent() -> None:
             os.kill(child, 0)
         except ProcessLookupError:
             return
-        with open(f"/proc/{child}/stat") as status:  # dead, but nobody has asked for its exit code
-            if status.read().split()[2] == "Z":
-                return
+        if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":  # dead, but nobody has asked for its exit code
+            return
         time.sleep(0.01)
     pytest.fail("the child lives on")
