@@ -36,8 +36,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CUDA = (
-    "CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which 3.06 GiB is free. "
-    "Including non-PyTorch memory, this process has 76.04 GiB memory in use."
+    "CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which 3.06 GiB is "
+    "free. Including non-PyTorch memory, this process has 76.04 GiB memory in use."
 )
 
 

@@ -74,7 +74,7 @@ def test_both_halves_train_elsewhere(
     platform: str, voc_folder: Path, birds: Path, tiny_opts: list[str], tmp_path: Path
 ) -> None:
     detector = ["--data", str(voc_folder), "--pretrained", "0", "--output", str(tmp_path / "detector"), *tiny_opts]
-    settings = "model=test_resnet pretrained=0 image_size=32 batch_size=2 epochs=1 lr=0.05".split()
+    settings = ["model=test_resnet", "pretrained=0", "image_size=32", "batch_size=2", "epochs=1", "lr=0.05"]
     classifier = ["study", *settings, f"data={birds}", "--output", str(tmp_path / "classifier")]
     words = [*detector, "SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0", "birds", *classifier]
     finished = subprocess.run(
