@@ -13,7 +13,8 @@ from PIL import Image
 from classification.predict import BirdClassifier, newest_weights
 from detection.dataset_mapper import DatasetMapper
 from detection.modeling import load_detector
-from detection.voc import annotation_xml, load_voc_instances
+from detection.voc import load_voc_instances
+from detection.voc_annotations import annotation_xml
 from tests.tools.scenes import draw_scene
 from tools.eval_detections import read_detections
 from tools.predict import main
