@@ -11,6 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import ParamSpec
+
+P = ParamSpec("P")
 
 
 class UserError(Exception):
@@ -21,7 +24,7 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, answered by saving what can be saved first; the message says how to go on."""
 
 
-def exits_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
+def exits_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
     """Wraps a command line's `main`: what a user can mend becomes one line on stderr and an exit code, no traceback.
 
     A `UserError`, an `OSError` (a full disk, a folder that cannot be written) and memory that is not there give exit
@@ -32,7 +35,7 @@ def exits_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
     """
 
     @functools.wraps(main)
-    def wrapped(*args, **kwargs) -> None:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         debug = os.environ.get("DEBUG") == "1"
         if not debug:
             # On a full disk TensorBoard's thread and the handler of log.txt would each print a traceback as well.
@@ -48,7 +51,7 @@ def exits_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
                 print(f"interrupted{': ' if str(stop) else ''}{stop}", file=sys.stderr)
             sys.exit(130)
         except Exception as error:
-            line = _one_line(error)
+            line = one_line(error)
             if debug or (line is None and "RANK" not in os.environ):
                 raise
             if line is None or not is_first:
@@ -66,8 +69,8 @@ def _ignore_os_errors(error: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(error)
 
 
-def _one_line(error: Exception) -> str | None:
-    """What to say of an error; None if it is none that a user can mend."""
+def one_line(error: Exception) -> str | None:
+    """What to say of an error, in one line; None if it is none that a user can mend."""
     text = str(error).strip()
     if isinstance(error, UserError):
         # A worker of a DataLoader hands its error on with a traceback in front of the message.
@@ -76,9 +79,12 @@ def _one_line(error: Exception) -> str | None:
         if error.filename is not None:
             return f"{error.filename}: {error.strerror}; check the path, its permissions and the space on its disk"
         return text.splitlines()[-1] if text else type(error).__name__
-    # torch's own class derives from RuntimeError, and its CPU allocator has none.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        asked = next((part for part in re.split(r"[.\n] ?", text) if "llocate" in part), "nothing is left")
+    # torch's own class derives from RuntimeError; its CPU allocator, and CUDA where it has no size to tell, have none.
+    # A worker that the system killed took too much as well.
+    signs = ("can't allocate memory", "out of memory", "is killed by signal: Killed")
+    if isinstance(error, MemoryError) or any(sign in text for sign in signs):
+        parts = [part.strip(" .") for part in re.split(r"\.\s|\n", text)]
+        asked = next((part for part in parts if "llocate" in part or "killed" in part), "nothing is left")
         return (
             f"out of memory ({asked}); lower the batch or the size of the images: SOLVER.IMS_PER_BATCH, "
             "INPUT.MIN_SIZE_TRAIN, INPUT.SQUARE_SIZES_TRAIN or TEST.IMS_PER_BATCH of a detector, batch_size or "

@@ -63,11 +63,12 @@ def read_shrunk_image(path: str | Path, shrink: int) -> tuple[torch.Tensor, tupl
                 is_whole = data.endswith(b"\xff\xd9")
                 is_plain = header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L")
             if is_plain and is_whole:
-                image = cv2.imdecode(np.frombuffer(data, np.uint8), SHRUNK[shrink])
-                if image is not None and image.shape[:2] == (-(-height // shrink), -(-width // shrink)):
-                    return torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).permute(2, 0, 1), (height, width)
+                small = cv2.imdecode(np.frombuffer(data, np.uint8), SHRUNK[shrink])
+                if small is not None and small.shape[:2] == (-(-height // shrink), -(-width // shrink)):
+                    return torch.from_numpy(cv2.cvtColor(small, cv2.COLOR_BGR2RGB)).permute(2, 0, 1), (height, width)
     image = read_image(path)
-    return image, tuple(image.shape[1:])
+    height, width = image.shape[1:]
+    return image, (height, width)
 
 
 def find_images(names: Sequence[str]) -> list[Path]:

@@ -130,7 +130,8 @@ def deferred_interrupt() -> Iterator[InterruptFlag]:
             raise Interrupted from error
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        # The launcher's own may come when this process is about to end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN if flag and not alone else before)
 
 
 def ignore_interrupt() -> None:

@@ -100,7 +100,8 @@ def build_train_loader(
     workers = worker_count(num_workers)
     return DataLoader(
         stream,
-        batch_sampler=[range(start, start + share) for start in starts],
+        # torch asks for lists, and takes whatever gives numbers.
+        batch_sampler=[range(start, start + share) for start in starts],  # type: ignore[misc]
         num_workers=workers,
         collate_fn=collate_fn,
         pin_memory=torch.cuda.is_available(),

@@ -120,7 +120,7 @@ def _(transform: v2.RandomPhotometricDistort, scene: Scene, rng: np.random.Gener
         return [partial(step, rng.uniform(*bounds))] if rng.random() < transform.p else []
 
     contrast, contrast_before = drawn(_change_contrast, transform.contrast), rng.random() < 0.5
-    steps = [
+    steps: list[Callable] = [
         *drawn(_change_brightness, transform.brightness),
         *(contrast if contrast_before else []),
         *drawn(_change_saturation, transform.saturation),
@@ -229,6 +229,6 @@ def _cover(scene: Scene, quarter: np.ndarray, rng: np.random.Generator) -> Scene
     start = quarter[:2] - rng.integers(scaled - extent, endpoint=True)
     boxes = scene.boxes * np.tile(scaled / size, 2) + np.tile(start, 2)
     middle = centres(boxes)
-    kept = ((quarter[:2] <= middle) & (middle < quarter[2:])).all(axis=1)
+    kept = np.all((quarter[:2] <= middle) & (middle < quarter[2:]), axis=1)
     layer = replace(scene.layers[0], place=np.concatenate([start, start + scaled]), shown=quarter)
     return replace(scene, layers=(layer,), boxes=boxes).cut(quarter, kept)

@@ -1,7 +1,8 @@
 """The configuration of a run: Detectron2's keys and ours beside them, read from files and options, none in vain."""
 
+import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 from fvcore.common.config import BASE_KEY
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.runtime import default_device
 from detection.yolov3.config import add_yolov3_config
 
@@ -27,15 +28,36 @@ IN_EPOCHS = {
     "INPUT.CLOSE_ITERS": "INPUT.CLOSE_EPOCHS",
     "TEST.EVAL_PERIOD": "TEST.EVAL_EPOCHS",
 }
-# Keys that Detectron2 reads and this project makes nothing of, and those for which another stands here.
+# Keys that Detectron2 reads and this project makes nothing of, those that mean nothing while another has such a value,
+# and those for which another stands here.
 IDLE = {
     "INPUT.FORMAT": "images are in RGB",
     "VIS_PERIOD": "make visualize-batches draws training images",
+    "MODEL.MASK_ON": "annotations hold boxes and no masks",
+    "MODEL.KEYPOINT_ON": "annotations hold boxes and no keypoints",
+    "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": "only heads of masks and keypoints train on them",
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES": "annotations hold no frequencies of classes",
+}
+IDLE_WHILE = {
+    "MODEL.RESNETS.DEFORM_MODULATED": ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", ([False] * 4,)),
+    "MODEL.RESNETS.DEFORM_NUM_GROUPS": ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", ([False] * 4,)),
+    "MODEL.RPN.SMOOTH_L1_BETA": ("MODEL.RPN.BBOX_REG_LOSS_TYPE", ("giou", "diou", "ciou")),
+    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": ("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", ("giou", "diou", "ciou")),
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": ("MODEL.ROI_BOX_HEAD.NUM_CONV", (0,)),
+    "MODEL.ROI_BOX_HEAD.NORM": ("MODEL.ROI_BOX_HEAD.NUM_CONV", (0,)),
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", ("value",)),
+    "SOLVER.WARMUP_FACTOR": ("SOLVER.WARMUP_ITERS", (0,)),
+    "SOLVER.WARMUP_METHOD": ("SOLVER.WARMUP_ITERS", (0,)),
+    "INPUT.MIXUP_BETA": ("INPUT.MIXUP_PROB", (0.0,)),
 }
 INSTEAD = {
     "INPUT.RANDOM_FLIP": "INPUT.AUGMENTATIONS lists what is done to an image",
     "INPUT.CROP.ENABLED": "INPUT.AUGMENTATIONS lists what is done to an image",
+    "INPUT.MIN_SIZE_TRAIN": "INPUT.SQUARE_SIZES_TRAIN takes its place",
+    "INPUT.MAX_SIZE_TRAIN": "INPUT.SQUARE_SIZES_TRAIN takes its place",
     "SOLVER.AMP.ENABLED": "MODEL.PRECISION names the type",
+    "SOLVER.REFERENCE_WORLD_SIZE": "the file of a recipe says it; options are taken as they are",
+    "DATASETS.ROOT": "DATA= names the data",
     "OUTPUT_DIR": "runs are below output/",
 }
 
@@ -71,6 +93,9 @@ def add_detection_config(cfg: CfgNode) -> None:
     cfg.SOLVER.WARMUP_EPOCHS = 0.0
     cfg.INPUT.CLOSE_EPOCHS = 0.0
     cfg.TEST.EVAL_EPOCHS = 0.0
+    # Parts in which a process trains on its share of a batch, one after the other: a large batch in little memory. A
+    # recipe is then scaled as for so many times the processes.
+    cfg.SOLVER.ACCUMULATE = 1
     # Exponential moving average of the weights, evaluated and kept in their stead; 0 is off.
     cfg.SOLVER.EMA_DECAY = 0.0
     # Iterations between two rows of metrics.json and lines of the log.
@@ -117,6 +142,8 @@ def read_run_cfg(run: Path, options: Sequence[str] = ()) -> CfgNode:
 def merge_file(cfg: CfgNode, path: Path) -> tuple[CfgNode, list[str]]:
     """Merges a YAML file and the `_BASE_` that it names into `cfg`; a base is looked for beside it, then in `CONFIGS`.
 
+    A length in iterations replaces the same length in epochs, unless the file sets both.
+
     Returns:
         The configuration as its bases make it, and the keys that the file itself sets.
 
@@ -134,12 +161,17 @@ def merge_file(cfg: CfgNode, path: Path) -> tuple[CfgNode, list[str]]:
         beside = path.parent / base
         merge_file(cfg, beside if beside.is_file() else CONFIGS / base)
     from_bases = cfg.clone()
+    _make_floats(leaf, cfg)
     try:
         cfg.merge_from_other_cfg(CfgNode(leaf))
     except Exception as error:  # yacs raises a dozen kinds
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path}: {reason}; expected the keys of detection/config.py and Detectron2") from error
-    return from_bases, list(_flat(leaf))
+    given = list(_flat(leaf))
+    for key in IN_EPOCHS.keys() & given:
+        if IN_EPOCHS[key] not in given:
+            _forget_epochs(cfg, key)
+    return from_bases, given
 
 
 def merge_options(cfg: CfgNode, options: Sequence[str]) -> list[str]:
@@ -160,10 +192,25 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> list[str]:
                 value = f"{value}.0"  # yacs would refuse the integer
             cfg.merge_from_list([key, value])
             if key in IN_EPOCHS:
-                cfg.merge_from_list([IN_EPOCHS[key], [] if key == "SOLVER.STEPS" else 0.0])
+                _forget_epochs(cfg, key)
         except Exception as error:
             raise UserError(f"OPTS: {key} {value}: {str(error).splitlines()[0]}; see detection/config.py") from error
     return list(options[::2])
+
+
+def _make_floats(leaf: dict, cfg: CfgNode) -> None:
+    """Turns whole numbers into floats, in place, where the configuration has floats: yacs would refuse them."""
+    for key, value in leaf.items():
+        known = cfg.get(key)
+        if isinstance(value, dict) and isinstance(known, CfgNode):
+            _make_floats(value, known)
+        elif type(value) is int and isinstance(known, float):
+            leaf[key] = float(value)
+
+
+def _forget_epochs(cfg: CfgNode, key: str) -> None:
+    """Leaves a length to its key in iterations."""
+    cfg.merge_from_list([IN_EPOCHS[key], [] if key == "SOLVER.STEPS" else 0.0])
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
@@ -188,6 +235,11 @@ class RecordingCfg(CfgNode):
         self.__dict__.setdefault("_read", set()).add(name)
         return value
 
+    def __deepcopy__(self, memo: dict) -> CfgNode:
+        """A plain copy. Whoever takes it may read all of it, at any time."""
+        self.__dict__.setdefault("_read", set()).update(self)
+        return CfgNode(dict(self))
+
     def was_read(self, key: str) -> bool:
         """Whether anything has asked for this dotted key."""
         *parents, leaf = key.split(".")
@@ -206,13 +258,36 @@ def refuse_unread(cfg: RecordingCfg, recipe: CfgNode, keys: Iterable[str]) -> No
     Raises:
         UserError: nothing reads one of them, or what reads it makes nothing of it.
     """
+    in_iterations = {epochs: iterations for iterations, epochs in IN_EPOCHS.items()}
     for key in keys:
         value = value_of(cfg, key)
-        if value == value_of(recipe, key) or (cfg.was_read(key) and key not in IDLE):
+        if value == value_of(recipe, key):
             continue
-        hint = (
-            IDLE.get(key)
-            or INSTEAD.get(key)
-            or f"{NAMES[cfg.MODEL.META_ARCHITECTURE]} with these settings does not read it"
-        )
-        raise UserError(f"{key} {value}: nothing would come of it; {hint}: leave it out")
+        hint = IDLE.get(key)
+        if not cfg.was_read(in_iterations.get(key, key)):
+            hint = INSTEAD.get(key) or f"{NAMES[cfg.MODEL.META_ARCHITECTURE]} with these settings does not read it"
+        elif key in IDLE_WHILE:
+            other, idle = IDLE_WHILE[key]
+            if value_of(cfg, other) in idle:
+                hint = f"{other} is {value_of(cfg, other)}"
+        if hint:
+            raise UserError(f"{key} {value}: nothing would come of it; {hint}: leave it out")
+
+
+@contextlib.contextmanager
+def blamed_on(keys: Collection[str]) -> Iterator[None]:
+    """Takes what a library says while something is built for the fault of the keys that the user has set, if any.
+
+    Raises:
+        UserError: an error that is none of the user's by itself.
+    """
+    try:
+        yield
+    except Exception as error:  # each part of Detectron2 has its own way to fail
+        if not keys or one_line(error) is not None:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"OPTS: nothing can be built ({reason[:200]}); expected values that fit together: see detection/config.py "
+            f"and Detectron2's defaults, and leave some out of {', '.join(dict.fromkeys(keys))}"
+        ) from error

@@ -37,8 +37,8 @@ class BatchLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[list[dict]]:
-        for batch in self.loader:
-            yield unpack(*batch, self.device)
+        for rest, tensors in self.loader:
+            yield unpack(rest, tensors, self.device)
 
 
 def pack(samples: Sequence[dict]) -> tuple[list[dict], dict[str, Tensor]]:

@@ -96,14 +96,18 @@ class DatasetMapper:
                 "max_size": cfg.INPUT.MAX_SIZE_TEST,
                 "with_annotations": is_train,
             }
+        # A key that another one replaces is not read, so that it is refused when it is given.
+        squares = cfg.INPUT.SQUARE_SIZES_TRAIN
+        has_closing = squares or cfg.INPUT.MIXUP_PROB or cfg.INPUT.MOSAIC_PROB
+        close = cfg.INPUT.CLOSE_ITERS if has_closing else 0
         return {
             "augmentations": build_augmentations(cfg.INPUT.AUGMENTATIONS, cfg.MODEL.PIXEL_MEAN),
-            "min_sizes": cfg.INPUT.MIN_SIZE_TRAIN,
-            "max_size": cfg.INPUT.MAX_SIZE_TRAIN,
+            "min_sizes": [] if squares else cfg.INPUT.MIN_SIZE_TRAIN,
+            "max_size": 0 if squares else cfg.INPUT.MAX_SIZE_TRAIN,
             "with_annotations": is_train,
-            "square_sizes": cfg.INPUT.SQUARE_SIZES_TRAIN,
+            "square_sizes": squares,
             "closing_size": cfg.INPUT.MIN_SIZE_TEST,
-            "closing_batch": cfg.SOLVER.MAX_ITER - cfg.INPUT.CLOSE_ITERS if cfg.INPUT.CLOSE_ITERS else None,
+            "closing_batch": cfg.SOLVER.MAX_ITER - close if close else None,
             "interpolations": cfg.INPUT.INTERPOLATIONS,
             "fill": cfg.MODEL.PIXEL_MEAN,  # zero for the model, as the padding that makes a batch of images
             "mixup_prob": cfg.INPUT.MIXUP_PROB,
@@ -179,7 +183,7 @@ class DatasetMapper:
 
     def _mix(self, scene: Scene, rng: np.random.Generator) -> Scene:
         def another() -> Scene:
-            return self._open(self.dataset_dicts[rng.integers(len(self.dataset_dicts))])
+            return self._open(self.dataset_dicts[int(rng.integers(len(self.dataset_dicts)))])
 
         if rng.random() < self.mosaic_prob:
             scene = mosaic([scene, another(), another(), another()], rng)

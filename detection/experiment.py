@@ -74,10 +74,12 @@ class Experiment:
         check_classes(cfg, cfg.DATASETS.ROOT)
         num_images = sum(len(DatasetCatalog.get(dataset)) for dataset in cfg.DATASETS.TRAIN)
         resolve_schedule(cfg, self.recipe, self.given, num_images)
-        if cfg.SOLVER.IMS_PER_BATCH % world_size():
+        if cfg.SOLVER.ACCUMULATE < 1:
+            raise UserError(f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: expected 1 or more")
+        if cfg.SOLVER.IMS_PER_BATCH % (world_size() * cfg.SOLVER.ACCUMULATE):
             raise UserError(
                 f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: expected a multiple of the {world_size()} "
-                "processes; give another NGPU or batch"
+                f"processes times SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}; give another NGPU or batch"
             )
         if cfg.SEED < 0:
             raise UserError(f"SEED {cfg.SEED}: expected 0 or more, so that the run can be repeated and resumed")
@@ -101,6 +103,7 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     path = args.config or CONFIGS / f"{leaf_name(args.model, args.recipe)}.yaml"
     cfg = get_cfg()
     bases, given = merge_file(cfg, path)
+    given = [key for key in given if key != "SOLVER.REFERENCE_WORLD_SIZE"]  # it is read before the scaling alone
     name = path.stem
     if not args.config:
         given = []
@@ -112,11 +115,7 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
                 "Its figures say nothing about Pascal VOC. Real data: make datasets, or DATA=path.\n%s",
                 "=" * 100, root, f"Sample-{args.model}.yaml", "=" * 100,
             )  # fmt: skip
-    if cfg.MODEL.META_ARCHITECTURE not in META_ARCHITECTURES[args.model]:
-        raise UserError(
-            f"{path}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, expected "
-            f"{' or '.join(META_ARCHITECTURES[args.model])} here: run the other of train-frcnn and train-yolov3"
-        )
+    _check_meta_architecture(cfg, args.model, path)
     cfg.DATASETS.ROOT = str(root)
     register_voc(root)
     if "DATASETS.TRAIN" not in given:
@@ -128,10 +127,16 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     elif not args.pretrained:
         cfg.MODEL.WEIGHTS = ""
     # The recipe is scaled to the processes; what the user asks for is taken as it is.
-    recipe = scale_to_processes(bases if args.config else cfg.clone(), world_size())
-    cfg = scale_to_processes(cfg, world_size())
-    cfg.MODEL.DEVICE = default_device()
-    return Experiment(cfg, name, recipe, [*given, *_merge_options(cfg, args.opts)])
+    asked = cfg.clone()
+    merge_options(asked, args.opts)
+    processes = world_size() * max(asked.SOLVER.ACCUMULATE, 1)
+    recipe = scale_to_processes(bases if args.config else cfg.clone(), processes)
+    cfg = scale_to_processes(cfg, processes)
+    if "MODEL.DEVICE" not in given:
+        cfg.MODEL.DEVICE = default_device()
+    given += _merge_options(cfg, args.opts)
+    _check_meta_architecture(cfg, args.model, "OPTS")
+    return Experiment(cfg, name, recipe, given)
 
 
 def resumed_experiment(args: argparse.Namespace, run: Path) -> Experiment:
@@ -145,6 +150,8 @@ def resumed_experiment(args: argparse.Namespace, run: Path) -> Experiment:
     recipe.DATASETS.ROOT = args.data or recipe.DATASETS.ROOT
     register_voc(Path(recipe.DATASETS.ROOT))
     cfg = recipe.clone()
+    if args.weights and args.weights != recipe.MODEL.WEIGHTS:
+        raise UserError(f"{args.weights}: {run} goes on from its own model_last.pth; leave WEIGHTS or RESUME=1 out")
     given = _merge_options(cfg, args.opts)
     for key in given:
         old, new = value_of(recipe, key), value_of(cfg, key)
@@ -156,6 +163,15 @@ def resumed_experiment(args: argparse.Namespace, run: Path) -> Experiment:
     check_datasets(cfg)
     check_classes(cfg, run)
     return Experiment(cfg, run.name, recipe, given)
+
+
+def _check_meta_architecture(cfg: CfgNode, model: str, source: object) -> None:
+    expected = META_ARCHITECTURES[model]
+    if cfg.MODEL.META_ARCHITECTURE not in expected:
+        raise UserError(
+            f"{source}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, expected {' or '.join(expected)} "
+            "here: run the other of train-frcnn and train-yolov3"
+        )
 
 
 def _merge_options(cfg: CfgNode, options: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from torch import nn
 from common.runtime import resolve_precision
 from detection import meta_arch as meta_arch  # registers it
 from detection.checkpoint import load_weights
-from detection.config import RecordingCfg, read_run_cfg
+from detection.config import RecordingCfg, blamed_on, read_run_cfg
 from detection.yolov3.darknet import fold_batch_norm
 
 
@@ -37,7 +37,8 @@ def load_detector(weights: Path, options: Sequence[str] = ()) -> tuple[CfgNode, 
         UserError: weights or configuration are missing, broken, or do not fit each other.
     """
     cfg = RecordingCfg(read_run_cfg(weights.parent, options))
-    model = build_model(cfg)
+    with blamed_on(options[::2]):
+        model = build_model(cfg)
     load_weights(model, weights)
     model.eval()
     fold_batch_norm(model, resolve_precision(cfg.MODEL.PRECISION, torch.device(cfg.MODEL.DEVICE)))

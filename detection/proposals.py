@@ -87,10 +87,10 @@ def proposal_recall(
         k -> recall from 0 to 1; nan if there is no ground truth at all.
     """
     # For each ground-truth box, the rank of the first proposal that finds it.
-    ranks = []
+    first_hits = []
     for boxes, targets in zip(proposals, ground_truth, strict=True):
         hits = pairwise_iou(targets, boxes) >= threshold
         first = torch.where(hits.any(dim=1), hits.float().argmax(dim=1) if len(boxes) else 0, torch.inf)
-        ranks.append(first.cpu().numpy())
-    ranks = np.concatenate([np.empty(0), *ranks])
+        first_hits.append(first.cpu().numpy())
+    ranks = np.concatenate([np.empty(0), *first_hits])
     return {k: float((ranks < k).mean()) if len(ranks) else float("nan") for k in RECALL_AT}

@@ -6,6 +6,7 @@ than it is seen, and nothing is made that is cut away later. Rectangles are (x0,
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import cv2
 import numpy as np
@@ -151,7 +152,7 @@ def paint(scene: Scene, height: int, width: int, interpolation: str = "bilinear"
                 cv2.addWeighted(part, 1, target, layer.weight, 0, dst=part)
         for number, (seen, effect) in enumerate(scene.effects[:effects]):
             inside = _slices(_onto(clip(seen, view), view, *size))
-            effect(image, inside, lambda number=number, seen=seen: compose(seen, WHOLE, "nearest", number))
+            effect(image, inside, partial(compose, seen, WHOLE, "nearest", number))
         return image
 
     image = compose(scene.view, (height, width), interpolation, len(scene.effects))
@@ -174,7 +175,7 @@ def _onto(rectangles: np.ndarray, view: np.ndarray, height: int, width: int) -> 
     return (rectangles - view[[0, 1, 0, 1]]) * scale[[0, 1, 0, 1]]
 
 
-def _slices(rectangle: np.ndarray, size: tuple[int, int] | None = None) -> tuple[slice, slice]:
+def _slices(rectangle: np.ndarray, size: Sequence[int] | None = None) -> tuple[slice, slice]:
     """Rows and columns of a rectangle, to whole pixels; with `size`, of an image, at least one of each."""
     x0, y0, x1, y1 = np.rint(rectangle).astype(int).tolist()
     if size:

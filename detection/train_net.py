@@ -13,7 +13,7 @@ from common.errors import UserError, exits_on_user_error
 from common.log import RunLog
 from common.processes import is_main_process, join_processes, leave_processes, on_main_process
 from common.run_folder import create_run_folder, write_atomically, write_results
-from detection.config import LEAF, RecordingCfg, read_run_cfg, refuse_unread
+from detection.config import LEAF, RecordingCfg, blamed_on, read_run_cfg, refuse_unread
 from detection.experiment import (
     check_classes,
     check_datasets,
@@ -41,17 +41,20 @@ def train(args: argparse.Namespace, log: RunLog) -> Path:
         The run folder.
     """
     run = on_main_process(newest_run, args) if args.resume else None
-    has_begun = run is not None and on_main_process(Path.exists, run / "config.yaml")
-    experiment = resumed_experiment(args, run) if has_begun else new_experiment(args)
+    begun = run if run is not None and on_main_process(Path.exists, run / "config.yaml") else None
+    experiment = resumed_experiment(args, begun) if begun is not None else new_experiment(args)
     experiment.resolve()
     cfg = RecordingCfg(experiment.cfg)
     cfg.freeze()
-    trainer = Trainer(cfg, run if has_begun else None)
+    with blamed_on(experiment.given):
+        trainer = Trainer(cfg, begun)
     refuse_unread(cfg, experiment.recipe, experiment.given)
 
-    if trainer.is_finished():
-        logger.info("%s is complete; to go on, RESUME=1 with a larger SOLVER.MAX_EPOCHS or TEST.PATIENCE in OPTS", run)
-        return run
+    if begun is not None and trainer.is_finished():
+        logger.info(
+            "%s is complete; to go on, RESUME=1 with a larger SOLVER.MAX_EPOCHS or TEST.PATIENCE in OPTS", begun
+        )
+        return begun
     if run is None:
         run = on_main_process(create_run_folder, args.output, experiment.name)
     if is_main_process():
@@ -81,8 +84,10 @@ def eval_only(args: argparse.Namespace) -> None:
     if args.data:
         cfg.DATASETS.ROOT = args.data
     register_voc(Path(cfg.DATASETS.ROOT))
-    if args.data and "DATASETS.TEST" not in args.opts:
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = default_splits(Path(args.data))
+    if args.data:
+        cfg.DATASETS.TRAIN, test = default_splits(Path(args.data))
+        if "DATASETS.TEST" not in args.opts[::2]:
+            cfg.DATASETS.TEST = test
     check_datasets(cfg)
     check_classes(cfg, weights)
     evaluator = Evaluator(cfg)

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -14,8 +15,8 @@ from detectron2.engine.hooks import IterationTimer, LRScheduler
 from detectron2.evaluation import inference_on_dataset
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 from tqdm import tqdm
 
 from common.errors import Interrupted, UserError
@@ -56,6 +57,7 @@ class Trainer(SimpleTrainer):
     def __init__(self, cfg: CfgNode, resumed: Path | None = None) -> None:
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self.accumulate = cfg.SOLVER.ACCUMULATE
         self.stop_requested = False
         self.loss_names: list[str] = []
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
@@ -67,7 +69,7 @@ class Trainer(SimpleTrainer):
         else:
             load_state(self.bare_model, last["model"], f"{resumed}/model_last.pth")
         optimizer = build_optimizer(cfg, self.bare_model)
-        device = self.bare_model.device
+        device = next(self.bare_model.parameters()).device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         model = create_ddp_model(
             self.bare_model, broadcast_buffers=False, device_ids=[device.index] if device.type == "cuda" else None
@@ -148,18 +150,30 @@ class Trainer(SimpleTrainer):
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         self.storage.put_scalar("data_time", time.perf_counter() - start)
-        losses = self.model(batch)
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        values = self._accumulate(batch)
         self.grad_scaler.unscale_(self.optimizer)  # since the step clips
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        self.loss_names = list(losses)
-        values = torch.stack([loss.detach().double() for loss in losses.values()])
         if world_size() > 1:
             dist.all_reduce(values)
             values /= world_size()
         self.loss_sum = self.loss_sum + values
+
+    def _accumulate(self, batch: list[dict]) -> Tensor:
+        """Adds up the gradients of the parts of a batch; returns their mean losses, in the order of `loss_names`."""
+        size = len(batch) // self.accumulate
+        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+        values = []
+        for part in parts:
+            # Processes share gradients once, with the last part.
+            is_alone = world_size() == 1 or part is parts[-1]
+            with contextlib.nullcontext() if is_alone else self.model.no_sync():
+                losses = self.model(part)
+                self.grad_scaler.scale(sum(losses.values()) / len(parts)).backward()
+            values.append(torch.stack([loss.detach().double() for loss in losses.values()]))
+        self.loss_names = list(losses)
+        return torch.stack(values).mean(0)
 
     def mean_losses(self, iterations: int) -> dict[str, float]:
         """Means over the processes and the iterations since the last call, and their sum as `total_loss`.
@@ -239,8 +253,10 @@ class Evaluator:
         self.evaluators = {name: VOCEvaluator(name) for name in entries}
         together = [entry for part in entries.values() for entry in part]
         wanted = cfg.TEST.VALIDATION_LOSS_IMAGES
-        chosen = together[:: -(-len(together) // wanted)] if wanted else []
-        self.labelled_loader = build_test_loader(cfg, chosen, with_annotations=True) if chosen else []
+        self.labelled_loader: Iterable[list[dict]] = []
+        if wanted:
+            chosen = together[:: -(-len(together) // wanted)]
+            self.labelled_loader = build_test_loader(cfg, chosen, with_annotations=True)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Evaluates a model without a distributed wrapper.

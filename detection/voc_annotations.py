@@ -100,12 +100,17 @@ def _parse_annotation(path: Path) -> tuple[int, int, list[tuple]]:
         raise UserError(f"{path}: not well-formed XML ({error}); mend the file or fetch it again") from error
     size = root.find("size")
     try:
-        height, width = float(size.find("height").text), float(size.find("width").text)
-    except (AttributeError, TypeError, ValueError) as error:
+        height, width = _number(size, "height"), _number(size, "width")
+    except ValueError as error:
         raise UserError(f"{path}: <size> with <width> and <height> is missing or holds no numbers") from error
     if not (height >= 1 and width >= 1 and height.is_integer() and width.is_integer()):
         raise UserError(f"{path}: the image size is {width:g} x {height:g}; expected two whole numbers above 0")
     return int(height), int(width), [_parse_object(path, obj, height, width) for obj in root.findall("object")]
+
+
+def _number(parent: ElementTree.Element | None, name: str) -> float:
+    """The number in an element's child; a ValueError where there is none."""
+    return float("" if parent is None else parent.findtext(name, ""))
 
 
 def _parse_object(path: Path, obj: ElementTree.Element, height: float, width: float) -> tuple:
@@ -114,9 +119,9 @@ def _parse_object(path: Path, obj: ElementTree.Element, height: float, width: fl
         raise UserError(f"{path}: an <object> has no <name>; expected the name of its class")
     box = obj.find("bndbox")
     try:
-        x0, y0 = float(box.find("xmin").text) - 1, float(box.find("ymin").text) - 1
-        x1, y1 = float(box.find("xmax").text), float(box.find("ymax").text)
-    except (AttributeError, TypeError, ValueError) as error:
+        x0, y0 = _number(box, "xmin") - 1, _number(box, "ymin") - 1
+        x1, y1 = _number(box, "xmax"), _number(box, "ymax")
+    except ValueError as error:
         raise UserError(
             f"{path}: object {name!r} has no <bndbox> with four numbers <xmin>, <ymin>, <xmax> and <ymax>"
         ) from error

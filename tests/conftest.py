@@ -1,10 +1,109 @@
 """Fixtures shared by all tests."""
 
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from tests.pretended_gpu.waits import PretendedGpu
+
 ROOT = Path(__file__).resolve().parent.parent
+
+# Imports once what takes seconds, then forks a real process for each command line that it is told to start.
+FORK_SERVER = """
+import json, os, runpy, sys
+import torch
+import detection.train_net
+import matplotlib.figure, pandas, tqdm.contrib.logging
+for line in sys.stdin:
+    job = json.loads(line)
+    if isinstance(job, int):
+        print(os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]), flush=True)
+        continue
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, job["group"])
+        os.environ.update(job["environment"])
+        os.chdir(job["folder"])
+        torch.seed()  # as another process would have it
+        sys.argv = ["launch", *job["arguments"]]
+        os.dup2(os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+        os.dup2(1, 2)
+        code = 1
+        try:
+            runpy.run_module("tools.launch", run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    print(child, flush=True)
+"""
+
+
+class Process:
+    """A command line that was started; `end` must follow."""
+
+    def __init__(self, server: "ForkServer", number: int, log: Path) -> None:
+        self.server, self.number, self.log = server, number, log
+
+    def end(self) -> tuple[int, str]:
+        """Waits for it; its exit code, -9 being SIGKILL, and what it printed."""
+        return int(self.server.ask(self.number)), self.log.read_text()
+
+
+class ForkServer:
+    """Runs `python -m tools.launch MODULE ...`, each time in a process of its own and without the time of imports."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+        self.server = subprocess.Popen(
+            [sys.executable, "-c", FORK_SERVER],
+            cwd=ROOT,
+            env=environment(PYTHONPATH=str(ROOT)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, question: object) -> str:
+        print(json.dumps(question), file=self.server.stdin, flush=True)
+        return self.server.stdout.readline()
+
+    def start(self, *arguments: str, folder: Path = ROOT, group: int = 0, **variables: str) -> Process:
+        """Starts one in a folder and a process group, its own by default, with further environment variables."""
+        self.count += 1
+        log = self.folder / f"{self.count}.txt"
+        log.touch()
+        job = {"arguments": arguments, "log": str(log), "folder": str(folder), "group": group}
+        return Process(self, int(self.ask({**job, "environment": variables})), log)
+
+    def __call__(self, *arguments: str, **settings) -> tuple[int, str]:
+        """Runs one from start to end."""
+        return self.start(*arguments, **settings).end()
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The variables of a process on one thread, without those that say how a run is launched."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("NGPU", "NNODES", "DEBUG")}
+    return {**inherited, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    server = ForkServer(tmp_path_factory.mktemp("printed"))
+    yield server
+    server.server.stdin.close()
+    server.server.wait()
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +113,12 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real photographs and weights are missing: no folder {folder.name}/ beside the checkout")
     return folder
+
+
+@pytest.fixture
+def gpu() -> "Iterator[PretendedGpu]":
+    """A GPU with real values on a machine that has none, which writes down what it is waited for."""
+    from tests.pretended_gpu import pretended_gpu  # registers a device with torch: only for those who use it
+
+    with pretended_gpu() as gpu:
+        yield gpu

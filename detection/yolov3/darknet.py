@@ -1,6 +1,7 @@
 """Backbones: Darknet-53 or any other timm network with strides 8, 16 and 32, and that of yolov3-tiny."""
 
 import itertools
+from typing import TypeVar
 
 import timm
 import torch
@@ -8,11 +9,25 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.layers import ConvNormAct, convert_sync_batchnorm
+from timm.models import FeatureInfo
 from timm.utils import freeze
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.errors import UserError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def with_norm(module: M, norm: str, key: str) -> M:
+    """The module with its BatchNorms made to what a configuration's `key` says: "BN" or "SyncBN".
+
+    Raises:
+        UserError: it says something else.
+    """
+    if norm not in ("BN", "SyncBN"):
+        raise UserError(f"{key} {norm}: expected BN or SyncBN")
+    return convert_sync_batchnorm(module) if norm == "SyncBN" else module
 
 
 def conv_norm_act(in_channels: int, out_channels: int, kernel_size: int, norm_eps: float) -> ConvNormAct:
@@ -70,23 +85,19 @@ class Darknet(Backbone):
             freeze_at: the stages down to stride 2 ** freeze_at are not trained; 0 trains all.
 
         Raises:
-            UserError: timm does not know the network, or it lacks a stride.
+            UserError: timm does not know the network, or it lacks a stride, or has not what is to be set.
         """
         super().__init__()
         self.bottom_up = _create_features(name)
-        for module in self.bottom_up.modules():
-            if norm_eps is not None and isinstance(module, nn.BatchNorm2d):
-                module.eps = norm_eps
-            if negative_slope is not None and isinstance(module, nn.LeakyReLU):
-                module.negative_slope = negative_slope
-        if norm == "SyncBN":
-            self.bottom_up = convert_sync_batchnorm(self.bottom_up)
+        _set(self.bottom_up, nn.BatchNorm2d, "eps", norm_eps, f"MODEL.DARKNET.NORM_EPS of {name}")
+        _set(self.bottom_up, nn.LeakyReLU, "negative_slope", negative_slope, f"MODEL.DARKNET.NEGATIVE_SLOPE of {name}")
+        self.bottom_up = with_norm(self.bottom_up, norm, "MODEL.DARKNET.NORM")
         if freeze_at:
             stages = [stage for stage, _ in self.bottom_up.named_children()]
-            last = [f["module"] for f in self.bottom_up.feature_info.info if f["reduction"] <= 2**freeze_at][-1]
+            last = [f["module"] for f in _feature_info(self.bottom_up).info if f["reduction"] <= 2**freeze_at][-1]
             freeze(self.bottom_up, stages[: stages.index(last.replace(".", "_")) + 1])
         self._out_features = ["dark3", "dark4", "dark5"]
-        channels = self.bottom_up.feature_info.channels()
+        channels = _feature_info(self.bottom_up).channels()
         self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
         self._out_feature_strides = {"dark3": 8, "dark4": 16, "dark5": 32}
 
@@ -148,8 +159,7 @@ class DarknetTiny(Backbone):
             nn.MaxPool2d(2, stride=1),
             conv_norm_act(512, 1024, 3, norm_eps),
         )
-        if norm == "SyncBN":
-            self.dark4, self.dark5 = convert_sync_batchnorm(self.dark4), convert_sync_batchnorm(self.dark5)
+        self.dark4, self.dark5 = (with_norm(part, norm, "MODEL.DARKNET.NORM") for part in (self.dark4, self.dark5))
         self._out_features = ["dark4", "dark5"]
         self._out_feature_channels = {"dark4": 256, "dark5": 1024}
         self._out_feature_strides = {"dark4": 16, "dark5": 32}
@@ -170,11 +180,29 @@ class DarknetTiny(Backbone):
         return {"dark4": dark4, "dark5": self.dark5(dark4)}
 
 
+def _set(network: nn.Module, layer: type[nn.Module], attribute: str, value: float | None, key: str) -> None:
+    """Sets an attribute of all layers of a type, of which there must be some, unless the value is None."""
+    if value is None:
+        return
+    layers = [module for module in network.modules() if isinstance(module, layer)]
+    if not layers:
+        raise UserError(f"{key}: {value} is given, but the network has no {layer.__name__}: leave it out")
+    for module in layers:
+        setattr(module, attribute, value)
+
+
 def _create_features(name: str) -> nn.Module:
     """The timm network as a list of features with strides 8, 16 and 32."""
     if not timm.is_model(name):
         raise UserError(f"MODEL.DARKNET.NAME is {name!r}, which timm does not know; `darknet53` is the usual one")
-    reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+    reductions = _feature_info(timm.create_model(name, features_only=True)).reduction()
     if not {8, 16, 32} <= set(reductions):
         raise UserError(f"MODEL.DARKNET.NAME is {name!r} with strides {reductions}, expected 8, 16 and 32 among them")
     return timm.create_model(name, features_only=True, out_indices=[reductions.index(s) for s in (8, 16, 32)])
+
+
+def _feature_info(features: nn.Module) -> FeatureInfo:
+    """Channels and strides of a network that timm made with `features_only`."""
+    info = features.feature_info
+    assert isinstance(info, FeatureInfo)
+    return info

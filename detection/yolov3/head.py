@@ -6,11 +6,10 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_anchor_generator
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detection.yolov3.darknet import conv_norm_act
+from detection.yolov3.darknet import conv_norm_act, with_norm
 
 # Objects expected in an image of this size, before anything is learned.
 PRIOR_OBJECTS = 8
@@ -83,13 +82,13 @@ class YOLOv3Head(nn.Module):
             level = YOLOv3Level(shape.channels, coarser_dim, dim, count, num_anchors * (5 + num_classes), norm_eps)
             objectness = PRIOR_OBJECTS / (PRIOR_IMAGE_SIZE / shape.stride) ** 2
             nn.init.normal_(level.prediction.weight, std=0.01)
-            bias = level.prediction.bias.data.zero_().view(num_anchors, 5 + num_classes)
+            bias = torch.zeros(num_anchors, 5 + num_classes)
             bias[:, 4] = math.log(objectness / (1 - objectness))
             bias[:, 5:] = math.log(prior_prob / (1 - prior_prob))
+            level.prediction.bias = nn.Parameter(bias.flatten())
             self.levels.append(level)
             coarser_dim = dim
-        if norm == "SyncBN":
-            self.levels = convert_sync_batchnorm(self.levels)
+        self.levels = with_norm(self.levels, norm, "MODEL.YOLOV3.NORM")
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:

@@ -74,3 +74,36 @@ def tiny_opts() -> list[str]:
         "TEST.VALIDATION_LOSS_IMAGES": 4,
     }
     return [str(word) for pair in options.items() for word in pair]
+
+
+class Detector:
+    """The command line of `detection.train_net` with the tiny folder and network."""
+
+    def __init__(self, server, data: Path, opts: list[str], output: Path) -> None:
+        self.server, self.data, self.opts, self.output = server, data, opts, output
+
+    def arguments(self, output: str, *flags: str, opts: tuple[str, ...] = ()) -> list[str]:
+        """What is given for a run into the folder `output`; flags and options given later count."""
+        words = ["detection.train_net", "--data", str(self.data), "--pretrained", "0"]
+        return [*words, "--output", str(self.output / output), *flags, *self.opts, *opts]
+
+    def __call__(self, output: str, *flags: str, opts: tuple[str, ...] = ()) -> tuple[int, str]:
+        """Trains a new run; the exit code and what was printed."""
+        return self.server(*self.arguments(output, *flags, opts=opts))
+
+    def later(self, output: str, *flags: str, opts: tuple[str, ...] = ()) -> tuple[int, str]:
+        """Resumes or evaluates a run, with no more than the options given here."""
+        return self.server("detection.train_net", "--output", str(self.output / output), *flags, *opts)
+
+
+@pytest.fixture(scope="session")
+def detector(fork_server, voc_folder: Path, tiny_opts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    return Detector(fork_server, voc_folder, tiny_opts, tmp_path_factory.mktemp("detectors"))
+
+
+@pytest.fixture(scope="session")
+def trained(detector: Detector) -> Path:
+    """The run folder of a training that nothing disturbed; not to be changed."""
+    code, printed = detector("undisturbed")
+    assert code == 0, printed
+    return detector.output / "undisturbed" / "faster_rcnn_R_50_FPN"

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from classification.cub import read_cub
-from detection.checkpoint import save_checkpoint
+from common.weights import save_checkpoint
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.modeling import build_model
 from detection.voc import VOC_CLASSES
 from detection.yolov3.targets import assign_targets
+from tests.birds import draw_birds
 from tools.bench import classification, faster_rcnn, training_images, voc, yolov3
 from tools.bench.__main__ import main
 from tools.bench.timing import against_rivals, in_turn
@@ -145,23 +146,8 @@ def test_the_loop_over_objects_assigns_the_same_targets() -> None:
 
 @pytest.fixture(scope="module")
 def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four classes of 40 photographs, a fifth of them for testing."""
-    folder = tmp_path_factory.mktemp("data")
-    cub = folder / "CUB_200_2011"
-    rng = np.random.default_rng(0)
-    names = [f"{1 + number % 4:03d}.Bird_{number % 4}/{number}.jpg" for number in range(160)]
-    for name in names:
-        (cub / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(cub / "images" / name)
-    lines = {
-        "classes.txt": [f"{1 + label} {1 + label:03d}.Bird_{label}" for label in range(4)],
-        "images.txt": [f"{1 + number} {name}" for number, name in enumerate(names)],
-        "image_class_labels.txt": [f"{1 + number} {1 + number % 4}" for number in range(160)],
-        "train_test_split.txt": [f"{1 + number} {int(number % 5 > 0)}" for number in range(160)],
-    }
-    for name, text in lines.items():
-        (cub / name).write_text("\n".join(text) + "\n")
-    return folder
+    """Enough to train on for a batch of timm's script, 128."""
+    return draw_birds(tmp_path_factory.mktemp("data"), train=26, test=8)
 
 
 @pytest.mark.parametrize("name", [classification.OURS, classification.PLAIN, classification.TIMM])
@@ -172,7 +158,7 @@ def test_contenders_of_classification_train(birds: Path, name: str) -> None:
     assert 0 <= training.epoch() <= 100
     assert not torch.equal(training.model.fc.weight, before)
     measured = training.accuracy(cub.test, 32)
-    assert 0 <= measured["test top-1, %"] <= measured["test top-5, %"] == 100  # of four classes
+    assert 0 <= measured["test top-1, %"] <= measured["test top-5, %"] == 100  # of five classes
 
 
 def test_voc_loader(root: Path) -> None:

@@ -6,9 +6,10 @@ import multiprocessing
 import resource
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import pandas as pd
 import torch
@@ -30,10 +31,14 @@ from tools.bench import yolov3
 from tools.bench.faster_rcnn import build_contenders, read_samples
 from tools.bench.timing import against_rivals, in_turn
 
+if TYPE_CHECKING:
+    from ultralytics.data import YOLODataset
+
 RECIPES = {"Faster R-CNN": "faster_rcnn_R_50_FPN", "YOLOv3": "yolov3_darknet53"}
 
 # From a dataset dict to a sample, at random.
 Mapper = Callable[[dict], object]
+T = TypeVar("T")
 
 
 def training_images(
@@ -71,13 +76,11 @@ def training_images(
             rivals: dict[str, Mapper] = {"torchvision's reference": ReferenceMapper(cfg, mapper.square_size)}
             if model == "Faster R-CNN":
                 rivals["stock Detectron2"] = StockDatasetMapper(cfg, True)
-            runs = {"ours": lambda stream=stream: [stream[position] and None for position in range(images)]}
+            runs = {"ours": partial(_map_all, stream.__getitem__, range(images))}
             runs |= {rival: partial(_map_all, mapper, order) for rival, mapper in rivals.items()}
             if model == "YOLOv3" and yolov3.fetch_ultralytics(folder / "pip"):
                 dataset = ultralytics_dataset(records, 416, folder)
-                runs["ultralytics"] = lambda dataset=dataset: [
-                    dataset[index % len(dataset)] and None for index in range(images)
-                ]
+                runs["ultralytics"] = partial(_map_all, dataset.__getitem__, [i % len(dataset) for i in range(images)])
             rows += _compared(f"{model}, {images} photographs", in_turn(runs, repetitions), images)
 
             runs = {
@@ -97,9 +100,9 @@ def _compared(what: str, seconds: dict[str, float], images: int) -> list[dict]:
     return [row | {"ours, images/s": 1 / row["ours, s"]} for row in against_rivals(what, each)]
 
 
-def _map_all(mapper: Mapper, records: Sequence[dict]) -> None:
-    for record in records:
-        mapper(record)
+def _map_all(mapper: Callable[[T], object], items: Iterable[T]) -> None:
+    for item in items:
+        mapper(item)
 
 
 class ReferenceMapper:
@@ -146,7 +149,7 @@ def enlarge(record: dict, path: Path, size: tuple[int, int]) -> dict:
     return record | {"file_name": str(path), "height": size[0], "width": size[1], "annotations": annotations}
 
 
-def ultralytics_dataset(records: Sequence[dict], size: int, folder: Path) -> torch.utils.data.Dataset:
+def ultralytics_dataset(records: Sequence[dict], size: int, folder: Path) -> "YOLODataset":
     """Ultralytics' training images of one size with its default augmentations; needs it importable.
 
     Args:

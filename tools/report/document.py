@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Union
 
@@ -111,12 +112,17 @@ def write_document(out: Path, sections: Sequence[Section], **facts: object) -> N
             if isinstance(picture, Picture):
                 (out / "figures" / picture.name).write_bytes(picture.content)
     templates = FileSystemLoader(Path(__file__).parent)
-    options = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=templates, autoescape=lambda name: bool(name) and "html" in name, **options)
+    environment = Environment(
+        loader=templates,
+        autoescape=lambda name: name is not None and "html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"breakable": _breakable, "cell": _cell}
     for name in ("index.html", "report.md"):
         text = environment.get_template(f"{name}.jinja").render(sections=sections, **facts)
-        write_atomically(out / name, lambda file, text=text: file.write(text.encode()))
+        write_atomically(out / name, methodcaller("write", text.encode()))
 
 
 def _breakable(text: str) -> Markup:

@@ -3,15 +3,17 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
 from PIL import Image
 
 MAX_WIDTH = 1600  # pixels, of a picture taken over
 INK = "#7a7d82"  # legible on white and on near black
 COLORS = ("#3d85c6", "#d9762b", "#4b9b62", "#a06cc0")
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color"), INK),
     **{"axes.grid": True, "grid.color": INK, "grid.alpha": 0.25, "grid.linewidth": 0.6, "axes.titlesize": 10},
     **{"axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 8, "legend.frameon": False},

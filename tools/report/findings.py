@@ -90,7 +90,7 @@ class Findings:
         sweeps: the runs of each sweep.
         grid, pair: of the newest sweep over rates and epochs, and of that from pretrained and random weights.
         birds: the classifier to show: the newest that is no mere source of weights, else the best of the sweeps.
-        detectors, evaluated: the newest run of each, and which of them have an evaluation.
+        detectors, evaluated: the newest run of each, and which of them have an evaluation, each with it.
         problems: what could not be read.
         missing: parts of the report that no run has given, and the commands that would make them.
 
@@ -126,7 +126,7 @@ class Findings:
         self.birds = shown[0] if shown else None
         newest_of = {run.network: run for run in reversed(self.runs)}
         self.detectors = [newest_of[name] for name in dict.fromkeys(DETECTORS.values()) if name in newest_of]
-        self.evaluated = [run for run in self.detectors if run.evaluation]
+        self.evaluated = [(run, run.evaluation) for run in self.detectors if run.evaluation]
 
     def _read_run(self, folder: Path) -> Run | None:
         """The run in a folder, if there is one."""

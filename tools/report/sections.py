@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import yaml
 from common.run_folder import read_sessions
 from tools.report.document import NONE, Block, Commands, Listing, Picture, Section, Table, figure
 from tools.report.figures import draw_curves, shrink
-from tools.report.findings import Findings, Run, finished
+from tools.report.findings import Evaluation, Findings, Run, finished
 
 STUDY_TOP1 = 73.70  # per cent, ResNet-18 from ImageNet weights on the test split of CUB-200-2011
 STUDY_AP = 0.754  # Faster R-CNN R50-FPN, 11 points at IoU 0.5, on VOC07 test
@@ -33,7 +33,7 @@ def compose(found: Findings) -> list[Section]:
     """Writes the report; a section that has nothing to say stays out."""
     sections = []
     for id, title, write, *file in SECTIONS:
-        blocks = found.newest(*file, partial(_blocks, write, found)) if file else _blocks(write, found)
+        blocks = found.newest(file[0], partial(_blocks, write, found)) if file else _blocks(write, found)
         if blocks:
             sections.append(Section(id, title, blocks))
         elif id in LACKING:
@@ -41,7 +41,7 @@ def compose(found: Findings) -> list[Section]:
     return sections
 
 
-def _blocks(write, *arguments: object) -> list[Block]:
+def _blocks(write: Callable[..., Iterator[Block]], *arguments: object) -> list[Block]:
     return [block for block in write(*arguments) if block]
 
 
@@ -55,11 +55,11 @@ def _results(found: Findings) -> Iterator[Block]:
             is_same = {key: run.result.get(key) for key in CUB_TEST} == CUB_TEST
             is_compared = is_same and run.network.partition(".")[0] == "resnet18" and run.start != "random"
             row = [f"{run.network}, {what}", "CUB-200-2011, test" if is_same else run.data(), found.name(run.start)]
-            study = f"{STUDY_TOP1:.2f} %" if is_compared else NONE
+            study: str | float = f"{STUDY_TOP1:.2f} %" if is_compared else NONE
             rows.append([*row, "top-1", f"{run.result['top1']:.2f} %", study])
-    for run in found.evaluated:
-        is_same, means = _is_voc07_test(run), run.evaluation.table.loc["mAP"]
-        data = "VOC07 test" if is_same else run.data(run.evaluation.session)
+    for run, evaluation in found.evaluated:
+        is_same, means = _is_voc07_test(evaluation), evaluation.table.loc["mAP"]
+        data = "VOC07 test" if is_same else run.data(evaluation.session)
         study = STUDY_AP if is_same and run.network == "Faster R-CNN" else NONE
         row = [run.network, data, found.name(run.start)]
         rows.append([*row, "mAP, 11 points", means["AP50_11point"], study])
@@ -192,15 +192,16 @@ def _per_class(found: Findings) -> Iterator[Block]:
         "ap is the average precision at IoU 0.5; gts are objects to find, difficult ones left out; dets all detections."
     ]
     tables: list[Block] = []
-    for run in found.evaluated:
-        session, table = run.evaluation.session, run.evaluation.table
-        if run.network == "Faster R-CNN" and _is_voc07_test(run):
+    for run, evaluation in found.evaluated:
+        session, table = evaluation.session, evaluation.table
+        if run.network == "Faster R-CNN" and _is_voc07_test(evaluation):
             words.append(
                 f"On the same data, VOC07 test, the study's Faster R-CNN has {STUDY_AP:.3f} mAP (11 points), this one "
                 f"{table.loc['mAP', 'AP50_11point']:.3f}. The study's figures by class are not at hand."
             )
         weights = found.name(session.get("weights") or run.path)
-        caption = f"{run.network} on {_split(run)}: {weights}{'' if session else ', last evaluation while training'}."
+        state = "" if session else ", last evaluation while training"
+        caption = f"{run.network} on {_split(run, evaluation)}: {weights}{state}."
         table = table.rename(columns={"AP50_11point": "ap, 11 points", "AP50": "ap, area"}).rename_axis("class")
         tables.append(Table(table.reset_index(), caption, digits=3, strong=[len(table) - 1]))
     if tables:
@@ -212,16 +213,16 @@ def _detector_curves(found: Findings) -> Iterator[Block]:
     losses = {"training": "total_loss", "validation": "validation_loss"}
     precisions = {"AP50, 11 points": "AP50_11point", "AP50, area": "AP50", "AP75": "AP75", "AP 0.50:0.95": "AP"}
     for run in found.detectors:
-        panels = {"loss": losses, "mAP on the test split": precisions}
-        panels = {title: {label: run.points(key) for label, key in keys.items()} for title, keys in panels.items()}
+        parts = {"loss": losses, "mAP on the test split": precisions}
+        panels = {title: {label: run.points(key) for label, key in keys.items()} for title, keys in parts.items()}
         state = "" if run.is_finished else " So far: the run has not finished."
         yield from _curves(panels, f"curves-{_slug(run)}", f"{run.network}, {found.name(run.path)}.{state}")
 
 
 def _pr_curves(found: Findings) -> Iterator[Block]:
-    for run in found.evaluated:
-        caption = f"{run.network} on {_split(run)}, at IoU 0.5."
-        yield from _picture(found, run.evaluation.path / "pr_curves.png", caption, f"pr-curves-{_slug(run)}")
+    for run, evaluation in found.evaluated:
+        caption = f"{run.network} on {_split(run, evaluation)}, at IoU 0.5."
+        yield from _picture(found, evaluation.path / "pr_curves.png", caption, f"pr-curves-{_slug(run)}")
 
 
 def _proposals(found: Findings, path: Path) -> Iterator[Block]:
@@ -345,16 +346,16 @@ def _of_trials(found: Findings, trials: Sequence[Run], columns: dict[str, str]) 
     return pd.DataFrame(rows)[list(columns)].rename(columns=columns)
 
 
-def _is_voc07_test(run: Run) -> bool:
+def _is_voc07_test(evaluation: Evaluation) -> bool:
     """Whether a detector's evaluation was on the official VOC07 test split, to the last object."""
-    return run.evaluation.table["gts"].drop("mAP").to_dict() == VOC07_TEST
+    return evaluation.table["gts"].drop("mAP").to_dict() == VOC07_TEST
 
 
-def _split(run: Run) -> str:
+def _split(run: Run, evaluation: Evaluation) -> str:
     """What a detector was evaluated on."""
-    if _is_voc07_test(run):
+    if _is_voc07_test(evaluation):
         return "VOC07 test"
-    session = run.evaluation.session or (run.sessions or [{}])[-1]
+    session = evaluation.session or (run.sessions or [{}])[-1]
     splits = session.get("test") or run.config.get("DATASETS", {}).get("TEST") or []
     return f"{', '.join(map(str, splits))} of {run.data(session)}"
 

@@ -48,7 +48,9 @@ def test_an_image_has_the_same_detections_alone_and_in_a_batch(tiny):
         torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-4, atol=1e-6)
         # Rounding may swap two of almost the same score: each must have its like among the others.
         tables = [
-            torch.cat([1000 * found.pred_classes[:, None], 1000 * found.scores[:, None], found.pred_boxes.tensor], dim=1)
+            torch.cat(
+                [1000 * found.pred_classes[:, None], 1000 * found.scores[:, None], found.pred_boxes.tensor], dim=1
+            )
             for found in (ours, theirs)
         ]
         apart = torch.cdist(*tables, p=torch.inf)

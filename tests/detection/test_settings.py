@@ -1,0 +1,296 @@
+"""Settings keep their word: lengths of schedules, averaging, configurations of one's own, options of evaluation."""
+
+import copy
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.structures import Instances
+
+from common.errors import UserError
+from common.run_folder import read_metrics
+from detection import config, experiment
+from detection.config import CONFIGS, get_cfg, merge_file, merge_options, read_run_cfg
+from detection.experiment import new_experiment
+from detection.modeling import build_model
+from detection.schedule import describe_schedule, resolve_schedule, scale_to_processes
+from detection.train_net import parse_args
+
+VOC0712 = 16551  # images of VOC07+12
+
+
+def scheduled(leaf: str, *options: str, processes: int = 4, path: Path | None = None) -> tuple[CfgNode, CfgNode]:
+    """The resolved schedules of a recipe and of what the user makes of it, on VOC07+12."""
+    resolved = []
+    for given_path, given_options in ((None, ()), (path, options)):
+        cfg = get_cfg()
+        bases, given = merge_file(cfg, given_path or CONFIGS / f"{leaf}.yaml")
+        recipe = scale_to_processes(bases if given_path else cfg.clone(), processes)
+        cfg = scale_to_processes(cfg, processes)
+        given = [*(given if given_path else []), *merge_options(cfg, given_options)]
+        resolve_schedule(cfg, recipe, given, VOC0712)
+        resolved.append(cfg)
+    return resolved[0], resolved[1]
+
+
+def shares(cfg: CfgNode) -> list[float]:
+    lengths = (*cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS, cfg.INPUT.CLOSE_ITERS)
+    return [length / cfg.SOLVER.MAX_ITER for length in lengths]
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.parametrize("options", ["SOLVER.MAX_EPOCHS 5", "SOLVER.MAX_EPOCHS 29", "SOLVER.MAX_ITER 1000"])
+def test_shorter_run_keeps_the_shares_of_its_recipe(options: str, processes: int) -> None:
+    recipe, cfg = scheduled("faster_rcnn_R_50_FPN", *options.split(), processes=processes)
+    assert len(cfg.SOLVER.STEPS) == 2
+    expected = [9.67 / 14.5, 12.08 / 14.5, 500 * 4 / processes / (14.5 * VOC0712 / (4 * processes)), 0]
+    assert shares(recipe) == pytest.approx(expected, abs=1e-3)
+    assert shares(cfg) == pytest.approx(expected, abs=2e-3)
+    said = describe_schedule(cfg)
+    for part in (f"{cfg.SOLVER.MAX_ITER} iterations", f"at {cfg.SOLVER.STEPS[0]}, {cfg.SOLVER.STEPS[1]}"):
+        assert part in said
+
+
+def test_shorter_yolov3_keeps_the_share_of_its_closing_phase() -> None:
+    _, cfg = scheduled("yolov3_darknet53", "SOLVER.MAX_EPOCHS", "20")
+    assert math.ceil(20 * VOC0712 / 64) == cfg.SOLVER.MAX_ITER
+    assert pytest.approx(20 / 270, abs=1e-3) == cfg.INPUT.CLOSE_ITERS / cfg.SOLVER.MAX_ITER
+    assert f"closing phase {cfg.INPUT.CLOSE_ITERS}" in describe_schedule(cfg)
+
+
+def test_given_lengths_are_taken_as_given() -> None:
+    options = "SOLVER.MAX_ITER 1000 SOLVER.STEPS (100,900) SOLVER.WARMUP_ITERS 7"
+    _, cfg = scheduled("faster_rcnn_R_50_FPN", *options.split())
+    assert (cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == ((100, 900), 7)
+    _, cfg = scheduled("faster_rcnn_R_50_FPN", "SOLVER.MAX_EPOCHS", "5", "SOLVER.STEPS_EPOCHS", "[1.0]")
+    assert (math.ceil(VOC0712 / 16),) == cfg.SOLVER.STEPS
+    _, cfg = scheduled("yolov3_darknet53", "SOLVER.MAX_EPOCHS", "20", "INPUT.CLOSE_ITERS", "11")
+    assert cfg.INPUT.CLOSE_ITERS == 11
+    recipe, cfg = scheduled("faster_rcnn_R_50_FPN", "SOLVER.BASE_LR", "0.01")
+    assert (cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (recipe.SOLVER.STEPS, recipe.SOLVER.WARMUP_ITERS)
+
+
+@pytest.mark.parametrize("length", ["MAX_EPOCHS: 5", "MAX_EPOCHS: 5.0", "MAX_ITER: 5173"])
+def test_leaf_of_ones_own_is_as_short_as_options(tmp_path: Path, length: str) -> None:
+    path = tmp_path / "short.yaml"
+    path.write_text(f"_BASE_: faster_rcnn_R_50_FPN.yaml\nSOLVER:\n  {length}\n")
+    _, expected = scheduled("faster_rcnn_R_50_FPN", "SOLVER.MAX_EPOCHS", "5")
+    _, cfg = scheduled("faster_rcnn_R_50_FPN", path=path)
+    assert cfg.SOLVER.MAX_ITER == expected.SOLVER.MAX_ITER == math.ceil(5 * VOC0712 / 16)
+    assert shares(cfg) == pytest.approx(shares(expected), abs=1e-3)
+
+
+def horizon(cfg: CfgNode) -> float:
+    """Images after which the average has forgotten all but 1 / e."""
+    return -cfg.SOLVER.IMS_PER_BATCH / math.log(cfg.SOLVER.EMA_DECAY)
+
+
+@pytest.mark.parametrize("leaf", ["faster_rcnn_R_50_FPN", "yolov3_darknet53"])
+@pytest.mark.parametrize("processes", [1, 4, 8])
+def test_average_forgets_as_fast_in_images(leaf: str, processes: int) -> None:
+    recipe = get_cfg()
+    merge_file(recipe, CONFIGS / f"{leaf}.yaml")
+    for options in ((), ("SOLVER.IMS_PER_BATCH", "8"), ("SOLVER.IMS_PER_BATCH", "128")):
+        _, cfg = scheduled(leaf, *options, processes=processes)
+        assert horizon(cfg) == pytest.approx(horizon(recipe))
+    _, cfg = scheduled(leaf, "SOLVER.IMS_PER_BATCH", "8", "SOLVER.EMA_DECAY", "0.5", processes=processes)
+    assert cfg.SOLVER.EMA_DECAY == 0.5
+
+
+def prepared(monkeypatch: pytest.MonkeyPatch, data: Path, *words: str, processes: int = 1) -> CfgNode:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    found = new_experiment(parse_args(["--data", str(data), "--pretrained", "0", *words]))
+    found.resolve()
+    return found.cfg
+
+
+@pytest.mark.parametrize("processes", [1, 4, 8])
+def test_command_line_keeps_the_horizon(voc_folder: Path, monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    cfg = prepared(monkeypatch, voc_folder, "SOLVER.IMS_PER_BATCH", "32", processes=processes)
+    assert horizon(cfg) == pytest.approx(-16 / math.log(0.999))
+    cfg = prepared(monkeypatch, voc_folder, processes=processes)
+    assert 4 * processes == cfg.SOLVER.IMS_PER_BATCH
+    assert horizon(cfg) == pytest.approx(-16 / math.log(0.999))
+
+
+def test_device_is_the_one_that_is_given(
+    voc_folder: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with a GPU as well."""
+    monkeypatch.setattr(experiment, "default_device", lambda: "cuda")
+    monkeypatch.setattr(config, "default_device", lambda: "cuda")
+    assert prepared(monkeypatch, voc_folder).MODEL.DEVICE == "cuda"
+    assert prepared(monkeypatch, voc_folder, "MODEL.DEVICE", "cpu").MODEL.DEVICE == "cpu"
+    path = tmp_path / "own.yaml"
+    path.write_text("_BASE_: faster_rcnn_R_50_FPN.yaml\nMODEL:\n  DEVICE: cpu\n")
+    assert prepared(monkeypatch, voc_folder, "--config", str(path)).MODEL.DEVICE == "cpu"
+    assert read_run_cfg(trained).MODEL.DEVICE == "cuda"
+    assert read_run_cfg(trained, ["MODEL.DEVICE", "cpu"]).MODEL.DEVICE == "cpu"
+
+
+def test_mixup_is_refused_where_it_would_teach_wrong(voc_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^INPUT\.MIXUP_PROB 0\.5: Faster R-CNN .*leave it out$"):
+        prepared(monkeypatch, voc_folder, "INPUT.MIXUP_PROB", "0.5")
+
+
+@pytest.mark.parametrize("norm", ["MODEL.DARKNET.NORM", "MODEL.YOLOV3.NORM"])
+def test_norms_that_are_none_are_refused(norm: str) -> None:
+    cfg = get_cfg()
+    merge_file(cfg, CONFIGS / "yolov3_tiny.yaml")
+    merge_options(cfg, [norm, "GN", "MODEL.DEVICE", "cpu"])
+    with pytest.raises(UserError, match=f"^{norm} GN: expected BN or SyncBN$"):
+        build_model(cfg)
+
+
+def detections(run: Path) -> list[dict]:
+    return json.loads((run / "evaluation" / "detections.json").read_text())
+
+
+def test_options_of_an_evaluation_take_effect(detector, trained: Path) -> None:
+    run = detector.output / "evaluated" / trained.name
+    shutil.copytree(trained, run)
+    assert detector.later("evaluated", "--eval-only")[0] == 0
+    before = detections(run)
+    most = max(sum(box["image_id"] == one["image_id"] for box in before) for one in before)
+    assert most > 3
+
+    code, printed = detector.later("evaluated", "--eval-only", opts=("TEST.DETECTIONS_PER_IMAGE", "3"))
+    assert code == 0, printed
+    limited = detections(run)
+    for image in {box["image_id"] for box in before}:
+        scores = sorted((box["score"] for box in before if box["image_id"] == image), reverse=True)
+        kept = [box["score"] for box in limited if box["image_id"] == image]
+        assert sorted(kept, reverse=True) == pytest.approx(scores[:3])
+
+    code, printed = detector.later("evaluated", "--eval-only", opts=("MODEL.ROI_HEADS.NMS_THRESH_TEST", "0.01"))
+    assert code == 0, printed
+    assert len(detections(run)) < len(before)
+
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for options, expected in (
+        (("SOLVER.BASE_LR", "0.5"), "SOLVER.BASE_LR 0.5: nothing would come of it"),
+        (("TEST.PATIENCE", "3"), "TEST.PATIENCE 3: nothing would come of it"),
+        (("INPUT.FORMAT", "BGR"), "INPUT.FORMAT BGR: nothing would come of it"),
+        (("MODEL.FPN.OUT_CHANNELS", "32"), "does not fit the model"),
+    ):
+        code, printed = detector.later("evaluated", "--eval-only", opts=options)
+        assert code == 2, printed
+        assert expected in printed.splitlines()[-1]
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+
+
+def own_leaf(path: Path, opts: list[str], base: str = "faster_rcnn_R_50_FPN") -> Path:
+    """A YAML file over a base of the repository, with the options as its own."""
+    leaf: dict = {"_BASE_": f"{base}.yaml"}
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        *sections, name = key.split(".")
+        node = leaf
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[name] = yaml.safe_load(value.replace("(", "[").replace(",)", "]").replace(")", "]"))
+    path.write_text(yaml.safe_dump(leaf))
+    return path
+
+
+def test_leaf_of_ones_own_trains_evaluates_and_resumes(detector, fork_server, tiny_opts, tmp_path: Path) -> None:
+    # A leaf is a recipe; with 0 it is written for no number of processes, and is taken as it is by any.
+    short = ["SOLVER.MAX_ITER", "4", "SOLVER.STEPS", "[]", "SOLVER.REFERENCE_WORLD_SIZE", "0"]
+    path = own_leaf(tmp_path / "my narrow net.yaml", [*tiny_opts, *short])
+    common = ("detection.train_net", "--config", str(path), "--output", str(tmp_path / "runs"))
+    code, printed = fork_server(*common, "--data", str(detector.data), "--pretrained", "0")
+    assert code == 0, printed
+    run = tmp_path / "runs" / path.stem
+    assert [folder.name for folder in (tmp_path / "runs").iterdir()] == [path.stem]
+    assert read_metrics(run)[-1]["iteration"] == 3
+    assert read_run_cfg(run).MODEL.FPN.OUT_CHANNELS == 16
+
+    code, printed = fork_server(*common, "--eval-only")
+    assert code == 0, printed
+    assert (run / "evaluation" / "evaluation.json").exists()
+    code, printed = fork_server(*common, "--resume", "SOLVER.MAX_ITER", "6")
+    assert code == 0, printed
+    assert read_metrics(run)[-1]["iteration"] == 5
+
+
+def test_leaf_that_sets_what_nothing_reads_is_refused(detector, fork_server, tmp_path: Path) -> None:
+    path = own_leaf(tmp_path / "own.yaml", ["INPUT.FORMAT", "BGR", "SOLVER.MAX_ITER", "1"])
+    words = ("--config", str(path), "--output", str(tmp_path / "runs"), "--data", str(detector.data))
+    code, printed = fork_server("detection.train_net", *words, "--pretrained", "0", *detector.opts)
+    assert code == 2, printed
+    assert "INPUT.FORMAT BGR: nothing would come of it" in printed.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_leaf_of_the_other_detector_is_refused(detector, fork_server, tmp_path: Path) -> None:
+    path = own_leaf(tmp_path / "own.yaml", ["SOLVER.MAX_ITER", "1"], base="yolov3_darknet53")
+    words = ("--model", "faster_rcnn", "--config", str(path), "--output", str(tmp_path / "runs"))
+    code, printed = fork_server("detection.train_net", *words, "--data", str(detector.data))
+    assert code == 2, printed
+    assert f"{path}: MODEL.META_ARCHITECTURE is YOLOv3, expected FasterRCNN" in printed.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_yolov3_tiny_trains(detector, fork_server, tmp_path: Path) -> None:
+    words = ("--model", "yolov3", "--config", str(CONFIGS / "yolov3_tiny.yaml"), "--output", str(tmp_path))
+    options = "SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 1 INPUT.SQUARE_SIZES_TRAIN [64] INPUT.MIN_SIZE_TEST 64"
+    more = "INPUT.MAX_SIZE_TEST 64 DATALOADER.NUM_WORKERS 0 TEST.VALIDATION_LOSS_IMAGES 0"
+    words = (*words, "--data", str(detector.data), *options.split(), *more.split())
+    code, printed = fork_server("detection.train_net", *words)
+    assert code == 0, printed
+    assert [row["iteration"] for row in read_metrics(tmp_path / "yolov3_tiny")] == [0]
+    assert "validation_loss" not in read_metrics(tmp_path / "yolov3_tiny")[0]
+
+
+@pytest.mark.parametrize("flag", ["train", "--eval-only"])
+def test_split_without_objects_is_refused_first(detector, trained: Path, voc_folder: Path, tmp_path, flag: str) -> None:
+    """Objects that are all difficult count for nothing either."""
+    data = tmp_path / "data"
+    shutil.copytree(voc_folder, data)
+    for path in (data / "Annotations").glob("test_*.xml"):
+        path.write_text(path.read_text().replace("<difficult>0", "<difficult>1"))
+    if flag == "train":
+        code, printed = detector("without objects", "--data", str(data))
+        assert not (detector.output / "without objects").exists()
+    else:
+        weights = str(trained / "model_best.pth")
+        code, printed = detector.later("undisturbed", "--eval-only", "--weights", weights, "--data", str(data))
+        assert not (trained / "evaluation").exists()
+    assert code == 2, printed
+    assert f"{data}: voc_test has no object to be found" in printed.splitlines()[-1]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("model", ["faster_rcnn", "yolov3"])
+def test_copied_model_is_a_copy(model: str, precision: str, tiny_opts: list[str]) -> None:
+    cfg = get_cfg()
+    if model == "yolov3":
+        merge_file(cfg, CONFIGS / "yolov3_tiny.yaml")
+        merge_options(cfg, ["MODEL.YOLOV3.SCORE_THRESH_TEST", "0.000001"])
+    else:
+        merge_file(cfg, CONFIGS / "faster_rcnn_R_50_FPN.yaml")
+        merge_options(cfg, [*tiny_opts, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0001"])
+    merge_options(cfg, ["MODEL.DEVICE", "cpu", "MODEL.PRECISION", precision])
+    torch.manual_seed(0)
+    original = build_model(cfg).eval()
+    images = [{"image": torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)}]
+
+    def found(network: torch.nn.Module) -> list[torch.Tensor]:
+        with torch.no_grad():
+            instances: Instances = network(images)[0]["instances"]
+        return [instances.pred_boxes.tensor, instances.scores, instances.pred_classes]
+
+    before = found(original)
+    assert len(before[1])
+    twin = copy.deepcopy(original)
+    assert all(torch.equal(one, two) for one, two in zip(before, found(twin), strict=True))
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert all(torch.equal(one, two) for one, two in zip(before, found(original), strict=True))
+    after = found(twin)
+    assert any(one.shape != two.shape or not torch.equal(one, two) for one, two in zip(before, after, strict=True))
