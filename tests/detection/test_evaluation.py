@@ -327,7 +327,7 @@ def feed(evaluator: VOCEvaluator, records: list[dict], detections: Detections, i
 
 def test_evaluator_gathers_what_the_model_says(registered: Callable, tmp_path: Path):
     records, detections = scene(seed=7)
-    evaluator = VOCEvaluator(registered(records), tmp_path)
+    evaluator = VOCEvaluator(registered(records))
     feed(evaluator, records, detections, [0, 1, 2])
     evaluator.reset()
     feed(evaluator, records, detections, list(range(1, len(records))))  # all but one image
@@ -338,6 +338,7 @@ def test_evaluator_gathers_what_the_model_says(registered: Callable, tmp_path: P
     assert set(result["bbox"]) == {"AP50_11point", "AP50", "AP75", "AP"}
     # Single precision keeps the order and the ties of these scores and every digit of these boxes.
     assert result["bbox"] == pytest.approx(expected.metrics)
+    evaluator.write(tmp_path)
     assert json.loads((tmp_path / "evaluation.json").read_text())["AP"] == result["bbox"]["AP"]
 
 
@@ -368,9 +369,10 @@ def test_detections_file_is_in_coco_results_form(registered: Callable, tmp_path:
         image.append(np.full(12, number))
     score = rng.permutation(30 * 12) / 360
     detections = Detections(np.concatenate(image), np.concatenate(category), score, np.concatenate(box))
-    evaluator = VOCEvaluator(registered(records), tmp_path)
+    evaluator = VOCEvaluator(registered(records))
     feed(evaluator, records, detections, list(range(30)))
     evaluator.evaluate()
+    evaluator.write(tmp_path)
 
     truth = COCO()
     boxes = [(record["image_id"], a["category_id"] + 1, a["bbox"]) for record in records for a in record["annotations"]]
@@ -407,10 +409,11 @@ def evaluate_in_two_processes(rank: int, folder: Path) -> None:
     comm.create_local_process_group(2)
     records, detections = scene(seed=7)
     register("shared_out", records)
-    evaluator = VOCEvaluator("shared_out", folder / str(rank))
+    evaluator = VOCEvaluator("shared_out")
     images = list(range(rank, len(records), 2))
     feed(evaluator, records, detections, [*images, 1])  # a sampler that pads gives both processes image 1
     (folder / f"result{rank}.json").write_text(json.dumps(evaluator.evaluate()))
+    evaluator.write(folder / str(rank))
     torch.distributed.destroy_process_group()
 
 
