@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Imports once what takes seconds, then forks a real process for each command line that it is told to start.
 FORK_SERVER = """
-import json, os, runpy, sys
+import json, os, resource, runpy, sys
 import torch
 import detection.train_net
 import matplotlib.figure, pandas, tqdm.contrib.logging
@@ -35,6 +35,8 @@ for line in sys.stdin:
         sys.argv = ["launch", *job["arguments"]]
         os.dup2(os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
         os.dup2(1, 2)
+        if job["largest_file"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"],) * 2)
         code = 1
         try:
             runpy.run_module("tools.launch", run_name="__main__")
@@ -79,12 +81,23 @@ class ForkServer:
         print(json.dumps(question), file=self.server.stdin, flush=True)
         return self.server.stdout.readline()
 
-    def start(self, *arguments: str, folder: Path = ROOT, group: int = 0, **variables: str) -> Process:
-        """Starts one in a folder and a process group, its own by default, with further environment variables."""
+    def start(
+        self, *arguments: str, folder: Path = ROOT, group: int = 0, largest_file: int = 0, **variables: str
+    ) -> Process:
+        """Starts one.
+
+        Args:
+            arguments: the module and its command line.
+            folder: where it runs.
+            group: its process group; 0 is its own.
+            largest_file: bytes that it may write to a file, as on a disk that is almost full; 0 is no limit.
+            variables: of the environment, besides `environment`.
+        """
         self.count += 1
         log = self.folder / f"{self.count}.txt"
         log.touch()
         job = {"arguments": arguments, "log": str(log), "folder": str(folder), "group": group}
+        job["largest_file"] = largest_file
         return Process(self, int(self.ask({**job, "environment": variables})), log)
 
     def __call__(self, *arguments: str, **settings) -> tuple[int, str]:

@@ -1,39 +1,15 @@
 """Ctrl-C in one and in two processes, and two machines that share no disk: every run ends as the undisturbed one."""
 
-import json
 import os
 import re
 import signal
 import socket
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-NAME = "faster_rcnn_R_50_FPN"
-
-
-def rows(run: Path) -> list[dict]:
-    """Rows of metrics.json without the times."""
-    lines = (run / "metrics.json").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if "time" not in key} for line in lines]
-
-
-def assert_same(run: Path, expected: Path) -> None:
-    assert rows(run) == rows(expected)
-    for name in ("model_last.pth", "model_best.pth"):
-        one, two = (torch.load(folder / name, weights_only=True) for folder in (run, expected))
-        assert one["model"].keys() == two["model"].keys()
-        assert all(torch.equal(value, two["model"][key]) for key, value in one["model"].items())
-
-
-def wait_for_rows(run: Path, count: int = 1) -> None:
-    deadline = time.monotonic() + 200
-    metrics = run / "metrics.json"
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+from tests.detection.runs import NAME, assert_same, wait_for_rows
 
 
 def assert_interrupted(run: Path, outcome: tuple[int, str]) -> None:
