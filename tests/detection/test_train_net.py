@@ -124,6 +124,7 @@ def test_two_machines(detector) -> None:
     (run,) = (detector.output / "machines").iterdir()
     assert run.name == NAME
     assert [row["iteration"] for row in rows(run)] == [2, 3]
+    assert yaml.safe_load((run / "config.yaml").read_text())["SOLVER"]["REFERENCE_WORLD_SIZE"] == 2
 
     # What the two processes measured together is what one process measures: images, BatchNorm and all.
     code, alone = detector.later("machines", "--eval-only")
