@@ -158,8 +158,11 @@ def merge_file(cfg: CfgNode, path: Path) -> tuple[CfgNode, list[str]]:
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{path}: is no YAML of keys and values ({str(error).splitlines()[0]})") from error
     for base in [bases] if isinstance(bases, str) else bases:
-        beside = path.parent / base
-        merge_file(cfg, beside if beside.is_file() else CONFIGS / base)
+        places = [place for place in (path.parent / base, CONFIGS / base) if place.resolve() != path.resolve()]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            raise UserError(f"{path}: {BASE_KEY} {base}: no such file, expected one beside it or in {CONFIGS}")
+        merge_file(cfg, found)
     from_bases = cfg.clone()
     _make_floats(leaf, cfg)
     try:

@@ -6,14 +6,17 @@ import pytest
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from fvcore.nn import smooth_l1_loss
+from torchvision.transforms import v2
 
 from common.errors import UserError
-from detection.config import CONFIGS, LEAF, get_cfg, leaf_name, merge_file, merge_options, read_run_cfg, resolve_epochs
+from detection.augmentation import build_augmentations
+from detection.config import CONFIGS, LEAF, get_cfg, leaf_name, merge_file, merge_options, read_run_cfg
 from detection.modeling import build_model
+from detection.schedule import resolve_schedule, scale_to_processes
 
 LEAVES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if not path.stem.startswith(("Base-", "Sample-")))
 RECIPES = ("best", "study")
@@ -21,9 +24,9 @@ RECIPES = ("best", "study")
 
 def read(*names: str) -> CfgNode:
     cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
     for name in names:
         merge_file(cfg, CONFIGS / f"{name}.yaml")
-    cfg.MODEL.DEVICE = "cpu"
     return cfg
 
 
@@ -76,7 +79,7 @@ def test_builds_and_takes_a_step(names: tuple[str, ...]) -> None:
 def test_rate_starts_low_and_ends_lower(names: tuple[str, ...]) -> None:
     """The schedule of every recipe, for the 16,551 images of VOC07+12, warms up to its rate and decays."""
     cfg = read(*names)
-    resolve_epochs(cfg, 16551)
+    resolve_schedule(cfg, cfg.clone(), [], 16551)
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=cfg.SOLVER.BASE_LR)
     scheduler = build_lr_scheduler(cfg, optimizer)
@@ -95,16 +98,15 @@ def test_leaf_names_have_files() -> None:
 
 
 def test_the_study_is_the_study() -> None:
-    """What the study states: L1 and cross-entropy, flips only, at most 10 epochs, 8 images a GPU on 4 GPUs."""
+    """What the study states: L1 and flips only, and it stops when nothing rises; its batch and length are below."""
     cfg = read("faster_rcnn_R_50_FPN_study")
-    assert cfg.MODEL.WEIGHTS == "torchvision://ResNet50_Weights.IMAGENET1K_V1"
-    assert cfg.INPUT.AUGMENTATIONS == ["RandomHorizontalFlip"]
-    assert cfg.SOLVER.IMS_PER_BATCH / cfg.SOLVER.REFERENCE_WORLD_SIZE == 8
-    assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 4
-    assert cfg.SOLVER.MAX_EPOCHS == 10
+    (flip,) = build_augmentations(cfg.INPUT.AUGMENTATIONS)
+    assert isinstance(flip, v2.RandomHorizontalFlip)
     assert cfg.TEST.PATIENCE > 0
     for head in (cfg.MODEL.RPN, cfg.MODEL.ROI_BOX_HEAD):
-        assert head.SMOOTH_L1_BETA == 0  # L1 is smooth L1 without the smooth part
+        assert head.BBOX_REG_LOSS_TYPE == "smooth_l1"
+        distances = torch.tensor([0.001, 0.5, 3.0])
+        assert torch.equal(smooth_l1_loss(distances, torch.zeros(3), head.SMOOTH_L1_BETA), distances)
 
 
 def test_epochs_become_iterations() -> None:
@@ -112,30 +114,30 @@ def test_epochs_become_iterations() -> None:
     cfg.SOLVER.IMS_PER_BATCH = 16
     cfg.SOLVER.MAX_EPOCHS, cfg.SOLVER.STEPS_EPOCHS, cfg.SOLVER.WARMUP_EPOCHS = 10.0, [8.0, 9.5, 11.0], 0.5
     cfg.TEST.EVAL_EPOCHS = 1.0
-    resolve_epochs(cfg, 16551)
+    resolve_schedule(cfg, cfg.clone(), [], 16551)
     # 16551 / 16 = 1034.4375
     assert cfg.SOLVER.MAX_ITER == 10345
     assert cfg.SOLVER.STEPS == (8276, 9828)  # and none after the end
     assert cfg.SOLVER.WARMUP_ITERS == 518
     assert cfg.TEST.EVAL_PERIOD == 1035
     before = cfg.dump()
-    resolve_epochs(cfg, 7)  # of a saved configuration: nothing is left to resolve
+    resolve_schedule(cfg, cfg.clone(), [], 16551)  # of a saved configuration, which a resumed run resolves again
     assert cfg.dump() == before
 
 
 def test_warm_up_is_cut_to_the_length() -> None:
     cfg = get_cfg()
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.STEPS = 20, 500, (10, 30)
-    resolve_epochs(cfg, 100)
+    resolve_schedule(cfg, cfg.clone(), [], 100)
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.STEPS) == (20, 20, (10,))
 
 
 @pytest.mark.parametrize(("gpus", "batch", "rate"), [(1, 8, 0.01), (2, 16, 0.02), (4, 32, 0.04), (8, 64, 0.08)])
 def test_recipes_scale_with_the_processes(gpus: int, batch: int, rate: float) -> None:
-    cfg = DefaultTrainer.auto_scale_workers(read("faster_rcnn_R_50_FPN_study"), gpus)
+    cfg = scale_to_processes(read("faster_rcnn_R_50_FPN_study"), gpus)
     assert batch == cfg.SOLVER.IMS_PER_BATCH
     assert pytest.approx(rate) == cfg.SOLVER.BASE_LR
-    resolve_epochs(cfg, 16551)
+    resolve_schedule(cfg, cfg.clone(), [], 16551)
     # Ten epochs stay ten epochs.
     assert cfg.SOLVER.MAX_ITER * batch == pytest.approx(10 * 16551, rel=1e-3)
     assert 500 * 32 / batch == cfg.SOLVER.WARMUP_ITERS
@@ -143,10 +145,11 @@ def test_recipes_scale_with_the_processes(gpus: int, batch: int, rate: float) ->
 
 def test_options_win_over_epochs() -> None:
     cfg = read("faster_rcnn_R_50_FPN_study")
-    merge_options(
+    recipe = cfg.clone()
+    given = merge_options(
         cfg, ["SOLVER.MAX_ITER", "20", "SOLVER.STEPS", "(15,)", "TEST.EVAL_PERIOD", "10", "SOLVER.WARMUP_ITERS", "5"]
     )
-    resolve_epochs(cfg, 16551)
+    resolve_schedule(cfg, recipe, given, 16551)
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.TEST.EVAL_PERIOD, cfg.SOLVER.WARMUP_ITERS) == (20, (15,), 10, 5)
 
 
@@ -180,7 +183,8 @@ def test_wrong_options(options: list[str], expected: str) -> None:
         ("SOLVER:\n  MAX_ITER: many\n", "Type mismatch"),
         ("SOLVER: [\n", "broken.yaml"),
         ("just text\n", "broken.yaml"),
-        ("_BASE_: nowhere.yaml\n", "nowhere.yaml"),
+        ("_BASE_: nowhere.yaml\n", "_BASE_ nowhere.yaml: no such file"),
+        ("_BASE_: broken.yaml\n", "_BASE_ broken.yaml: no such file"),  # itself
         ("SOLVER: !!python/object/apply:os.system ['true']\n", "broken.yaml"),
     ],
 )
@@ -193,6 +197,15 @@ def test_wrong_files(tmp_path: Path, text: str, expected: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_leaf_may_have_the_name_of_the_one_it_builds_on(tmp_path: Path) -> None:
+    path = tmp_path / "yolov3_tiny.yaml"
+    path.write_text("_BASE_: yolov3_tiny.yaml\nSOLVER:\n  MAX_ITER: 5\n")
+    cfg = read()
+    from_bases, given = merge_file(cfg, path)
+    assert from_bases == read("yolov3_tiny")
+    assert (given, cfg.SOLVER.MAX_ITER) == (["SOLVER.MAX_ITER"], 5)
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.yaml: no such file"):
         read_run_cfg(tmp_path)
@@ -201,7 +214,7 @@ def test_missing_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_saved_configuration_reads_back_the_same(tmp_path: Path, leaf: str) -> None:
     cfg = read(leaf)
-    resolve_epochs(cfg, 1000)
+    resolve_schedule(cfg, cfg.clone(), [], 1000)
     (tmp_path / "config.yaml").write_text(cfg.dump())
     again = read_run_cfg(tmp_path)
     again.MODEL.DEVICE = "cpu"

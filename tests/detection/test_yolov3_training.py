@@ -13,16 +13,18 @@ from detectron2.structures import Boxes, Instances
 from safetensors.torch import save_file
 
 from common.errors import UserError
-from common.run_folder import read_metrics
+from common.run_folder import create_run_folder, read_metrics
 from detection.checkpoint import load_initial_weights
 from detection.config import CONFIGS, get_cfg, merge_file, merge_options
+from detection.experiment import Experiment
 from detection.modeling import build_model
-from detection.train_net import Trainer, set_classes
+from detection.trainer import Trainer
 from detection.voc import default_splits, register_voc
 from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform
 from detection.yolov3.darknet_weights import write_darknet_weights
 from detection.yolov3.losses import YOLOv3Loss
 from detection.yolov3.targets import Grid, assign_targets
+from tests.detection.runs import assert_same
 
 BACKBONE = "resnet10t"  # the smallest of timm's networks with all strides
 TINY = {
@@ -61,12 +63,11 @@ def trained_on(voc_folder: Path) -> Path:
     return voc_folder
 
 
-def make_trainer(cfg: CfgNode, run: Path, data: Path, resume: bool = False) -> Trainer:
+def make_trainer(cfg: CfgNode, data: Path, resumed: Path | None = None) -> Trainer:
     cfg.DATASETS.ROOT = str(data)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = default_splits(data)
-    set_classes(cfg)
-    run.mkdir(exist_ok=True)
-    return Trainer(cfg, run, resume)
+    Experiment(cfg, "run", cfg.clone()).resolve()
+    return Trainer(cfg, resumed)
 
 
 @pytest.mark.parametrize(
@@ -82,14 +83,16 @@ def make_trainer(cfg: CfgNode, run: Path, data: Path, resume: bool = False) -> T
 def test_every_recipe_takes_a_step(names: tuple[str, ...], trained_on: Path, tmp_path: Path) -> None:
     """The recipe's own augmentation, losses and schedule on a small network and images; evaluated and saved."""
     narrow = {} if names == ("yolov3_tiny",) else {key.replace(".", "__"): value for key, value in NARROW.items()}
-    trainer = make_trainer(make_cfg(*names, **narrow), tmp_path, trained_on)
+    trainer = make_trainer(make_cfg(*names, **narrow), trained_on)
     before = {name: value.clone() for name, value in trainer.bare_model.named_parameters()}
-    trainer.train()
+    trainer.train(tmp_path)
     # From the first layer to the last; a fresh ResNet's blocks pass nothing on but their shortcut.
     first = next(iter(before))
     still = [name for name, value in trainer.bare_model.named_parameters() if torch.equal(value, before[name])]
     assert [name for name in still if name == first or name.startswith("head.")] == []
     (row,) = read_metrics(tmp_path)
+    parts = [row[name] for name in ("loss_xy", "loss_wh", "loss_objectness", "loss_cls")]
+    assert row["total_loss"] == pytest.approx(sum(parts))
     assert {"loss_xy", "loss_wh", "loss_objectness", "loss_cls", "validation_loss", "AP50_11point"} <= row.keys()
     assert (tmp_path / "model_best.pth").exists()
 
@@ -117,27 +120,38 @@ def test_resume_is_exact_with_everything_on(trained_on: Path, tmp_path: Path) ->
         **{key.replace(".", "__"): value for key, value in NARROW.items()},
     }
     cfg = make_cfg("yolov3_darknet53", **options)
-    make_trainer(cfg.clone(), tmp_path / "whole", trained_on).train()
-    interrupted = make_trainer(cfg.clone(), tmp_path / "parts", trained_on)
+    whole, parts = (create_run_folder(tmp_path, name) for name in ("whole", "parts"))
+    make_trainer(cfg.clone(), trained_on).train(whole)
+    interrupted = make_trainer(cfg.clone(), trained_on)
     interrupted.register_hooks([StopAfter(4)])
     with pytest.raises(KeyboardInterrupt):
-        interrupted.train()
-    resumed = make_trainer(cfg.clone(), tmp_path / "parts", trained_on, resume=True)
+        interrupted.train(parts)
+    resumed = make_trainer(cfg.clone(), trained_on, parts)
     assert resumed.start_iter == 4
-    resumed.train()
+    resumed.train(parts)
+    assert_same(parts, whole)
 
-    def rows(run: Path) -> list[dict]:
-        return [{key: value for key, value in row.items() if "time" not in key} for row in read_metrics(run)]
 
-    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
-    for name in ("model_last.pth", "model_best.pth"):
-        whole, parts = (torch.load(tmp_path / run / name, weights_only=True)["model"] for run in ("whole", "parts"))
-        assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+def test_rows_are_means_of_what_the_device_summed_up(trained_on: Path, tmp_path: Path) -> None:
+    """Of one training, a row for each of three iterations and one row for all."""
+    found = []
+    for period in (1, 3):
+        run = create_run_folder(tmp_path, "run")
+        narrow = {key.replace(".", "__"): value for key, value in NARROW.items()}
+        cfg = make_cfg("yolov3_darknet53", SOLVER__MAX_ITER=3, SOLVER__LOG_PERIOD=period, **narrow)
+        make_trainer(cfg, trained_on).train(run)
+        found.append(read_metrics(run))
+    each, (whole,) = found
+    assert [row["iteration"] for row in each] == [0, 1, 2]
+    names = [name for name in whole if "loss" in name and name != "validation_loss"]
+    assert len(names) == 5
+    for name in names:
+        assert whole[name] == pytest.approx(sum(row[name] for row in each) / 3, rel=1e-9)
 
 
 def make_detector(**options: object) -> tuple[torch.nn.Module, CfgNode]:
     narrow = {key.replace(".", "__"): value for key, value in NARROW.items()}
-    cfg = make_cfg("yolov3_darknet53", MODEL__BF16=False, **{**narrow, **options})
+    cfg = make_cfg("yolov3_darknet53", MODEL__PRECISION="float32", **{**narrow, **options})
     torch.manual_seed(1)
     return build_model(cfg), cfg
 
