@@ -158,8 +158,10 @@ def merge_file(cfg: CfgNode, path: Path) -> tuple[CfgNode, list[str]]:
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{path}: is no YAML of keys and values ({str(error).splitlines()[0]})") from error
     for base in [bases] if isinstance(bases, str) else bases:
-        beside = path.parent / base
-        merge_file(cfg, beside if beside.is_file() else CONFIGS / base)
+        found = [folder / base for folder in (path.parent, CONFIGS) if (folder / base).is_file()]
+        if not found:
+            raise UserError(f"{path}: its {BASE_KEY} {base} is no file beside it, nor in {CONFIGS}; name one that is")
+        merge_file(cfg, found[0])
     from_bases = cfg.clone()
     _make_floats(leaf, cfg)
     try:
