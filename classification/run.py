@@ -170,6 +170,8 @@ class Run:
             _log_epoch(row, self.recipe.epochs, is_better)
 
     def _save_last(self, run: Path) -> None:
+        if not torch.isfinite(self.trainer.sums).all():  # no run could go on from such weights
+            raise FloatingPointError(f"the training loss is no number before iteration {self.trainer.iteration}")
         state = {**self.card, **self.trainer.state_dict(), "best": self.best.state_dict(), "best_row": self.best_row}
         save_checkpoint(run / "model_last.pth", {**state, "data": self.data})
 
