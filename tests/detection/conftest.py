@@ -1,10 +1,13 @@
 """A data set and a network so small that training takes seconds."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.detection.runs import NAME
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
 ANNOTATION = """<annotation><size><width>{}</width><height>{}</height><depth>3</depth></size>{}</annotation>"""
@@ -106,4 +109,12 @@ def trained(detector: Detector) -> Path:
     """The run folder of a training that nothing disturbed; not to be changed."""
     code, printed = detector("undisturbed")
     assert code == 0, printed
-    return detector.output / "undisturbed" / "faster_rcnn_R_50_FPN"
+    return detector.output / "undisturbed" / NAME
+
+
+@pytest.fixture
+def copied(detector, trained: Path, request: pytest.FixtureRequest) -> Path:
+    """A copy of the finished run, 12 iterations long, in an output folder named after the test."""
+    run = detector.output / request.node.name / NAME
+    shutil.copytree(trained, run)
+    return run

@@ -14,16 +14,7 @@ from detectron2.solver import build_optimizer
 from common.run_folder import read_metrics
 from detection.config import read_run_cfg
 from detection.modeling import build_model
-
-NAME = "faster_rcnn_R_50_FPN"
-
-
-@pytest.fixture
-def copied(detector, trained: Path, request: pytest.FixtureRequest) -> Path:
-    """A copy of the finished run, 12 iterations long, in an output folder named after the test."""
-    run = detector.output / request.node.name / NAME
-    shutil.copytree(trained, run)
-    return run
+from tests.detection.runs import NAME, assert_one_line
 
 
 def resume(detector, run: Path, *opts: str) -> tuple[int, str]:
@@ -155,11 +146,7 @@ def test_given_steps_are_taken_as_given(detector, copied: Path) -> None:
 )
 def test_what_cannot_be_resumed_leaves_the_run_as_it_was(detector, trained: Path, words: str, expected: str) -> None:
     before = contents(trained)
-    code, printed = detector.later("undisturbed", "--resume", *words.split(" "))
-    assert code == 2, printed
-    assert expected in printed.splitlines()[-1]
-    assert [line for line in printed.splitlines() if "error: " in line] == printed.splitlines()[-1:]
-    assert "Traceback" not in printed
+    assert_one_line(detector.later("undisturbed", "--resume", *words.split(" ")), expected)
     assert contents(trained) == before
 
 
@@ -168,12 +155,10 @@ def test_gone_data_leaves_the_run_as_it_was(detector, copied: Path, voc_folder: 
     shutil.copytree(voc_folder, data)
     (data / "JPEGImages" / "trainval_0.jpg").unlink()
     before = contents(copied)
-    code, printed = resume(detector, copied, "SOLVER.MAX_ITER", "20", "DATASETS.ROOT", str(data))
-    assert code == 2, printed
+    assert_one_line(resume(detector, copied, "SOLVER.MAX_ITER", "20", "DATASETS.ROOT", str(data)))
     for arguments in (("--data", str(data)), ("--data", str(tmp_path / "moved"))):
-        code, printed = detector.later(copied.parent.name, "--resume", *arguments, opts=("SOLVER.MAX_ITER", "20"))
-        assert code == 2, printed
-        assert str(data.parent) in printed.splitlines()[-1]
+        outcome = detector.later(copied.parent.name, "--resume", *arguments, opts=("SOLVER.MAX_ITER", "20"))
+        assert_one_line(outcome, str(data.parent))
     assert contents(copied) == before
 
 
@@ -199,10 +184,7 @@ def test_gone_data_leaves_the_run_as_it_was(detector, copied: Path, voc_folder: 
 )
 def test_new_run_that_fails_leaves_no_folder(detector, words: str) -> None:
     flags, opts = (words.split(" "), ()) if words.startswith("--") else ((), words.split(" "))
-    code, printed = detector("failed", *flags, opts=tuple(opts))
-    assert code == 2, printed
-    assert "Traceback" not in printed
-    assert [line for line in printed.splitlines() if "error: " in line] == printed.splitlines()[-1:]
+    assert_one_line(detector("failed", *flags, opts=tuple(opts)))
     assert not (detector.output / "failed").exists()
 
 

@@ -20,6 +20,7 @@ from detection.experiment import new_experiment
 from detection.modeling import build_model
 from detection.schedule import describe_schedule, resolve_schedule, scale_to_processes
 from detection.train_net import parse_args
+from tests.detection.runs import assert_one_line
 
 VOC0712 = 16551  # images of VOC07+12
 
@@ -178,9 +179,7 @@ def test_options_of_an_evaluation_take_effect(detector, trained: Path) -> None:
         (("INPUT.FORMAT", "BGR"), "INPUT.FORMAT BGR: nothing would come of it"),
         (("MODEL.FPN.OUT_CHANNELS", "32"), "does not fit the model"),
     ):
-        code, printed = detector.later("evaluated", "--eval-only", opts=options)
-        assert code == 2, printed
-        assert expected in printed.splitlines()[-1]
+        assert_one_line(detector.later("evaluated", "--eval-only", opts=options), expected)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
 
 
@@ -220,18 +219,16 @@ def test_leaf_of_ones_own_trains_evaluates_and_resumes(detector, fork_server, ti
 def test_leaf_that_sets_what_nothing_reads_is_refused(detector, fork_server, tmp_path: Path) -> None:
     path = own_leaf(tmp_path / "own.yaml", ["INPUT.FORMAT", "BGR", "SOLVER.MAX_ITER", "1"])
     words = ("--config", str(path), "--output", str(tmp_path / "runs"), "--data", str(detector.data))
-    code, printed = fork_server("detection.train_net", *words, "--pretrained", "0", *detector.opts)
-    assert code == 2, printed
-    assert "INPUT.FORMAT BGR: nothing would come of it" in printed.splitlines()[-1]
+    outcome = fork_server("detection.train_net", *words, "--pretrained", "0", *detector.opts)
+    assert_one_line(outcome, "INPUT.FORMAT BGR: nothing would come of it")
     assert not (tmp_path / "runs").exists()
 
 
 def test_leaf_of_the_other_detector_is_refused(detector, fork_server, tmp_path: Path) -> None:
     path = own_leaf(tmp_path / "own.yaml", ["SOLVER.MAX_ITER", "1"], base="yolov3_darknet53")
     words = ("--model", "faster_rcnn", "--config", str(path), "--output", str(tmp_path / "runs"))
-    code, printed = fork_server("detection.train_net", *words, "--data", str(detector.data))
-    assert code == 2, printed
-    assert f"{path}: MODEL.META_ARCHITECTURE is YOLOv3, expected FasterRCNN" in printed.splitlines()[-1]
+    outcome = fork_server("detection.train_net", *words, "--data", str(detector.data))
+    assert_one_line(outcome, f"{path}: MODEL.META_ARCHITECTURE is YOLOv3, expected FasterRCNN")
     assert not (tmp_path / "runs").exists()
 
 
@@ -254,14 +251,13 @@ def test_split_without_objects_is_refused_first(detector, trained: Path, voc_fol
     for path in (data / "Annotations").glob("test_*.xml"):
         path.write_text(path.read_text().replace("<difficult>0", "<difficult>1"))
     if flag == "train":
-        code, printed = detector("without objects", "--data", str(data))
+        outcome = detector("without objects", "--data", str(data))
         assert not (detector.output / "without objects").exists()
     else:
         weights = str(trained / "model_best.pth")
-        code, printed = detector.later("undisturbed", "--eval-only", "--weights", weights, "--data", str(data))
+        outcome = detector.later("undisturbed", "--eval-only", "--weights", weights, "--data", str(data))
         assert not (trained / "evaluation").exists()
-    assert code == 2, printed
-    assert f"{data}: voc_test has no object to be found" in printed.splitlines()[-1]
+    assert_one_line(outcome, f"{data}: voc_test has no object to be found")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

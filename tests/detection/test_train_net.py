@@ -72,16 +72,16 @@ def test_killed_and_resumed_run_is_the_same_run(detector, trained: Path) -> None
     assert not list(run.glob(".*"))
 
 
-def test_second_run_has_its_own_folder_and_a_complete_one_is_left_alone(detector, trained: Path) -> None:
-    before = {path.name: path.read_bytes() for path in trained.iterdir() if path.suffix in (".json", ".pth")}
-    assert detector("undisturbed", opts=("SOLVER.MAX_ITER", "1", "TEST.VALIDATION_LOSS_IMAGES", "0"))[0] == 0
-    second = trained.with_name(f"{NAME}-2")
+def test_second_run_has_its_own_folder_and_a_complete_one_is_left_alone(detector, copied: Path) -> None:
+    before = {path.name: path.read_bytes() for path in copied.iterdir() if path.suffix in (".json", ".pth")}
+    assert detector(copied.parent.name, opts=("SOLVER.MAX_ITER", "1", "TEST.VALIDATION_LOSS_IMAGES", "0"))[0] == 0
+    second = copied.with_name(f"{NAME}-2")
     assert [row["iteration"] for row in rows(second)] == [0]
     shutil.rmtree(second)
-    code, printed = detector("undisturbed", "--resume")
+    code, printed = detector(copied.parent.name, "--resume")
     assert code == 0
-    assert f"{trained} is complete" in printed
-    assert {name: (trained / name).read_bytes() for name in before} == before
+    assert f"{copied} is complete" in printed
+    assert {name: (copied / name).read_bytes() for name in before} == before
 
 
 def test_study_stops_early(detector) -> None:
@@ -99,11 +99,11 @@ def test_study_stops_early(detector) -> None:
     assert rows(run)[-1]["iteration"] == 3
 
 
-def test_evaluation_alone_gives_the_figures_of_the_training(detector, trained: Path) -> None:
-    code, printed = detector("undisturbed", "--eval-only")
+def test_evaluation_alone_gives_the_figures_of_the_training(detector, copied: Path) -> None:
+    code, printed = detector.later(copied.parent.name, "--eval-only")
     assert code == 0, printed
-    figures = json.loads((trained / "evaluation" / "evaluation.json").read_text())
-    best = max((row for row in rows(trained) if "AP" in row), key=lambda row: row["AP50_11point"])
+    figures = json.loads((copied / "evaluation" / "evaluation.json").read_text())
+    best = max((row for row in rows(copied) if "AP" in row), key=lambda row: row["AP50_11point"])
     for key in ("AP50_11point", "AP50", "AP75", "AP"):
         assert figures[key] == pytest.approx(best[key], abs=1e-9)
     assert "| red " in printed
@@ -184,16 +184,14 @@ def test_other_classes_end_in_one_line(detector, trained: Path, voc_folder: Path
     assert "random, since the classes are others" in printed
 
 
-def test_full_disk_keeps_the_last_checkpoint(detector, trained: Path) -> None:
-    run = detector.output / "full disk" / NAME
-    shutil.copytree(trained, run)
-    before = (run / "model_last.pth").read_bytes()
-    arguments = detector.arguments("full disk", "--resume", opts=("SOLVER.MAX_ITER", "16"))
+def test_full_disk_keeps_the_last_checkpoint(detector, copied: Path) -> None:
+    before = (copied / "model_last.pth").read_bytes()
+    arguments = detector.arguments(copied.parent.name, "--resume", opts=("SOLVER.MAX_ITER", "16"))
     outcome = detector.server(*arguments, largest_file=len(before) // 2)
-    assert_one_line(outcome, f"{run / 'model_last.pth'}: File too large")
-    assert (run / "model_last.pth").read_bytes() == before
-    assert not list(run.glob(".*"))
+    assert_one_line(outcome, f"{copied / 'model_last.pth'}: File too large")
+    assert (copied / "model_last.pth").read_bytes() == before
+    assert not list(copied.glob(".*"))
 
     code, printed = detector.server(*arguments)  # with space again
     assert code == 0, printed
-    assert rows(run)[-1]["iteration"] == 15
+    assert rows(copied)[-1]["iteration"] == 15
