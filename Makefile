@@ -155,19 +155,21 @@ report: setup ## Every table and figure of the study, from the runs there are [R
 
 ##@ Development
 
-# One thread: with several, networks as small as those of the tests mostly wait for one another.
+# A process a core, and one thread in each: with several, networks as small as those of the tests mostly wait for one
+# another. The tests of a file stay together, since they share what is trained once.
 .PHONY: test
 test: setup ## Runs the tests [TESTS=tests/detection]
-	@OMP_NUM_THREADS=1 $(PY) -m pytest $(TESTS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --dist loadfile $(TESTS)
 
 .PHONY: bench
 bench: setup ## Measures speed and accuracy against what people use otherwise [BENCH="faster_rcnn voc_loader ..." DATA]
 	@$(PY) -m tools.bench $(BENCH) $(data)
 
 .PHONY: lint
-lint: setup ## Checks format and rules
+lint: setup ## Checks format, rules and types
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
+	@$(PY) -m mypy .
 
 .PHONY: format
 format: setup ## Formats the code and mends what ruff can

@@ -23,8 +23,8 @@ from classification.cub import Bird
 from classification.recipe import Recipe
 from common.errors import UserError
 from common.images import read_image
-from common.processes import ignore_interrupt, rank, world_size
-from common.stream import TrainingStream, build_train_loader, worker_count
+from common.processes import rank, world_size
+from common.stream import TrainingStream, build_train_loader, prepare_worker, worker_count
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def build_training_loader(
 ) -> DataLoader:
     """This process's share of the batches of the given iterations."""
     # On a CPU, cropping a decoded image costs less than handing it from one process to another.
-    in_memory = stream.sample.args[0].cache is not None
+    in_memory = isinstance(stream.sample, partial) and stream.sample.args[0].cache is not None
     return build_train_loader(stream, iterations, 0 if in_memory and device.type == "cpu" else recipe.workers)
 
 
@@ -112,7 +112,7 @@ def build_test_loader(
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0 and cache,
-        worker_init_fn=ignore_interrupt,
+        worker_init_fn=prepare_worker,
     )
 
 
@@ -214,9 +214,9 @@ def _shared_memory(size: int) -> Tensor | None:
     offers: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(offers, offer)
     first_here = torch.distributed.get_rank() - local_rank
-    if offers[first_here] is None:
+    if (there := offers[first_here]) is None:
         return None
-    memory = torch.from_file(offers[first_here], shared=True, size=size, dtype=torch.uint8)
+    memory = torch.from_file(there, shared=True, size=size, dtype=torch.uint8)
     torch.distributed.barrier()  # nobody closes the file before all have opened it
     if offer:
         os.close(int(offer.rpartition("/")[2]))

@@ -15,6 +15,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import accuracy
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from common.averaging import WeightAverage
@@ -123,6 +124,7 @@ class Trainer:
         forward: the model as it is called, when it is wrapped (compiled, distributed).
         precision: see `common.runtime.autocast`.
         clip_grad: largest norm of the gradient, 0 for no limit.
+        accumulate: parts in which a batch is trained on, one after the other.
         seed: of the run.
     """
 
@@ -139,12 +141,13 @@ class Trainer:
         forward: Callable[[Tensor], Tensor] | None = None,
         precision: str = "auto",
         clip_grad: float = 0.0,
+        accumulate: int = 1,
         seed: int = 0,
     ):
         self.model, self.optimizer, self.scheduler, self.augment = model, optimizer, scheduler, augment
         self.criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if mixup else label_smoothing)
         self.mixup, self.average, self.forward = mixup, average, forward or model
-        self.precision, self.clip_grad, self.seed = precision, clip_grad, seed
+        self.precision, self.clip_grad, self.accumulate, self.seed = precision, clip_grad, accumulate, seed
         self.device = next(model.parameters()).device
         self.grad_scaler = gradient_scaler(self.device, precision)
         self.iteration = 0
@@ -226,11 +229,8 @@ class Trainer:
     def _step(self, images: Tensor, labels: Tensor) -> None:
         self.scheduler.step_update(self.iteration)
         images, targets = self.mixup(images, labels) if self.mixup else (images, labels)
-        with autocast(self.device, self.precision):
-            logits = self.forward(images)
-        loss = self.criterion(logits.float(), targets)
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(loss).backward()
+        loss, logits = self._accumulate(images, targets)
         if self.clip_grad:
             self.grad_scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
@@ -242,10 +242,25 @@ class Trainer:
         with torch.no_grad():
             count = len(labels)
             correct = (logits.argmax(1) == labels).sum()
-            sums = torch.stack([loss.detach() * count, correct, torch.full_like(correct, count)]).to(self.sums)
+            sums = torch.stack([loss * count, correct, torch.full_like(correct, count)]).to(self.sums)
             if world_size() > 1:
                 dist.all_reduce(sums)
             self.sums += sums
+
+    def _accumulate(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds up the gradients of the parts of a batch; returns the mean loss and the logits (B, C)."""
+        losses, logits = [], []
+        for number, (part, wanted) in enumerate(
+            zip(images.chunk(self.accumulate), targets.chunk(self.accumulate), strict=True), start=1
+        ):
+            # Processes share gradients once, with the last part.
+            shared = self.forward if isinstance(self.forward, DistributedDataParallel) else None
+            with shared.no_sync() if shared is not None and number < self.accumulate else nullcontext():
+                with autocast(self.device, self.precision):
+                    logits.append(self.forward(part))
+                losses.append(self.criterion(logits[-1].float(), wanted) / self.accumulate)
+                self.grad_scaler.scale(losses[-1]).backward()
+        return torch.stack(losses).sum().detach(), torch.cat(logits).detach()
 
 
 def predict_logits(

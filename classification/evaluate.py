@@ -200,7 +200,7 @@ def _draw_calibration(rows: list[dict[str, float]], report: Report) -> Figure:
 def _draw_per_class(accuracy: np.ndarray, report: Report) -> Figure:
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.hist(accuracy, bins=np.linspace(0, 100, 21), color="#4477aa", edgecolor="white")
+    axes.hist(accuracy, bins=range(0, 101, 5), color="#4477aa", edgecolor="white")
     axes.axvline(report.mean_class_accuracy, color="#cc3311", label=f"mean {report.mean_class_accuracy:.1f} %")
     axes.set(xlabel="accuracy of a class, %", ylabel="classes", title="Accuracy by class")
     axes.legend()
@@ -230,7 +230,7 @@ def main() -> None:
             "trained on with DATA="
         )
     loader = build_test_loader(cub.test, card["image_size"], card["crop_pct"], batch_size=64, workers=2)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     folder = arguments.output or weights.parent / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     with record_session(folder, **data_facts(root), weights=str(weights)):

@@ -45,7 +45,7 @@ def build_model(
         if name == ALEXNET:
             model = _build_alexnet(num_classes, from_hub, **({} if drop_rate is None else {"dropout": drop_rate}))
         else:
-            model = _build_timm(name, num_classes, from_hub, **({} if drop_rate is None else {"drop_rate": drop_rate}))
+            model = _build_timm(name, num_classes, from_hub, drop_rate)
     except OSError as error:
         logger.debug("The hub said: %s", error)
         raise PretrainedWeightsUnavailable(
@@ -81,13 +81,13 @@ def check_image_size(name: str, model: nn.Module, image_size: int) -> None:
         )
 
 
-def _build_timm(name: str, num_classes: int, from_hub: bool, **dropout: float) -> nn.Module:
+def _build_timm(name: str, num_classes: int, from_hub: bool, drop_rate: float | None) -> nn.Module:
     try:
         overlay = locate_weights(name) if from_hub else None
     except LookupError as error:
         raise UserError(f"MODEL={name}: {error}; give WEIGHTS=<file> or PRETRAINED=0") from None
     return timm.create_model(
-        name, pretrained=from_hub, pretrained_cfg_overlay=overlay, num_classes=num_classes, **dropout
+        name, pretrained=from_hub, pretrained_cfg_overlay=overlay, num_classes=num_classes, drop_rate=drop_rate
     )
 
 
@@ -101,7 +101,7 @@ def head_modules(model: nn.Module) -> list[nn.Module]:
     """The last layer (layers, for models with several heads): what a new set of classes replaces."""
     if isinstance(model, torchvision.models.AlexNet):
         return [model.classifier[6]]
-    head = model.get_classifier()
+    head = model.get_classifier()  # type: ignore[operator] # every model of timm has it, but has nn.Module for its type
     return list(head) if isinstance(head, tuple | list) else [head]
 
 

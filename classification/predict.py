@@ -23,10 +23,10 @@ def newest_weights(output: Path) -> Path | None:
     """
     folders = sorted({*output.glob("*/model_best.pth"), *output.glob("*/*/model_best.pth")})
     recipes = {path: recipe for path in folders if (recipe := _recipe_beside(path))}
-    beginnings = {Path(recipe.weights).resolve() for recipe in recipes.values() if recipe.weights}
+    beginnings = {Path(recipe.weights).resolve().parent for recipe in recipes.values() if recipe.weights}
     groups: dict[Path, list[Path]] = defaultdict(list)
     for path in recipes:
-        if path.resolve() not in beginnings:
+        if path.resolve().parent not in beginnings:
             groups[output / path.relative_to(output).parts[0]].append(path)
     newest = max(groups.values(), key=lambda paths: max(path.stat().st_mtime for path in paths), default=[])
     return max(newest, key=_validation_top1, default=None)

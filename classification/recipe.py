@@ -14,10 +14,10 @@ from yaml import YAMLError
 
 from common.averaging import horizon_scaled
 from common.errors import UserError
-from common.processes import world_size
+from common.run_folder import write_atomically
 from common.runtime import PRECISIONS
 
-_CHOICES = {
+_CHOICES: dict[str, tuple[str, ...]] = {
     "train_crop": ("center", "random", "random_resized"),
     "schedule": ("constant", "cosine", "multistep"),
     "precision": ("auto", *PRECISIONS),
@@ -27,7 +27,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     **dict.fromkeys(("flip", "random_erasing", "mix_prob"), (0, 1, "[]")),
     **dict.fromkeys(("label_smoothing", "warmup", "ema_decay", "holdout", "drop_rate", "momentum"), (0, 1, "[)")),
     **dict.fromkeys(("crop_pct", "crop_scale"), (0, 1, "(]")),
-    **dict.fromkeys(("image_size", "epochs", "batch_size", "checkpoint_every"), (1, math.inf, "[)")),
+    **dict.fromkeys(("image_size", "epochs", "batch_size", "accumulate", "checkpoint_every"), (1, math.inf, "[)")),
     **dict.fromkeys(("mixup", "cutmix", "weight_decay", "clip_grad", "backbone_lr_scale"), (0, math.inf, "[)")),
     **dict.fromkeys(("patience", "workers", "seed"), (0, math.inf, "[)")),
     "lr": (0, math.inf, "()"),
@@ -76,7 +76,10 @@ class Recipe:
         warmup: share of the run in which the rate rises linearly from zero.
         clip_grad: largest norm of the gradient, 0 for no limit.
         epochs: passes over the training images; where they alone are changed the milestones keep their shares of them.
-        batch_size: images a step, over all processes together.
+        batch_size: images a step, over all processes together; that of a recipe is for one process, and grows with them
+            as its rate does.
+        accumulate: parts in which a process trains on its share of a batch, one after the other: for a large batch in
+            little memory.
         ema_decay: decay of the moving average of the weights, which is then what is measured and kept; 0 for none.
             Where the batch alone is changed it forgets as fast, counted in images.
         holdout: share of the training images kept for choosing the best epoch; 0 chooses on the test split.
@@ -118,6 +121,7 @@ class Recipe:
     clip_grad: float = 0.0
     epochs: int = 20
     batch_size: int = 64
+    accumulate: int = 1
     ema_decay: float = 0.0
 
     holdout: float = 0.0
@@ -143,10 +147,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     if malformed:
         raise UserError(f"{malformed[0]}: expected KEY=VALUE, as in OPTS='lr=0.01 epochs=5'")
     try:
-        written = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))
+        settings = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))
         changes = OmegaConf.from_dotlist(list(overrides))
-        recipe = OmegaConf.to_object(OmegaConf.merge(written, changes))
-        written = OmegaConf.to_object(written)
+        recipe = OmegaConf.to_object(OmegaConf.merge(settings, changes))
+        written = OmegaConf.to_object(settings)
+        assert isinstance(recipe, Recipe) and isinstance(written, Recipe), "both are merged into a Recipe"
     except (OmegaConfBaseException, YAMLError, TypeError) as error:
         key = getattr(error, "full_key", None)
         line = str(error).splitlines()[0]
@@ -163,9 +168,27 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def scale_to_processes(recipe: Recipe, changes: Sequence[str], processes: int) -> Recipe:
+    """The recipe with its batch for so many processes, and rate and averaging to match; what is changed stays.
+
+    Args:
+        recipe: with the changes.
+        changes: `KEY=VALUE` that the user has given.
+        processes: that train together.
+    """
+    given = {change.partition("=")[0] for change in changes}
+    if "batch_size" in given or processes == 1:
+        return recipe
+    size = recipe.batch_size * processes
+    lr = recipe.lr if "lr" in given else recipe.lr * processes
+    decay = recipe.ema_decay if "ema_decay" in given else horizon_scaled(recipe.ema_decay, size, recipe.batch_size)
+    return dataclasses.replace(recipe, batch_size=size, lr=lr, ema_decay=decay)
+
+
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Writes all settings of a recipe, so that `load_recipe` returns an equal one."""
-    OmegaConf.save(OmegaConf.structured(recipe), path)
+    text = OmegaConf.to_yaml(OmegaConf.structured(recipe))
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def differences(old: Recipe, new: Recipe, allowed: Collection[str] = INDIFFERENT) -> list[str]:
@@ -192,17 +215,14 @@ def _check(recipe: Recipe, path: Path) -> None:
         least = f"{low} or more" if ends[0] == "[" else f"more than {low}"
         most = "" if high == math.inf else f" and at most {high}" if ends[1] == "]" else f" and less than {high}"
         raise UserError(f"{path}: {key}={value}: expected {least}{most}")
-    if recipe.optimizer not in list_optimizers():
-        close = difflib.get_close_matches(recipe.optimizer, list_optimizers(), n=3) or ["sgd", "adamw"]
+    # The others need libraries that are not installed, or a second derivative.
+    optimizers = [str(name) for name in list_optimizers(exclude_filters=["bnb*", "fused*", "adahessian"])]
+    if recipe.optimizer not in optimizers:
+        close = difflib.get_close_matches(recipe.optimizer, optimizers, n=3) or ["sgd", "adamw"]
         raise UserError(
-            f"{path}: optimizer={recipe.optimizer}: timm has no such optimizer; did you mean {' or '.join(close)}?"
+            f"{path}: optimizer={recipe.optimizer}: no such optimizer here; did you mean {' or '.join(close)}?"
         )
     if recipe.weights and not recipe.pretrained:
         raise UserError(
             f"{path}: weights={recipe.weights} with pretrained=false: give WEIGHTS or PRETRAINED=0, not both"
-        )
-    if (recipe.mixup or recipe.cutmix) and recipe.batch_size % (2 * world_size()):
-        raise UserError(
-            f"{path}: batch_size={recipe.batch_size}: mixup and CutMix pair images, expected an even number for each "
-            f"of {world_size()} process{'es' * (world_size() > 1)}"
         )

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -25,6 +26,7 @@ from common.averaging import Best, WeightAverage
 from common.errors import Interrupted, UserError
 from common.processes import deferred_interrupt, is_main_process, on_main_process, world_size
 from common.run_folder import append_metrics, truncate_metrics, write_atomically, write_results
+from common.stream import derive_seed
 from common.weights import read_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,8 @@ class Run:
         resumed: the run folder to go on in from its `model_last.pth`, where there is one.
 
     Raises:
-        UserError: an image cannot be read, or the batch does not fit the data or the processes.
+        UserError: an image cannot be read, the batch does not fit the data or the processes, or the resumed run was
+            trained on other data.
     """
 
     def __init__(
@@ -55,13 +58,9 @@ class Run:
         if recipe.holdout:
             train_birds, self.validation_birds = hold_out(cub.train, recipe.holdout, recipe.seed)
             self.chosen_on = f"{len(self.validation_birds)} images held out of the training split"
-        if recipe.batch_size > len(train_birds) or recipe.batch_size % world_size():
-            raise UserError(
-                f"batch_size={recipe.batch_size}: expected at most the {len(train_birds)} training images and a"
-                f" multiple of the {world_size()} processes: OPTS=batch_size=..."
-            )
+        _check_batch(recipe, len(train_birds))
         check_image_size(recipe.model, model, recipe.image_size)
-        model.to(device, memory_format=torch.channels_last)
+        model.to(device).to(memory_format=torch.channels_last)
         self.card = describe(recipe.model, model, cub.class_names, recipe.image_size, recipe.crop_pct)
         self.prepare = BatchAugmentation(self.card["mean"], self.card["std"])
         stream = build_training_stream(recipe, train_birds)
@@ -69,8 +68,15 @@ class Run:
         self.trainer = build_trainer(recipe, model, self.iterations, self.card)
         self.best = Best(recipe.patience)
         self.best_row: dict[str, float] = {}
+        # Tells the images of one training from those of another, wherever they lie.
+        self.data = derive_seed(*(f"{bird.path.parent.name}/{bird.path.name}" for bird in train_birds))
         last = on_main_process(_read_last, resumed) if resumed else None
         if last is not None:
+            if last["data"] != self.data:
+                raise UserError(
+                    f"{resumed}: was trained on other images than the {len(train_birds)} here; expected the same ones:"
+                    " name their folder with DATA=, or start a new run without RESUME=1"
+                )
             self.trainer.load_state_dict(last)
             self.best.load_state_dict(last["best"])
             self.best_row = last["best_row"]
@@ -106,16 +112,18 @@ class Run:
 
             def on_iteration() -> None:
                 done = self.trainer.iteration % self.iterations
-                if is_main_process() and (interrupt or (done and done % self.recipe.checkpoint_every == 0)):
+                if not done or not is_main_process():
+                    return  # an epoch ends with a checkpoint anyway, and not before it is validated
+                if interrupt or done % self.recipe.checkpoint_every == 0:
                     self._save_last(run)
                     logger.info("iteration %d: checkpoint", self.trainer.iteration, extra={"is_progress": True})
-                if is_main_process() and interrupt:
-                    raise Interrupted(
-                        f"{run} is saved after iteration {self.trainer.iteration}; RESUME=1 goes on there"
-                    )
+                if interrupt:
+                    raise self._interrupted(run)
 
             while not self.is_finished():
                 self._train_epoch(run, batches, on_iteration, writer)
+                if on_main_process(bool, interrupt):
+                    raise self._interrupted(run)
         if writer:
             writer.close()
         if self.trainer.iteration < self.recipe.epochs * self.iterations:
@@ -147,7 +155,7 @@ class Run:
             is_better = self.best.update(row["validation_top1"], epoch)
             if is_better:
                 self.best_row = {"epoch": epoch, **{key: row[key] for key in row if key.startswith("validation_")}}
-            if is_main_process():
+            if writer:  # in the main process
                 # Rows before the checkpoint, the best before the last: what a kill loses is then done again in full.
                 row = {"iteration": self.trainer.iteration - 1, "epoch": epoch, **row}
                 append_metrics(run, row)
@@ -162,8 +170,13 @@ class Run:
             _log_epoch(row, self.recipe.epochs, is_better)
 
     def _save_last(self, run: Path) -> None:
+        if not torch.isfinite(self.trainer.sums).all():  # no run could go on from such weights
+            raise FloatingPointError(f"the training loss is no number before iteration {self.trainer.iteration}")
         state = {**self.card, **self.trainer.state_dict(), "best": self.best.state_dict(), "best_row": self.best_row}
-        save_checkpoint(run / "model_last.pth", state)
+        save_checkpoint(run / "model_last.pth", {**state, "data": self.data})
+
+    def _interrupted(self, run: Path) -> Interrupted:
+        return Interrupted(f"{run} is saved after iteration {self.trainer.iteration}; RESUME=1 goes on there")
 
     def _measure(self, run: Path) -> dict[str, Any]:
         """Measures the best on the test split and writes `result.json`."""
@@ -192,6 +205,18 @@ class Run:
         recipe = self.recipe
         size = max(recipe.batch_size // world_size(), 1)
         return build_test_loader(birds, recipe.image_size, recipe.crop_pct, size, recipe.workers, cache)
+
+
+def _check_batch(recipe: Recipe, images: int) -> None:
+    parts = world_size() * recipe.accumulate
+    # Mixup and CutMix pair the images of a process.
+    multiple = math.lcm(parts, 2 * world_size()) if recipe.mixup or recipe.cutmix else parts
+    if recipe.batch_size > images or recipe.batch_size % multiple:
+        raise UserError(
+            f"batch_size={recipe.batch_size}: expected at most the {images} training images and a multiple of "
+            f"{multiple} ({world_size()} processes, accumulate={recipe.accumulate}, pairs for mixup and CutMix):"
+            " OPTS=batch_size=..."
+        )
 
 
 def _read_last(run: Path) -> dict | None:
@@ -229,8 +254,9 @@ def build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict)
         optimizer,
         sched=recipe.schedule,
         num_epochs=recipe.epochs,
-        decay_milestones=recipe.milestones,
-        warmup_epochs=recipe.warmup * recipe.epochs,
+        # timm would lower the rate one iteration before a milestone.
+        decay_milestones=[milestone + 0.999 / iterations for milestone in recipe.milestones],  # type: ignore[misc] # as below
+        warmup_epochs=recipe.warmup * recipe.epochs,  # type: ignore[arg-type] # timm counts epochs in fractions too
         warmup_lr=0.0,
         step_on_epochs=False,
         updates_per_epoch=iterations,
@@ -245,7 +271,7 @@ def build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict)
             num_classes=len(card["class_names"]),
         )
     device = next(model.parameters()).device
-    forward = model
+    forward: Callable[[Tensor], Tensor] = model
     if world_size() > 1:
         forward = nn.parallel.DistributedDataParallel(
             model, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
@@ -263,5 +289,6 @@ def build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict)
         forward=forward,
         precision=recipe.precision,
         clip_grad=recipe.clip_grad,
+        accumulate=recipe.accumulate,
         seed=recipe.seed,
     )

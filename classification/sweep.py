@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -170,8 +171,9 @@ def _draw_grid(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(2.5 + 1.2 * grid.shape[1], 1.6 + 0.7 * grid.shape[0]), layout="constrained")
     axes = figure.subplots()
     picture = axes.imshow(grid, cmap="viridis", aspect="auto")
-    middle = (picture.norm.vmin + picture.norm.vmax) / 2
-    for (row, column), value in [((r, c), grid.iloc[r, c]) for r, c in product(*map(range, grid.shape))]:
+    values = grid.to_numpy(dtype=float)
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (row, column), value in np.ndenumerate(values):
         axes.text(column, row, f"{value:.1f}", ha="center", va="center", color="white" if value < middle else "black")
     axes.set_xticks(range(grid.shape[1]), grid.columns)
     axes.set_yticks(range(grid.shape[0]), [f"{lr:g}" for lr in grid.index])

@@ -16,12 +16,12 @@ from torch import nn
 
 from classification.cub import FOLDER, read_cub
 from classification.model import PretrainedWeightsUnavailable, build_model
-from classification.recipe import MAY_CHANGE, Recipe, differences, load_recipe, save_recipe
+from classification.recipe import MAY_CHANGE, Recipe, differences, load_recipe, save_recipe, scale_to_processes
 from classification.run import Run
 from common.data_root import data_facts, resolve_data_root
 from common.errors import UserError, exits_on_user_error
 from common.log import RunLog
-from common.processes import is_main_process, join_processes, leave_processes, on_main_process
+from common.processes import is_main_process, join_processes, leave_processes, on_main_process, world_size
 from common.run_folder import create_run_folder, record_session, run_to_resume
 from common.runtime import default_device, keep_freed_memory
 
@@ -80,9 +80,9 @@ def main() -> None:
     if arguments.resume:
         names = [arguments.name] if arguments.name else request.run_names()
         run = on_main_process(run_to_resume, arguments.output, names)
-    has_begun = run is not None and on_main_process(Path.is_file, run / "config.yaml")
-    if has_begun:
-        path = run / "config.yaml"
+    begun = run if run is not None and on_main_process(Path.is_file, run / "config.yaml") else None
+    if begun is not None:
+        path = begun / "config.yaml"
         before = on_main_process(load_recipe, path)
         recipe = on_main_process(load_recipe, path, request.changes)
         if changed := differences(before, recipe, MAY_CHANGE):
@@ -94,11 +94,11 @@ def main() -> None:
     else:
         path, recipe, root, is_sample = resolve(request)
     cub = read_cub(root)
-    if has_begun:
+    if begun is not None:
         model = build_model(recipe.model, len(cub.class_names), drop_rate=recipe.drop_rate)
     else:
         model, recipe = build_model_for(recipe, len(cub.class_names), is_sample)
-    training = Run(recipe, cub, model, device, run if has_begun else None)
+    training = Run(recipe, cub, model, device, begun)
     if run is None:
         name = arguments.name or run_name(recipe, path, is_sample)
         run = on_main_process(create_run_folder, arguments.output, name)
@@ -189,7 +189,8 @@ def resolve(request: Request) -> tuple[Path, Recipe, Path, bool]:
     """
     root, is_sample = on_main_process(resolve_data_root, request.setting("data"), [FOLDER])
     path = request.recipe_file(is_sample)
-    return path, load_recipe(path, request.changes), root, is_sample
+    recipe = load_recipe(path, request.changes)
+    return path, scale_to_processes(recipe, request.changes, world_size()), root, is_sample
 
 
 def run_name(recipe: Recipe, path: Path, is_sample: bool) -> str:

@@ -23,24 +23,22 @@ class WeightAverage:
         self.model = model
         self.decay = decay
         self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        # Found once: asking the model at every iteration would take longer than averaging does.
+        moving = [
+            (self.average[name], value) for name, value in model.state_dict().items() if value.is_floating_point()
+        ]
+        self._averages, self._values = [list(tensors) for tensors in zip(*moving, strict=True)]
 
     def update(self, iteration: int) -> None:
         """Moves the average towards the weights after `iteration`, counted from 0."""
         decay = min(self.decay, (1 + iteration) / (10 + iteration))
-        averages, values = [], []
-        for name, value in self.model.state_dict().items():
-            if value.is_floating_point():
-                averages.append(self.average[name])
-                values.append(value)
-            else:
-                self.average[name].copy_(value)
-        torch._foreach_lerp_(averages, values, 1 - decay)
+        torch._foreach_lerp_(self._averages, self._values, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Puts the average into the model inside the block."""
         weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average)
+        self.model.load_state_dict(self.state_dict())
         try:
             yield
         finally:
@@ -48,6 +46,9 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The average itself, with the model's names."""
+        for name, value in self.model.state_dict().items():
+            if not value.is_floating_point():
+                self.average[name].copy_(value)
         return self.average
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:

@@ -11,6 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import ParamSpec
+
+P = ParamSpec("P")
 
 
 class UserError(Exception):
@@ -21,7 +24,7 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, answered by saving what can be saved first; the message says how to go on."""
 
 
-def exits_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
+def exits_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
     """Wraps a command line's `main`: what a user can mend becomes one line on stderr and an exit code, no traceback.
 
     A `UserError`, an `OSError` (a full disk, a folder that cannot be written) and memory that is not there give exit
@@ -32,7 +35,7 @@ def exits_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
     """
 
     @functools.wraps(main)
-    def wrapped(*args, **kwargs) -> None:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         debug = os.environ.get("DEBUG") == "1"
         if not debug:
             # On a full disk TensorBoard's thread and the handler of log.txt would each print a traceback as well.
@@ -86,6 +89,12 @@ def one_line(error: Exception) -> str | None:
             f"out of memory ({asked}); lower the batch or the size of the images: SOLVER.IMS_PER_BATCH, "
             "INPUT.MIN_SIZE_TRAIN, INPUT.SQUARE_SIZES_TRAIN or TEST.IMS_PER_BATCH of a detector, batch_size or "
             "image_size of a classifier"
+        )
+    if "DataLoader worker" in text:
+        return (
+            "a loading process was killed, expected it to go on; often /dev/shm is too small (64 MB in a container: "
+            "start it with --shm-size=2g or --ipc=host), or the memory: DATALOADER.NUM_WORKERS 0 of a detector or "
+            "workers=0 of a classifier loads in the training process"
         )
     if "by peer" in text:
         return (

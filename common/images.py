@@ -1,14 +1,20 @@
 """Finding the images that a command line names, and decoding them."""
 
+import contextlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
+from PIL import ExifTags, Image
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import to_dtype
 
 from common.errors import UserError
 
+SHRUNK = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
 
 
@@ -32,6 +38,37 @@ def read_image(path: str | Path) -> torch.Tensor:
     if image.dim() == 4:
         image = image[0]
     return to_dtype(image, torch.uint8, scale=True)  # a PNG may have 16 bits
+
+
+def read_shrunk_image(path: str | Path, shrink: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Decodes as `read_image` does, but a JPEG file smaller, which takes a fraction of the time.
+
+    Args:
+        path: the file.
+        shrink: 1, 2, 4 or 8: how many times smaller a JPEG file comes.
+
+    Returns:
+        The image, and the height and width of the file's image.
+
+    Raises:
+        UserError: the file is missing or cannot be decoded.
+    """
+    if shrink > 1:
+        with contextlib.suppress(OSError, Image.DecompressionBombError):
+            data = Path(path).read_bytes()
+            with Image.open(io.BytesIO(data)) as header:
+                is_turned = header.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+                height, width = header.size if is_turned else header.size[::-1]
+                # OpenCV takes a file that ends too early for a whole one.
+                is_whole = data.endswith(b"\xff\xd9")
+                is_plain = header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L")
+            if is_plain and is_whole:
+                small = cv2.imdecode(np.frombuffer(data, np.uint8), SHRUNK[shrink])
+                if small is not None and small.shape[:2] == (-(-height // shrink), -(-width // shrink)):
+                    return torch.from_numpy(cv2.cvtColor(small, cv2.COLOR_BGR2RGB)).permute(2, 0, 1), (height, width)
+    image = read_image(path)
+    height, width = image.shape[1:]
+    return image, (height, width)
 
 
 def find_images(names: Sequence[str]) -> list[Path]:

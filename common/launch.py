@@ -1,8 +1,10 @@
 """Running a module in as many processes as asked for: `NGPU=2 python -m tools.launch detection.train_net ...`.
 
-The environment says how many: `NGPU` processes on this machine (default: one a GPU, one process without GPUs), `NNODES`
-machines of which this is number `NODE_RANK`, meeting at `DIST_URL` (tcp://host:port of machine 0). One process runs
-in place; several run through torch's own launcher, `torch.distributed.run`. Without GPUs several processes speak gloo.
+The environment says how many: `NGPU` processes here (default: one a GPU, or one without GPUs), `NNODES` machines
+of which this is number `NODE_RANK`, meeting at `DIST_URL` (tcp://host:port of machine 0). What is not set comes from
+SLURM, where `srun` starts one task a machine. One process runs in place; several run through torch's own launcher,
+`torch.distributed.run`; one that an outer launcher has started (`RANK` is set) runs as it is. Without GPUs several
+processes speak gloo.
 """
 
 import logging
@@ -13,6 +15,8 @@ import sys
 
 from common.errors import UserError
 from common.runtime import available_cores
+
+PORT = 29500  # torch's own; jobs of one cluster add their number to it, so that two on one machine do not meet
 
 
 def _count(name: str, default: int, least: int) -> int:
@@ -27,6 +31,31 @@ def _run_here(module: str, arguments: list[str]) -> None:
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
+def _take_from_slurm() -> None:
+    """Sets what is not set yet from the variables of SLURM, if this is one of its jobs.
+
+    Raises:
+        UserError: SLURM has started several tasks a machine.
+    """
+    slurm = {key: value for key, value in os.environ.items() if key.startswith("SLURM_")}
+    nodes = slurm.get("SLURM_STEP_NUM_NODES") or slurm.get("SLURM_NNODES")
+    if not nodes or os.environ.get("NNODES"):
+        return
+    tasks = slurm.get("SLURM_STEP_NUM_TASKS") or slurm.get("SLURM_NTASKS") or nodes
+    if int(tasks) > int(nodes):
+        raise UserError(f"SLURM: {tasks} tasks on {nodes} machines; expected one a machine: srun --ntasks-per-node=1")
+    hosts = slurm.get("SLURM_STEP_NODELIST") or slurm.get("SLURM_JOB_NODELIST") or "localhost"
+    first = re.match(r"([^,\[]+)(?:\[(\d+))?", hosts)  # such as node[03-05,7], or node03,node07
+    host = f"{first[1]}{first[2] or ''}" if first else hosts
+    port = PORT + int(slurm.get("SLURM_JOB_ID", 0)) % 10_000
+    found = {"NNODES": nodes, "NODE_RANK": slurm.get("SLURM_NODEID", "0"), "DIST_URL": f"tcp://{host}:{port}"}
+    if gpus := slurm.get("SLURM_GPUS_ON_NODE"):
+        found["NGPU"] = gpus
+    for name, value in found.items():
+        if not os.environ.get(name):
+            os.environ[name] = value
+
+
 def launch(module: str, arguments: list[str]) -> None:
     """Reads the environment, checks it against the machine and runs `module` as a command line.
 
@@ -34,8 +63,13 @@ def launch(module: str, arguments: list[str]) -> None:
         UserError: the environment asks for what the machine has not.
         SystemExit: one of several processes failed.
     """
+    if "RANK" in os.environ:
+        _run_here(module, arguments)
+        return
+
     import torch
 
+    _take_from_slurm()
     gpus = torch.cuda.device_count()
     processes = _count("NGPU", max(gpus, 1), 1)
     nodes = _count("NNODES", 1, 1)

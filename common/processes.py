@@ -130,9 +130,10 @@ def deferred_interrupt() -> Iterator[InterruptFlag]:
             raise Interrupted from error
         raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        # The launcher's own may come when this process is about to end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN if flag and not alone else before)
 
 
-def ignore_interrupt(worker: int = 0) -> None:
-    """Leaves Ctrl-C to the process that waits for this one; a DataLoader's `worker_init_fn`."""
+def ignore_interrupt() -> None:
+    """Leaves Ctrl-C to the process that waits for this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -25,9 +25,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from common.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 METRICS = "metrics.json"
 ENVIRONMENT = "environment.json"
@@ -52,7 +56,7 @@ def create_run_folder(root: Path, name: str) -> Path:
 
 
 def run_to_resume(root: Path, names: Iterable[str]) -> Path:
-    """The run folder of one of these names that was written to last.
+    """The run folder of one of these names that was trained in last.
 
     Raises:
         UserError: there is none.
@@ -63,7 +67,8 @@ def run_to_resume(root: Path, names: Iterable[str]) -> Path:
         raise UserError(
             f"{root / names[0]}: no run to resume; expected a folder of that name: start one without RESUME=1"
         )
-    return max(runs, key=lambda run: run.stat().st_mtime)
+    # An evaluation too writes into a folder, and so moves its time, but never into its metrics.
+    return max(runs, key=lambda run: next(path for path in (run / METRICS, run) if path.exists()).stat().st_mtime)
 
 
 def find_run_folders(root: Path, name: str) -> list[Path]:
@@ -79,7 +84,7 @@ def newest_weights(runs: Iterable[Path]) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Calls `write` with a file beside `path` and renames it to `path` once it is whole and on disk.
 
     Raises:
@@ -241,13 +246,14 @@ def write_results(run: Path) -> None:
     write_atomically(run / "results.png", lambda file: figure.savefig(file, format="png", dpi=110))
 
 
-def _plot(table, title: str):
+def _plot(table: "pd.DataFrame", title: str) -> "Figure":
     from matplotlib.figure import Figure
 
+    columns = [str(key) for key in table]
     panels = {
-        "loss": [key for key in table if "loss" in key],
-        "accuracy": [key for key in table if key.startswith("AP") or "top1" in key or "top5" in key],
-        "learning rate": [key for key in table if key == "lr"],
+        "loss": [key for key in columns if "loss" in key],
+        "accuracy": [key for key in columns if key.startswith("AP") or "top1" in key or "top5" in key],
+        "learning rate": [key for key in columns if key == "lr"],
     }
     panels = {name: keys for name, keys in panels.items() if keys}
     figure = Figure(figsize=(4.8 * len(panels), 3.8), layout="constrained")

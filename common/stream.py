@@ -6,9 +6,11 @@ that was never stopped would have seen. Position p = iteration x batch + place i
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -25,9 +27,13 @@ def derive_seed(*key: int | str) -> int:
 @contextlib.contextmanager
 def seeded(*key: int | str) -> Iterator[None]:
     """Seeds torch's generator on the CPU by `key` inside the block and restores it afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(*key))
+    generator = torch.default_generator  # torch.manual_seed takes ten times as long, for all kinds of devices
+    state = generator.get_state()
+    try:
+        generator.manual_seed(derive_seed(*key))
         yield
+    finally:
+        generator.set_state(state)
 
 
 class TrainingStream(Dataset):
@@ -94,15 +100,22 @@ def build_train_loader(
     workers = worker_count(num_workers)
     return DataLoader(
         stream,
-        batch_sampler=[range(start, start + share) for start in starts],
+        # torch asks for lists, and takes whatever gives numbers.
+        batch_sampler=[range(start, start + share) for start in starts],  # type: ignore[misc]
         num_workers=workers,
         collate_fn=collate_fn,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=ignore_interrupt,
+        worker_init_fn=prepare_worker,
         generator=torch.Generator(),  # or the first batch after a restart would draw from the model's generator
     )
 
 
+def prepare_worker(worker: int) -> None:
+    """Makes a loading process leave Ctrl-C to the one it works for, and keep to one core; a `worker_init_fn`."""
+    ignore_interrupt()
+    cv2.setNumThreads(0)
+
+
 def worker_count(wanted: int) -> int:
-    """Loading processes of each training process: as many as wanted, at most one a core."""
-    return min(wanted, available_cores())
+    """Loading processes of each training process: as many as wanted, at most its share of the cores here."""
+    return min(wanted, max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))

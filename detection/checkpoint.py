@@ -35,7 +35,7 @@ def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
         logger.info("Training starts from random weights")
         return
     if source.endswith(".weights"):
-        found = read_darknet_weights(Path(source), model.backbone, partly=True)
+        found = read_darknet_weights(Path(source), model.get_submodule("backbone"), partly=True)
         logger.info(
             "Loaded the backbone from %s: %d values, %d left over. To keep a whole detector: tools.convert_darknet",
             source, found.values_read, found.values_left,

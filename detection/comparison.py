@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def agreements(names: Sequence[str]) -> list[str]:
     return ["both", "other class", *(f"only {name}" for name in names)]
 
 
-def compare(found: dict[str, Sequence[dict]]) -> list[dict]:
+def compare(found: Mapping[str, Sequence[dict]]) -> list[dict]:
     """Pairs what two detectors found in one photograph.
 
     Two objects of one class that overlap by an IoU of 0.5 or more are the same, the best overlap first, each in one
@@ -104,7 +104,7 @@ def compare(found: dict[str, Sequence[dict]]) -> list[dict]:
     is_same_class = np.array([[a["class"] == b["class"] for b in second] for a in first], dtype=bool).reshape(iou.shape)
     kinds = agreements(list(found))
     free = set(range(len(first))), set(range(len(second)))
-    rows = []
+    rows: list[tuple[str, float | None, dict | None, dict | None]] = []
     for agreement, allowed in zip(kinds, (is_same_class, ~is_same_class), strict=False):
         places = map(tuple, np.argwhere(allowed & (iou >= SAME_PLACE_IOU)).tolist())
         pairs = []

@@ -93,6 +93,9 @@ def add_detection_config(cfg: CfgNode) -> None:
     cfg.SOLVER.WARMUP_EPOCHS = 0.0
     cfg.INPUT.CLOSE_EPOCHS = 0.0
     cfg.TEST.EVAL_EPOCHS = 0.0
+    # Parts in which a process trains on its share of a batch, one after the other: a large batch in little memory. A
+    # recipe is then scaled as for so many times the processes.
+    cfg.SOLVER.ACCUMULATE = 1
     # Exponential moving average of the weights, evaluated and kept in their stead; 0 is off.
     cfg.SOLVER.EMA_DECAY = 0.0
     # Iterations between two rows of metrics.json and lines of the log.
@@ -155,8 +158,10 @@ def merge_file(cfg: CfgNode, path: Path) -> tuple[CfgNode, list[str]]:
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{path}: is no YAML of keys and values ({str(error).splitlines()[0]})") from error
     for base in [bases] if isinstance(bases, str) else bases:
-        beside = path.parent / base
-        merge_file(cfg, beside if beside.is_file() else CONFIGS / base)
+        found = [folder / base for folder in (path.parent, CONFIGS) if (folder / base).is_file()]
+        if not found:
+            raise UserError(f"{path}: its {BASE_KEY} {base} is no file beside it, nor in {CONFIGS}; name one that is")
+        merge_file(cfg, found[0])
     from_bases = cfg.clone()
     _make_floats(leaf, cfg)
     try:
@@ -262,7 +267,7 @@ def refuse_unread(cfg: RecordingCfg, recipe: CfgNode, keys: Iterable[str]) -> No
             continue
         hint = IDLE.get(key)
         if not cfg.was_read(in_iterations.get(key, key)):
-            hint = INSTEAD.get(key) or f"it has no meaning for {cfg.MODEL.META_ARCHITECTURE} here"
+            hint = INSTEAD.get(key) or f"{NAMES[cfg.MODEL.META_ARCHITECTURE]} with these settings does not read it"
         elif key in IDLE_WHILE:
             other, idle = IDLE_WHILE[key]
             if value_of(cfg, other) in idle:

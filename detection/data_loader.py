@@ -1,16 +1,88 @@
-"""Loaders of a configuration: the training stream in batches, and test images in the order of their list."""
+"""Loaders of a configuration: the training stream in batches, and test images in the order of their list.
 
-from collections.abc import Sequence
+What a loading process hands over is a few tensors a batch, however many images it has: every tensor costs an open file
+there, and a copy to the GPU.
+"""
+
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 
+import numpy as np
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MapDataset
+from detectron2.data import MapDataset
 from detectron2.data.samplers import InferenceSampler
+from detectron2.structures import Boxes, Instances
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.processes import ignore_interrupt
-from common.stream import TrainingStream, worker_count
+from common.stream import TrainingStream, build_train_loader, prepare_worker, worker_count
 from detection.dataset_mapper import DatasetMapper
+
+
+class BatchLoader:
+    """Batches of a loader as lists of Detectron2's samples, their tensors on the device of the model.
+
+    Args:
+        loader: gives what `pack` makes of a batch.
+        device: of the model.
+    """
+
+    def __init__(self, loader: DataLoader, device: torch.device) -> None:
+        self.loader = loader
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for rest, tensors in self.loader:
+            yield unpack(rest, tensors, self.device)
+
+
+def pack(samples: Sequence[dict]) -> tuple[list[dict], dict[str, Tensor]]:
+    """A batch as few tensors; a `collate_fn`.
+
+    Args:
+        samples: with `image` (uint8, (3, H, W)) and, all or none of them, `instances` with `gt_boxes` and other fields.
+
+    Returns:
+        The samples, where the shape of the image stands in its place and, in that of the instances, their number; and
+        `image`, all pixels one after the other, and each field of all instances.
+    """
+    tensors = {"image": torch.cat([sample["image"].flatten() for sample in samples])}
+    if all("instances" in sample for sample in samples):
+        fields = [sample["instances"].get_fields() for sample in samples]
+        for name in fields[0]:
+            values = [field[name].tensor if name == "gt_boxes" else field[name] for field in fields]
+            tensors[name] = torch.cat(values)
+    rest = [
+        {
+            **sample,
+            "image": tuple(sample["image"].shape),
+            **({"instances": len(sample["instances"])} if "instances" in sample else {}),
+        }
+        for sample in samples
+    ]
+    return rest, tensors
+
+
+def unpack(rest: Sequence[dict], tensors: dict[str, Tensor], device: torch.device) -> list[dict]:
+    """Undoes `pack`, on a device; the samples share the memory of their batch."""
+    tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+    shapes = [sample["image"] for sample in rest]
+    pixels = tensors.pop("image").split([int(np.prod(shape)) for shape in shapes])
+    samples = [
+        {**sample, "image": image.view(shape)} for sample, image, shape in zip(rest, pixels, shapes, strict=True)
+    ]
+    if tensors:
+        ends = [0, *np.cumsum([sample["instances"] for sample in rest]).tolist()]
+        for sample, (start, end) in zip(samples, pairwise(ends), strict=True):
+            fields = {name: tensor[start:end] for name, tensor in tensors.items()}
+            fields["gt_boxes"] = Boxes(fields["gt_boxes"])
+            sample["instances"] = Instances(tuple(sample["image"].shape[1:]), **fields)
+    return samples
 
 
 def build_training_stream(cfg: CfgNode, dataset_dicts: Sequence[dict]) -> TrainingStream:
@@ -28,18 +100,25 @@ def build_training_stream(cfg: CfgNode, dataset_dicts: Sequence[dict]) -> Traini
     )
 
 
-def build_test_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], with_annotations: bool = False) -> DataLoader:
+def build_training_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], iterations: range) -> BatchLoader:
+    """This process's share of the batches of the given iterations."""
+    stream = build_training_stream(cfg, dataset_dicts)
+    loader = build_train_loader(stream, iterations, cfg.DATALOADER.NUM_WORKERS, collate_fn=pack)
+    return BatchLoader(loader, torch.device(cfg.MODEL.DEVICE))
+
+
+def build_test_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], with_annotations: bool = False) -> BatchLoader:
     """This process's share of images as the model sees them without augmentation, in lists of `TEST.IMS_PER_BATCH`."""
-    return DataLoader(
-        MapDataset(
-            DatasetFromList(list(dataset_dicts), copy=False), DatasetMapper(cfg, with_annotations, augment=False)
-        ),
+    loader = DataLoader(
+        MapDataset(list(dataset_dicts), DatasetMapper(cfg, with_annotations, augment=False)),
         sampler=InferenceSampler(len(dataset_dicts)),
         batch_size=cfg.TEST.IMS_PER_BATCH,
         num_workers=worker_count(cfg.DATALOADER.NUM_WORKERS),
-        collate_fn=list,
-        worker_init_fn=ignore_interrupt,
+        collate_fn=pack,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=prepare_worker,
     )
+    return BatchLoader(loader, torch.device(cfg.MODEL.DEVICE))
 
 
 def _sample(dataset_dicts: Sequence[dict], mapper: DatasetMapper, batch_size: int, index: int, position: int) -> dict:

@@ -1,22 +1,20 @@
 """From a dataset dict to what a model eats: the image decoded, augmented together with its boxes, and resized."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from functools import partial
 
+import cv2
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, Instances
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from common.errors import UserError
-from common.images import read_image
+from common.images import read_image, read_shrunk_image
 from common.stream import seeded
-from detection.augmentation import build_augmentations, mixup, mosaic
-
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
-
-T = TypeVar("T")
+from detection.augmentation import augment, build_augmentations, mixup, mosaic
+from detection.scene import INTERPOLATIONS, Scene, map_boxes, open_scene, paint
 
 
 class DatasetMapper:
@@ -61,7 +59,7 @@ class DatasetMapper:
         dataset_dicts: Sequence[dict] = (),
         seed: int = 0,
     ) -> None:
-        unknown = set(interpolations) - set(INTERPOLATIONS)
+        unknown = set(interpolations) - INTERPOLATIONS.keys()
         if unknown or not interpolations:
             raise UserError(
                 f"INPUT.INTERPOLATIONS {list(interpolations)}: expected some of {', '.join(INTERPOLATIONS)}"
@@ -85,13 +83,6 @@ class DatasetMapper:
         self.mosaic_prob = mosaic_prob
         self.dataset_dicts = dataset_dicts
         self.seed = seed
-        # Clamped first: by rounding, a resized box on the border may leave the image, and would be dropped.
-        self.sanitize = v2.Compose(
-            [
-                v2.ClampBoundingBoxes(),
-                v2.SanitizeBoundingBoxes(min_size=1, labels_getter=_labels),
-            ]
-        )
 
     @classmethod
     def from_config(
@@ -142,26 +133,32 @@ class DatasetMapper:
             UserError: the image cannot be read, or its size is not the annotated one.
         """
         entry = {key: value for key, value in dataset_dict.items() if key != "annotations"}
-        sample = self._read(dataset_dict)
-        height, width = sample["image"].shape[1:]
-        entry.setdefault("height", height)
-        entry.setdefault("width", width)
+        rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+        scene = self._open(dataset_dict)
+        entry.setdefault("height", scene.size[0])
+        entry.setdefault("width", scene.size[1])
         if not self._is_closing(batch):
-            sample = self._mix(sample)
+            scene = self._mix(scene, rng)
         for transform in self.augmentations:
-            if isinstance(transform, v2.RandomIoUCrop) and not len(sample["boxes"]):
-                continue  # it needs a box to choose a crop by
-            sample = self.sanitize(transform(sample))
-        sample = self._resize(sample, batch)
+            scene = augment(transform, scene, rng)
+
+        side = self.square_size(batch) if self.square_sizes else None
+        height, width = _fit(*scene.size, side or rng.choice(self.min_sizes), side or self.max_size)
+        image = paint(scene, height, width, str(rng.choice(self.interpolations)))
+        if side:
+            image = cv2.copyMakeBorder(image, 0, side - height, 0, side - width, cv2.BORDER_CONSTANT, value=self.fill)
         if self.with_annotations:
-            sample = self.sanitize(sample)
-            instances = Instances(tuple(sample["image"].shape[1:]))
-            instances.gt_boxes = Boxes(sample["boxes"].as_subclass(torch.Tensor))
-            instances.gt_classes = sample["labels"]
+            boxes = map_boxes(scene, height, width)
+            seen = (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
+            instances = Instances(image.shape[:2])
+            instances.gt_boxes = Boxes(torch.from_numpy(boxes[seen]).float())
+            instances.gt_classes = torch.from_numpy(scene.labels[seen])
             if self.mixup_prob:
-                instances.gt_weights = sample["weights"]
+                instances.gt_weights = torch.from_numpy(scene.weights[seen]).float()
             entry["instances"] = instances
-        entry["image"] = sample["image"].as_subclass(torch.Tensor).contiguous()
+        channels = np.empty((3, *image.shape[:2]), np.uint8)
+        cv2.split(image, list(channels))
+        entry["image"] = torch.from_numpy(channels)
         return entry
 
     def square_size(self, batch: int) -> int:
@@ -169,52 +166,48 @@ class DatasetMapper:
         if self._is_closing(batch):
             return self.closing_size
         with seeded("square_size", self.seed, batch):
-            return _choose(self.square_sizes)
+            return self.square_sizes[int(torch.randint(len(self.square_sizes), ()))]
 
     def _is_closing(self, batch: int) -> bool:
         return self.closing_batch is not None and batch >= self.closing_batch
 
-    def _read(self, dataset_dict: dict) -> dict:
-        """The sample as `detection.augmentation` describes it."""
-        path = dataset_dict.get("file_name")
-        image = dataset_dict["image"] if "image" in dataset_dict else read_image(path)
-        height, width = image.shape[1:]
-        expected = (dataset_dict.get("height", height), dataset_dict.get("width", width))
-        if (height, width) != expected:
-            raise UserError(
-                f"{path}: image is {width}x{height}, its annotation says {expected[1]}x{expected[0]}; "
-                "mend <size> in the annotation or replace the image"
-            )
+    def _open(self, dataset_dict: dict) -> Scene:
+        if "height" not in dataset_dict and "image" not in dataset_dict:
+            dataset_dict = dataset_dict | {"image": read_image(dataset_dict["file_name"])}
+        height, width = dataset_dict["image"].shape[1:] if "image" in dataset_dict else (0, 0)
+        size = dataset_dict.get("height", height), dataset_dict.get("width", width)
         annotations = dataset_dict.get("annotations", []) if self.with_annotations else []
-        boxes = torch.tensor([annotation["bbox"] for annotation in annotations], dtype=torch.float32)
-        return {
-            "image": tv_tensors.Image(image),
-            "boxes": tv_tensors.BoundingBoxes(boxes.reshape(-1, 4), format="XYXY", canvas_size=(height, width)),
-            "labels": torch.tensor([annotation["category_id"] for annotation in annotations], dtype=torch.int64),
-            "weights": torch.ones(len(annotations)),
-        }
+        boxes = [annotation["bbox"] for annotation in annotations]
+        labels = [annotation["category_id"] for annotation in annotations]
+        return open_scene(partial(_read, dataset_dict, size), size, boxes, labels)
 
-    def _mix(self, sample: dict) -> dict:
-        if torch.rand(()) < self.mosaic_prob:
-            sample = mosaic([sample, *(self._read(_choose(self.dataset_dicts)) for _ in range(3))])
-        if torch.rand(()) < self.mixup_prob:
-            share = float(torch.distributions.Beta(self.mixup_beta, self.mixup_beta).sample())
-            sample = mixup(sample, self._read(_choose(self.dataset_dicts)), share)
-        return sample
+    def _mix(self, scene: Scene, rng: np.random.Generator) -> Scene:
+        def another() -> Scene:
+            return self._open(self.dataset_dicts[int(rng.integers(len(self.dataset_dicts)))])
 
-    def _resize(self, sample: dict, batch: int) -> dict:
-        interpolation = _choose(self.interpolations)
-        if not self.square_sizes:
-            return v2.RandomShortestSize(self.min_sizes, self.max_size, interpolation)(sample)
-        size = self.square_size(batch)
-        sample = v2.RandomShortestSize(size, size, interpolation)(sample)
-        height, width = sample["image"].shape[1:]
-        return v2.Pad([0, 0, size - width, size - height], fill=self.fill)(sample)
+        if rng.random() < self.mosaic_prob:
+            scene = mosaic([scene, another(), another(), another()], rng)
+        if rng.random() < self.mixup_prob:
+            scene = mixup(scene, another(), rng.beta(self.mixup_beta, self.mixup_beta))
+        return scene
 
 
-def _labels(sample: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    return sample["labels"], sample["weights"]
+def _read(dataset_dict: dict, expected: tuple[int, int], shrink: int) -> torch.Tensor:
+    """The image, shrunk where its decoder can, if it is of the expected height and width."""
+    if "image" in dataset_dict:
+        image = dataset_dict["image"]
+        height, width = image.shape[1:]
+    else:
+        image, (height, width) = read_shrunk_image(dataset_dict["file_name"], shrink)
+    if (height, width) != expected:
+        raise UserError(
+            f"{dataset_dict.get('file_name')}: image is {width}x{height}, its annotation says "
+            f"{expected[1]}x{expected[0]}; mend <size> in the annotation or replace the image"
+        )
+    return image
 
 
-def _choose(choices: Sequence[T]) -> T:
-    return choices[int(torch.randint(len(choices), ()))]
+def _fit(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """Height and width with a short side of `min_size`, or if that is too long, a long side of `max_size`."""
+    scale = min(min_size / min(height, width), max_size / max(height, width))
+    return max(int(height * scale), 1), max(int(width * scale), 1)

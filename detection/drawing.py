@@ -67,12 +67,11 @@ def draw_boxes(
         colors: (N, 3 or 4), RGB or RGBA from 0 to 1.
         labels: a text for each box, written at one of its corners; later boxes choose first.
     """
-    if isinstance(image, np.ndarray):
-        image = torch.from_numpy(image).permute(2, 0, 1)
-    height, width = image.shape[1:]
+    pixels: torch.Tensor = torch.from_numpy(image).permute(2, 0, 1) if isinstance(image, np.ndarray) else image
+    height, width = pixels.shape[1:]
     if max(height, width) > MAX_SIDE:
-        image = resize(image, None, max_size=MAX_SIDE)
-    axes.imshow(image.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
+        pixels = resize(pixels, None, max_size=MAX_SIDE)
+    axes.imshow(pixels.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)

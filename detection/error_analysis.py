@@ -159,7 +159,7 @@ def plot_errors(analyses: Mapping[str, ErrorAnalysis]) -> Figure:
     axes = figure.subplots()
     names = list(analyses)
     left = np.zeros(len(names))
-    colors = dict(zip(KINDS, colormaps["Set2"].colors, strict=False))
+    colors = dict(zip(KINDS, colormaps["Set2"](range(len(KINDS))), strict=True))
     for part, color in {"AP50": "0.75", **colors}.items():
         widths = np.array([a.ap50 if part == "AP50" else a.cost[part] for a in analyses.values()])
         bars = axes.barh(names, widths, left=left, color=color, edgecolor="white", label=part)

@@ -185,8 +185,8 @@ def evaluate_voc(ground_truth: Sequence[dict], detections: Detections, class_nam
                 "AP75": areas[5],
                 "AP": float(np.mean(areas)),
             }
-    metrics = pd.DataFrame.from_dict(per_class, orient="index")[list(METRICS)].mean().to_dict()
-    return Evaluation(metrics, per_class, curves)
+    means = pd.DataFrame.from_dict(per_class, orient="index")[list(METRICS)].mean()
+    return Evaluation({metric: float(means[metric]) for metric in METRICS}, per_class, curves)
 
 
 def eleven_point_ap(recall: np.ndarray, precision: np.ndarray) -> float:

@@ -74,10 +74,12 @@ class Experiment:
         check_classes(cfg, cfg.DATASETS.ROOT)
         num_images = sum(len(DatasetCatalog.get(dataset)) for dataset in cfg.DATASETS.TRAIN)
         resolve_schedule(cfg, self.recipe, self.given, num_images)
-        if cfg.SOLVER.IMS_PER_BATCH % world_size():
+        if cfg.SOLVER.ACCUMULATE < 1:
+            raise UserError(f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: expected 1 or more")
+        if cfg.SOLVER.IMS_PER_BATCH % (world_size() * cfg.SOLVER.ACCUMULATE):
             raise UserError(
                 f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: expected a multiple of the {world_size()} "
-                "processes; give another NGPU or batch"
+                f"processes times SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}; give another NGPU or batch"
             )
         if cfg.SEED < 0:
             raise UserError(f"SEED {cfg.SEED}: expected 0 or more, so that the run can be repeated and resumed")
@@ -125,8 +127,11 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     elif not args.pretrained:
         cfg.MODEL.WEIGHTS = ""
     # The recipe is scaled to the processes; what the user asks for is taken as it is.
-    recipe = scale_to_processes(bases if args.config else cfg.clone(), world_size())
-    cfg = scale_to_processes(cfg, world_size())
+    asked = cfg.clone()
+    merge_options(asked, args.opts)
+    processes = world_size() * max(asked.SOLVER.ACCUMULATE, 1)
+    recipe = scale_to_processes(bases if args.config else cfg.clone(), processes)
+    cfg = scale_to_processes(cfg, processes)
     if "MODEL.DEVICE" not in given:
         cfg.MODEL.DEVICE = default_device()
     given += _merge_options(cfg, args.opts)

@@ -4,8 +4,11 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from common.runtime import autocast
@@ -23,6 +26,8 @@ class Autocast(nn.Module):
     """
 
     precision: str = "float32"
+    device: torch.device
+    backbone: Backbone
 
     def forward(self, batched_inputs: list[dict]) -> Any:
         """Losses in training, detections in evaluation.
@@ -39,16 +44,22 @@ class Autocast(nn.Module):
         with autocast(self.device, self.precision):
             if self.training:
                 return super().forward(batched_inputs)
-            groups: dict[tuple[int, ...], list[int]] = {}
-            multiple = max(self.backbone.size_divisibility, 1)
-            for index, inputs in enumerate(batched_inputs):
-                padded = tuple(-(-side // multiple) * multiple for side in inputs["image"].shape[-2:])
-                groups.setdefault(padded, []).append(index)
-            outputs = {}
-            for indices in groups.values():
+            outputs: dict[int, dict[str, Instances]] = {}
+            for indices in self.groups(batched_inputs):
                 group = super().forward([batched_inputs[index] for index in indices])
                 outputs.update(zip(indices, group, strict=True))
             return [outputs[index] for index in range(len(batched_inputs))]
+
+    def groups(self, batched_inputs: list[dict]) -> list[list[int]]:
+        """Indices of the images that run together, group by group: in training all, else those padded to one size."""
+        if self.training:
+            return [list(range(len(batched_inputs)))]
+        groups: dict[tuple[int, ...], list[int]] = {}
+        multiple = max(self.backbone.size_divisibility, 1)
+        for index, inputs in enumerate(batched_inputs):
+            padded = tuple(-(-side // multiple) * multiple for side in inputs["image"].shape[-2:])
+            groups.setdefault(padded, []).append(index)
+        return list(groups.values())
 
 
 @META_ARCH_REGISTRY.register()
@@ -58,6 +69,9 @@ class FasterRCNN(Autocast, GeneralizedRCNN):
     The layers that predict logits and box deltas stay in float32: the eight bits of a bfloat16 mantissa would tie many
     scores.
     """
+
+    proposal_generator: RPN
+    roi_heads: StandardROIHeads
 
     @configurable
     def __init__(self, *, precision: str, **parts: Any) -> None:

@@ -18,6 +18,8 @@ LENGTHS = ("MAX_ITER", "MAX_EPOCHS")
 def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
     """The recipe with batch, rate, lengths in iterations and averaging scaled to so many processes.
 
+    A process that accumulates gradients counts as many times as it does.
+
     Raises:
         UserError: its batch cannot be shared among the processes that it is written for.
     """

@@ -41,18 +41,20 @@ def train(args: argparse.Namespace, log: RunLog) -> Path:
         The run folder.
     """
     run = on_main_process(newest_run, args) if args.resume else None
-    has_begun = run is not None and on_main_process(Path.exists, run / "config.yaml")
-    experiment = resumed_experiment(args, run) if has_begun else new_experiment(args)
+    begun = run if run is not None and on_main_process(Path.exists, run / "config.yaml") else None
+    experiment = resumed_experiment(args, begun) if begun is not None else new_experiment(args)
     experiment.resolve()
     cfg = RecordingCfg(experiment.cfg)
     cfg.freeze()
     with blamed_on(experiment.given):
-        trainer = Trainer(cfg, run if has_begun else None)
+        trainer = Trainer(cfg, begun)
     refuse_unread(cfg, experiment.recipe, experiment.given)
 
-    if trainer.is_finished():
-        logger.info("%s is complete; to go on, RESUME=1 with a larger SOLVER.MAX_EPOCHS or TEST.PATIENCE in OPTS", run)
-        return run
+    if begun is not None and trainer.is_finished():
+        logger.info(
+            "%s is complete; to go on, RESUME=1 with a larger SOLVER.MAX_EPOCHS or TEST.PATIENCE in OPTS", begun
+        )
+        return begun
     if run is None:
         run = on_main_process(create_run_folder, args.output, experiment.name)
     if is_main_process():

@@ -15,18 +15,17 @@ from detectron2.engine.hooks import IterationTimer, LRScheduler
 from detectron2.evaluation import inference_on_dataset
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 from tqdm import tqdm
 
 from common.errors import Interrupted, UserError
 from common.processes import deferred_interrupt, is_main_process, on_main_process, share_buffers, world_size
 from common.run_folder import truncate_metrics
 from common.runtime import gradient_scaler
-from common.stream import build_train_loader
 from common.weights import load_state, read_checkpoint, save_checkpoint
 from detection.checkpoint import load_initial_weights
-from detection.data_loader import build_test_loader, build_training_stream
+from detection.data_loader import build_test_loader, build_training_loader
 from detection.evaluation import VOCEvaluator
 from detection.experiment import recorded
 from detection.hooks import (
@@ -58,6 +57,7 @@ class Trainer(SimpleTrainer):
     def __init__(self, cfg: CfgNode, resumed: Path | None = None) -> None:
         self.cfg = cfg
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self.accumulate = cfg.SOLVER.ACCUMULATE
         self.stop_requested = False
         self.loss_names: list[str] = []
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
@@ -69,7 +69,7 @@ class Trainer(SimpleTrainer):
         else:
             load_state(self.bare_model, last["model"], f"{resumed}/model_last.pth")
         optimizer = build_optimizer(cfg, self.bare_model)
-        device = self.bare_model.device
+        device = next(self.bare_model.parameters()).device
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         model = create_ddp_model(
             self.bare_model, broadcast_buffers=False, device_ids=[device.index] if device.type == "cuda" else None
@@ -98,12 +98,7 @@ class Trainer(SimpleTrainer):
         self.start_iter = 0
         if last is not None:
             self._resume(last)
-        self.data_loader = build_train_loader(
-            build_training_stream(cfg, dataset_dicts),
-            range(self.start_iter, self.max_iter),
-            cfg.DATALOADER.NUM_WORKERS,
-            collate_fn=list,
-        )
+        self.data_loader = build_training_loader(cfg, dataset_dicts, range(self.start_iter, self.max_iter))
 
     def is_finished(self) -> bool:
         """Whether there is nothing left to train."""
@@ -155,18 +150,30 @@ class Trainer(SimpleTrainer):
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         self.storage.put_scalar("data_time", time.perf_counter() - start)
-        losses = self.model(batch)
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        values = self._accumulate(batch)
         self.grad_scaler.unscale_(self.optimizer)  # since the step clips
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        self.loss_names = list(losses)
-        values = torch.stack([loss.detach().double() for loss in losses.values()])
         if world_size() > 1:
             dist.all_reduce(values)
             values /= world_size()
         self.loss_sum = self.loss_sum + values
+
+    def _accumulate(self, batch: list[dict]) -> Tensor:
+        """Adds up the gradients of the parts of a batch; returns their mean losses, in the order of `loss_names`."""
+        size = len(batch) // self.accumulate
+        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+        values = []
+        for part in parts:
+            # Processes share gradients once, with the last part.
+            is_alone = world_size() == 1 or part is parts[-1]
+            with contextlib.nullcontext() if is_alone else self.model.no_sync():
+                losses = self.model(part)
+                self.grad_scaler.scale(sum(losses.values()) / len(parts)).backward()
+            values.append(torch.stack([loss.detach().double() for loss in losses.values()]))
+        self.loss_names = list(losses)
+        return torch.stack(values).mean(0)
 
     def mean_losses(self, iterations: int) -> dict[str, float]:
         """Means over the processes and the iterations since the last call, and their sum as `total_loss`.

@@ -6,8 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.pretended_gpu.waits import PretendedGpu
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -109,3 +113,12 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real photographs and weights are missing: no folder {folder.name}/ beside the checkout")
     return folder
+
+
+@pytest.fixture
+def gpu() -> "Iterator[PretendedGpu]":
+    """A GPU with real values on a machine that has none, which writes down what it is waited for."""
+    from tests.pretended_gpu import pretended_gpu  # registers a device with torch: only for those who use it
+
+    with pretended_gpu() as gpu:
+        yield gpu

@@ -4,9 +4,10 @@ Both detectors, what Faster R-CNN's first stage proposed, and the five likeliest
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import torch
@@ -14,8 +15,7 @@ from detectron2.structures import Instances
 from gradio.components import Component
 from PIL import Image
 
-from classification import predict as classification
-from classification.predict import BirdClassifier
+from classification.predict import BirdClassifier, newest_weights
 from common.data_root import SAMPLE
 from common.errors import UserError, exits_on_user_error
 from common.images import read_image
@@ -33,16 +33,14 @@ MAX_MEGAPIXELS = 64  # a small file can unfold to pixels that fill the memory
 TITLE = "Birds and boxes"
 PROPOSALS = "Proposals"
 CSS = ".picture img { padding-top: 2rem }"  # or the caption lies over the picture
-OUTPUT = {
-    "interactive": False,
-    "format": "jpeg",
-    "buttons": ["download", "fullscreen"],
-    "min_width": 280,
-    "height": 380,
-    "elem_classes": "picture",
-}
 
-Model = Detector | BirdClassifier
+
+class Models(NamedTuple):
+    """The models of a page; None in the place of one that is missing."""
+
+    frcnn: Detector | None
+    yolov3: Detector | None
+    bird: BirdClassifier | None
 
 
 def newest_models(output: Path) -> dict[str, Path]:
@@ -52,24 +50,28 @@ def newest_models(output: Path) -> dict[str, Path]:
         for name, model in ((FASTER_RCNN, "faster_rcnn"), (YOLOV3, "yolov3"))
     }
     found = {name: max(paths, key=lambda path: path.stat().st_mtime) for name, paths in recipes.items() if paths}
-    bird = classification.newest_detector(output)
+    bird = newest_weights(output)
     return {**found, BIRDS: bird} if bird else found
 
 
-def load_models(weights: dict[str, Path]) -> dict[str, Model]:
+def load_models(weights: dict[str, Path]) -> Models:
     """Loads the models of a page.
 
     Raises:
         UserError: weights are broken, or of another model than their name says.
     """
-    models = {}
+    detectors: dict[str, Detector] = {}
+    bird = None
     for name, path in weights.items():
         model = load_model(path)
         kind = model.name if isinstance(model, Detector) else BIRDS
         if kind != name:
             raise UserError(f"{path}: is a {kind}, expected a {name} for {VARIABLES[name]}=")
-        models[name] = model
-    return models
+        if isinstance(model, Detector):
+            detectors[name] = model
+        else:
+            bird = model
+    return Models(detectors.get(FASTER_RCNN), detectors.get(YOLOV3), bird)
 
 
 def read_photograph(path: Path) -> torch.Tensor:
@@ -93,29 +95,33 @@ def read_photograph(path: Path) -> torch.Tensor:
         raise UserError(str(error).replace(str(path), path.name)) from error
 
 
-def build_page(models: dict[str, Model], score: float, examples: Sequence[Path] = ()) -> gr.Blocks:
+def build_page(models: Models, score: float, examples: Sequence[Path] = ()) -> gr.Blocks:
     """Lays out the page.
 
     Args:
-        models: by name; in the place of one that is missing stands the command that makes it.
+        models: in the place of one that is missing stands the command that makes it.
         score: objects shown have at least this one.
         examples: photographs to choose from.
     """
+    frcnn, yolov3, bird = models
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
         gr.Markdown(f"# {TITLE}\nDrop a photograph: both detectors look for objects in it, the classifier for a bird.")
         seen = gr.State()  # the pixels and the proposals of the photograph
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 photograph = gr.Image(label="Photograph", sources=["upload", "clipboard"], height=320, buttons=[])
-                # Handed on as the file that was uploaded: Gradio's own reading of a broken one tells nobody why.
-                photograph.preprocess = lambda payload: payload and payload.path
+                # Handed on as the file that was uploaded: Gradio's own reading of a broken one tells nobody why. It
+                # writes a .pyi beside the source of every subclass of its components, so the method is replaced.
+                photograph.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
                 if examples:
                     chosen = gr.Examples([str(path) for path in examples], photograph, label="Drawn examples")
-                parts = {BIRDS: _part(BIRDS, models, gr.Label, num_top_classes=5)}
+                parts = {BIRDS: _part(BIRDS, bird, partial(gr.Label, num_top_classes=5))}
             with gr.Column(scale=3, min_width=300):
                 with gr.Row():
-                    parts |= {name: _part(name, models, gr.Image, **OUTPUT) for name in (FASTER_RCNN, YOLOV3)}
-                proposed = gr.Image(label=PROPOSALS, visible=FASTER_RCNN in models, **OUTPUT)
+                    parts |= {
+                        name: _part(name, model, _picture) for name, model in ((FASTER_RCNN, frcnn), (YOLOV3, yolov3))
+                    }
+                proposed = _picture(PROPOSALS, visible=frcnn is not None)
                 count = gr.Slider(
                     1,
                     300,
@@ -123,11 +129,12 @@ def build_page(models: dict[str, Model], score: float, examples: Sequence[Path] 
                     step=1,
                     label="Proposals shown",
                     info="The best of Faster R-CNN's first stage; the brighter, the likelier an object",
-                    visible=FASTER_RCNN in models,
+                    visible=frcnn is not None,
                 )
 
         def clear() -> dict[Component, Any]:
-            shown = {name: part for name, part in parts.items() if name in models} | {PROPOSALS: proposed}
+            shown: dict[str, Component] = {PROPOSALS: proposed, **parts}
+            shown = {name: part for name, part in shown.items() if not isinstance(part, gr.Markdown)}
             return {seen: None, **{part: gr.update(value=None, label=name) for name, part in shown.items()}}
 
         def look(path: str, topk: int) -> dict[Component, Any]:
@@ -136,16 +143,16 @@ def build_page(models: dict[str, Model], score: float, examples: Sequence[Path] 
             except UserError as error:
                 gr.Warning(str(error))
                 return clear() | {photograph: None}
-            results = {}
-            if FASTER_RCNN in models:
-                with record_proposals(models[FASTER_RCNN].model) as recorded:
-                    results[parts[FASTER_RCNN]] = _show_objects(models[FASTER_RCNN], image, score)
+            results: dict[Component, Any] = {}
+            if frcnn is not None:
+                with record_proposals(frcnn.model) as recorded:
+                    results[parts[FASTER_RCNN]] = _show_objects(frcnn, image, score)
                 proposals = to_original(recorded[0].to("cpu"), *image.shape[1:])
                 results |= {seen: (image, proposals), proposed: _show_proposals((image, proposals), topk)}
-            if YOLOV3 in models:
-                results[parts[YOLOV3]] = _show_objects(models[YOLOV3], image, score)
-            if BIRDS in models:
-                results[parts[BIRDS]] = models[BIRDS].likeliest(models[BIRDS].cut_out(image))
+            if yolov3 is not None:
+                results[parts[YOLOV3]] = _show_objects(yolov3, image, score)
+            if bird is not None:
+                results[parts[BIRDS]] = bird.likeliest(bird.cut_out(image))
             return results
 
         everything = [photograph, seen, proposed, *parts.values()]
@@ -157,9 +164,22 @@ def build_page(models: dict[str, Model], score: float, examples: Sequence[Path] 
     return page
 
 
-def _part(name: str, models: dict[str, Model], kind: type[Component], **settings: Any) -> Component:
-    if name in models:
-        return kind(label=name, **settings)
+def _picture(label: str, visible: bool = True) -> gr.Image:
+    return gr.Image(
+        label=label,
+        visible=visible,
+        interactive=False,
+        format="jpeg",
+        buttons=["download", "fullscreen"],
+        min_width=280,
+        height=380,
+        elem_classes="picture",
+    )
+
+
+def _part(name: str, model: Detector | BirdClassifier | None, make: Callable[..., Component]) -> Component:
+    if model is not None:
+        return make(label=name)
     return gr.Markdown(
         f"**{name}** is not trained yet. Run `make {TARGETS[name]}`, then `make app` again.", container=True
     )

@@ -131,9 +131,9 @@ def check_voc(folder: Path, splits: dict[str, int] | dict[str, None], deep: bool
     sizes = _file_sizes(folder, ["JPEGImages", "Annotations"])
     pictures = {}
     for file in sizes:
-        path = PurePosixPath(file)
-        if path.parts[0] == "JPEGImages" and path.suffix.lower() in IMAGE_SUFFIXES:
-            pictures[path.stem] = file
+        picture = PurePosixPath(file)
+        if picture.parts[0] == "JPEGImages" and picture.suffix.lower() in IMAGE_SUFFIXES:
+            pictures[picture.stem] = file
     reports = []
     for split, official in splits.items():
         path = _voc_list(folder, split)
@@ -207,7 +207,9 @@ def _file_sizes(folder: Path, subfolders: Sequence[str]) -> dict[str, int]:
     return sizes
 
 
-def _look_for(report: Report, folder: Path, items: list[tuple[str, ...]], sizes: dict[str, int], deep: bool) -> None:
+def _look_for(
+    report: Report, folder: Path, items: Sequence[tuple[str, ...]], sizes: dict[str, int], deep: bool
+) -> None:
     """Enters into the report what is there of the images' files; the first file of each is the picture."""
     missing = [file for files in items for file in files if file not in sizes]
     broken = [file for files in items for file in files if sizes.get(file) == 0]

@@ -9,7 +9,7 @@ of a test split, whose ground truth is known, and also sorts the errors of both 
 import argparse
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -55,12 +55,12 @@ def load_detectors(frcnn: Path | None, yolov3: Path | None, output: Path, recipe
     ]
     words = zip(paths, dict.fromkeys(NAMES.values()), ("train-frcnn", "train-yolov3"), ("FRCNN", "YOLOV3"), strict=True)
     if missing := [rest for path, *rest in words if path is None]:
-        names, targets, variables = zip(*missing, strict=True)
+        lacking, targets, variables = zip(*missing, strict=True)
         raise UserError(
-            f"{output}: no trained {' and no '.join(names)} in it; expected a run of each: run make "
+            f"{output}: no trained {' and no '.join(lacking)} in it; expected a run of each: run make "
             f"{' '.join(targets)}, or give {' '.join(f'{variable}=weights' for variable in variables)}"
         )
-    loaded = [(path, *load_detector(path)) for path in paths]
+    loaded = [(path, *load_detector(path)) for path in paths if path is not None]
     names = [NAMES[cfg.MODEL.META_ARCHITECTURE] for _, cfg, _ in loaded]
     if names[0] == names[1]:
         names = [f"{name} {number}" for number, name in enumerate(names, start=1)]
@@ -141,7 +141,7 @@ def picture(
 
 def errors_table(analyses: dict[str, ErrorAnalysis]) -> pd.DataFrame:
     """One kind of error a row: for each detector how many there are, and what they cost in AP50."""
-    columns = {"error": KINDS}
+    columns: dict[str, Collection[str | float]] = {"error": KINDS}
     for name, analysis in analyses.items():
         columns[name] = analysis.count.values()
         columns[f"{name} cost"] = analysis.cost.values()
@@ -220,8 +220,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = args.out or args.output / ("comparison" if split is None else "errors")
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
 
-    photographs, found_by = [], {name: [] for name in names}
-    pictures = Counter()  # photographs of several folders may have the same name
+    photographs: list[dict] = []
+    found_by: dict[str, list[list[dict]]] = {name: [] for name in names}
+    pictures: Counter[str] = Counter()  # photographs of several folders may have the same name
     for record in tqdm(records, unit="photograph", disable=None):
         path = Path(record["file_name"])
         if not photographs:
@@ -229,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 detector.detect(path)  # the first pass through a network is slow
         results = {detector.name: detector.detect(path) for detector in detectors}
         shown = {name: [box for box in objects if box["score"] >= args.score] for name, (objects, _) in results.items()}
-        photograph = {
+        photograph: dict = {
             "file_name": str(path),
             "milliseconds": {name: milliseconds for name, (_, milliseconds) in results.items()},
             "objects": compare(shown),

@@ -243,10 +243,10 @@ def unpack(path: Path, folder: str, destination: Path) -> None:
             name = PurePosixPath(member.name)
             if ".." in name.parts or name.is_absolute():
                 raise UserError(f"{path}: holds the unsafe path {member.name!r}; it was not unpacked: get it anew")
-            if member.isfile() and name.is_relative_to(folder):
+            if member.isfile() and name.is_relative_to(folder) and (source := archive.extractfile(member)):
                 target = destination / name.relative_to(folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.extractfile(member) as source, target.open("wb") as file:
+                with source, target.open("wb") as file:
                     shutil.copyfileobj(source, file)
                 progress.update()
 

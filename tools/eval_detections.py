@@ -91,7 +91,10 @@ def _category(entry: dict, categories: dict[str, int]) -> int:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # nan compares false
+    # A bool is an int too.
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )  # nan compares false
 
 
 def _show(value: object) -> str:

@@ -12,6 +12,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from detection.comparison import Detector, corners
 from detection.config import NAMES
 from detection.drawing import class_colors, draw_boxes, full_frame, side_by_side, to_pixels
 from detection.modeling import load_detector
-from detection.voc import annotation_xml
+from detection.voc_annotations import annotation_xml
 from tools.compare_detectors import draw_objects
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
@@ -101,7 +102,7 @@ def predict(model: Detector | BirdClassifier, image: torch.Tensor, score: float)
     """
     if isinstance(model, BirdClassifier):
         likeliest = model.likeliest(model.cut_out(image))
-        found = [{"class": name, "score": probability} for name, probability in likeliest.items()]
+        found: list[dict] = [{"class": name, "score": probability} for name, probability in likeliest.items()]
         classes, figure = model.class_names, draw_species(image, likeliest)
     else:
         found = [box for box in model.detect(image)[0] if box["score"] >= score]
@@ -239,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             entries, figure = predict(model, image, args.score)
             predictions += [{"image_id": name, **entry} for entry in entries]
             picture = Image.fromarray(to_pixels(figure))
-            write_atomically(args.out / f"{name}.jpg", lambda file, it=picture: it.save(file, "jpeg", quality=92))
+            write_atomically(args.out / f"{name}.jpg", partial(picture.save, format="jpeg", quality=92))
             if args.voc_xml:
                 _write_voc(args.out / "Annotations", name, path, image, entries)
             progress.update()

@@ -23,7 +23,6 @@ if not (3, 11) <= sys.version_info[:2] <= (3, 13):  # the one module that such a
     sys.exit(2)
 
 import argparse
-import fcntl
 import hashlib
 import json
 import os
@@ -169,6 +168,11 @@ def _is_up_to_date(environment: Environment, requirements: Path, detectron2: str
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:  # Windows has none: two set-ups at once would not wait for each other there
+        yield
+        return
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

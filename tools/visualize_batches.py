@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch = [stream[number * size + place] for place in range(min(size, args.images))]
         figure = picture(batch, cfg.MODEL.CLASSES, f"{name}, batch {number}")
         path = folder / f"{number:03d}.png"
-        write_atomically(path, lambda file, figure=figure: figure.savefig(file, format="png", dpi=110))
+        write_atomically(path, partial(figure.savefig, format="png", dpi=110))
         print(path)
 
 

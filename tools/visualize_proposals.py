@@ -122,6 +122,7 @@ def main() -> None:
         if code := subprocess.run([sys.executable, "-m", "tools.launch", *train], check=False).returncode:
             sys.exit(code)
         weights = newest_detector(args.output, "faster_rcnn", args.recipe)
+        assert weights is not None, "the training has just written them"
     cfg, model = load_detector(weights)
     if not hasattr(model, "proposal_generator"):
         raise UserError(
@@ -139,7 +140,8 @@ def main() -> None:
         paths = [with_objects[index]["file_name"] for index in order[:4]]
         measured = [with_objects[index] for index in order[: args.recall_images]]
 
-    records, pictures = [], Counter()  # images of several folders may have the same name
+    records: list[dict] = []
+    pictures: Counter[str] = Counter()  # images of several folders may have the same name
     for path in tqdm(paths, unit="image", desc="pictures", disable=None):
         proposals, detections = propose_and_detect(cfg, model, path)
         figure = picture(path, proposals, detections, cfg.MODEL.CLASSES, args.topk, args.score)

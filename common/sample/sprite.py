@@ -23,13 +23,13 @@ class Silhouette(NamedTuple):
 
 def read_silhouettes(file: Path) -> dict[str, Silhouette]:
     """Reads silhouettes by name, in the format that the head of `silhouettes.txt` explains."""
-    silhouettes = {}
+    silhouettes: dict[str, Silhouette] = {}
     for line in file.read_text().splitlines():
         if line.startswith("#"):
             continue
         first, second, *rest = line.split()
         if not line.startswith(" "):
-            parts = []
+            parts: list[Part] = []
             silhouettes[first] = Silhouette(second, dict(zip("abc", rest, strict=False)), parts)
         else:
             parts.append((first, second, [float(number) for number in rest]))

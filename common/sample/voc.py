@@ -69,7 +69,7 @@ def plan(seed: int) -> list[Picture]:
         "VOC2007": [f"{number:06d}" for number in numbers],
         "VOC2012": [f"{2008 + i % 4}_{number:06d}" for i, number in enumerate(others)],
     }
-    pictures = []
+    pictures: list[Picture] = []
     for folder, splits in _PICTURES.items():
         for split, (count, empty) in splits.items():
             sizes = [0] * empty + [(1, 2, 3, 3, 3, 4, 4, 4)[i % 8] for i in range(count - empty)]
@@ -93,7 +93,8 @@ def draw_picture(picture: Picture) -> tuple[bytes, list[Object], tuple[int, int]
     if rng.random() < 0.3:
         size = size[::-1]
     canvas = Canvas(rng, *size)
-    taken, drawn = [], []
+    taken: list[tuple[int, int, int, int]] = []
+    drawn: list[tuple[str, str, bool, bool]] = []
     for name in picture.classes + ([picture.extra] if picture.extra else []):
         silhouette = _SILHOUETTES[name]
         difficult = len(drawn) == len(picture.classes)
@@ -129,7 +130,7 @@ def _find_place(
             corner[axis] = round(-hidden * size[axis] if low_side else canvas[axis] - (1 - hidden) * size[axis])
         inside = all(corner[i] >= 0 and corner[i] + size[i] <= canvas[i] for i in (0, 1))
         if inside != truncated and not any(_overlaps((*corner, *size), other) for other in taken):
-            return tuple(corner)
+            return corner[0], corner[1]
     return None
 
 

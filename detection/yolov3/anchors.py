@@ -22,6 +22,9 @@ class YOLOAnchorGenerator(nn.Module):
         strides: (L,) side of a cell in pixels.
     """
 
+    sizes: Tensor
+    strides: Tensor
+
     @configurable
     def __init__(self, *, sizes: list[list[tuple[float, float]]], strides: list[int]):
         """All lists have one entry a level, finest first.

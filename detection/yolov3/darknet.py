@@ -1,6 +1,7 @@
 """Backbones: Darknet-53 or any other timm network with strides 8, 16 and 32, and that of yolov3-tiny."""
 
 import itertools
+from typing import TypeVar
 
 import timm
 import torch
@@ -8,14 +9,17 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from timm.layers import ConvNormAct, convert_sync_batchnorm
+from timm.models import FeatureInfo
 from timm.utils import freeze
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.errors import UserError
 
+M = TypeVar("M", bound=nn.Module)
 
-def with_norm(module: nn.Module, norm: str, key: str) -> nn.Module:
+
+def with_norm(module: M, norm: str, key: str) -> M:
     """The module with its BatchNorms made to what a configuration's `key` says: "BN" or "SyncBN".
 
     Raises:
@@ -90,10 +94,10 @@ class Darknet(Backbone):
         self.bottom_up = with_norm(self.bottom_up, norm, "MODEL.DARKNET.NORM")
         if freeze_at:
             stages = [stage for stage, _ in self.bottom_up.named_children()]
-            last = [f["module"] for f in self.bottom_up.feature_info.info if f["reduction"] <= 2**freeze_at][-1]
+            last = [f["module"] for f in _feature_info(self.bottom_up).info if f["reduction"] <= 2**freeze_at][-1]
             freeze(self.bottom_up, stages[: stages.index(last.replace(".", "_")) + 1])
         self._out_features = ["dark3", "dark4", "dark5"]
-        channels = self.bottom_up.feature_info.channels()
+        channels = _feature_info(self.bottom_up).channels()
         self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
         self._out_feature_strides = {"dark3": 8, "dark4": 16, "dark5": 32}
 
@@ -191,7 +195,14 @@ def _create_features(name: str) -> nn.Module:
     """The timm network as a list of features with strides 8, 16 and 32."""
     if not timm.is_model(name):
         raise UserError(f"MODEL.DARKNET.NAME is {name!r}, which timm does not know; `darknet53` is the usual one")
-    reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+    reductions = _feature_info(timm.create_model(name, features_only=True)).reduction()
     if not {8, 16, 32} <= set(reductions):
         raise UserError(f"MODEL.DARKNET.NAME is {name!r} with strides {reductions}, expected 8, 16 and 32 among them")
     return timm.create_model(name, features_only=True, out_indices=[reductions.index(s) for s in (8, 16, 32)])
+
+
+def _feature_info(features: nn.Module) -> FeatureInfo:
+    """Channels and strides of a network that timm made with `features_only`."""
+    info = features.feature_info
+    assert isinstance(info, FeatureInfo)
+    return info

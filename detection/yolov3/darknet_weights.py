@@ -104,15 +104,16 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
     """The tensors of `model` as they follow one another in a file."""
     for conv, norm in convolutions(model):
         if norm is None:
-            yield conv.bias.data
+            yield conv.state_dict()["bias"]
         else:
-            yield from (norm.bias.data, norm.weight.data, norm.running_mean, norm.running_var)
+            state = norm.state_dict()
+            yield from (state[name] for name in ("bias", "weight", "running_mean", "running_var"))
         yield conv.weight.data
 
 
 def _check_arithmetic(path: Path, model: nn.Module) -> None:
     """A file does not say how its values are used: elsewhere they would give other outputs without a word."""
-    epsilons = {module.eps for module in model.modules() if hasattr(module, "running_mean")}
+    epsilons: set[float] = {vars(module)["eps"] for module in model.modules() if hasattr(module, "running_mean")}
     slopes = {module.negative_slope for module in model.modules() if isinstance(module, nn.LeakyReLU)}
     if epsilons != {NORM_EPS} or slopes != {NEGATIVE_SLOPE}:
         raise UserError(

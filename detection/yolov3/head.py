@@ -82,9 +82,10 @@ class YOLOv3Head(nn.Module):
             level = YOLOv3Level(shape.channels, coarser_dim, dim, count, num_anchors * (5 + num_classes), norm_eps)
             objectness = PRIOR_OBJECTS / (PRIOR_IMAGE_SIZE / shape.stride) ** 2
             nn.init.normal_(level.prediction.weight, std=0.01)
-            bias = level.prediction.bias.data.zero_().view(num_anchors, 5 + num_classes)
+            bias = torch.zeros(num_anchors, 5 + num_classes)
             bias[:, 4] = math.log(objectness / (1 - objectness))
             bias[:, 5:] = math.log(prior_prob / (1 - prior_prob))
+            level.prediction.bias = nn.Parameter(bias.flatten())
             self.levels.append(level)
             coarser_dim = dim
         self.levels = with_norm(self.levels, norm, "MODEL.YOLOV3.NORM")

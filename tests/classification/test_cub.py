@@ -1,15 +1,9 @@
 from collections import Counter
-from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image, ImageOps
-from torchvision.transforms import v2
 
-from classification import cub as cub_module
-from classification.cub import Bird, BirdDataset, ImageCache, hold_out, read_cub, read_image
+from classification.cub import Bird, hold_out, read_cub
 from common.errors import UserError
 
 
@@ -68,83 +62,6 @@ def test_a_missing_index_file_is_named(tiny_root):
     (tiny_root / "CUB_200_2011" / "classes.txt").unlink()
     with pytest.raises(UserError, match=r"classes\.txt: no such file.*DATA="):
         read_cub(tiny_root)
-
-
-def gradient() -> Image.Image:
-    columns, rows = np.meshgrid(np.linspace(0, 255, 60), np.linspace(0, 255, 40))
-    return Image.fromarray(np.stack([columns, rows, np.full_like(rows, 90)], 2).astype(np.uint8))
-
-
-@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB", "RGBA", "P"])
-def test_every_colour_space_becomes_rgb(tmp_path, mode):
-    picture = gradient().convert(mode)
-    path = tmp_path / ("a.png" if mode in ("RGBA", "P") else "a.jpg")
-    picture.save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
-    ours = read_image(path, side=40)
-    assert ours.dtype == torch.uint8
-    theirs = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
-    assert (ours.int() - theirs.int()).abs().max() <= 4
-
-
-def test_sixteen_bits_a_channel_become_eight(tmp_path):
-    Image.fromarray(np.full((8, 8), 256 * 100, np.uint16)).save(tmp_path / "deep.png")
-    assert (read_image(tmp_path / "deep.png", 8) == 100).all()
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_followed(tmp_path, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    gradient().save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    upright = ImageOps.exif_transpose(Image.open(tmp_path / "turned.jpg"))
-    ours = read_image(tmp_path / "turned.jpg", side=40)
-    assert (ours.int() - torch.from_numpy(np.array(upright)).permute(2, 0, 1).int()).abs().max() <= 4
-
-
-@pytest.mark.parametrize("kind", ["cut short", "empty", "not an image"])
-def test_an_unreadable_image_is_named(tmp_path, kind):
-    path = tmp_path / "broken.jpg"
-    gradient().save(path)
-    path.write_bytes({"cut short": path.read_bytes()[:400], "empty": b"", "not an image": b"<html></html>"}[kind])
-    with pytest.raises(UserError, match=r"broken\.jpg: unreadable image"):
-        read_image(path, side=20)
-    with pytest.raises(UserError, match=r"broken\.jpg: unreadable image"):
-        ImageCache.build([Bird(path, 0)], side=20)
-
-
-def test_the_cache_holds_what_decoding_gives_and_other_processes_see_it(tiny_root, tmp_path):
-    birds = read_cub(tiny_root).train[:6]
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    gradient().save(tmp_path / "turned.jpg", exif=exif)
-    birds.append(Bird(tmp_path / "turned.jpg", 0))
-    cache = ImageCache.build(birds, side=33)
-    for index, bird in enumerate(birds):
-        assert torch.equal(cache[index], read_image(bird.path, 33))
-    child = get_context("fork").Process(target=lambda: cache[0].fill_(7))
-    child.start()
-    child.join()
-    assert (cache[0] == 7).all()
-
-
-def test_without_memory_there_is_no_cache_and_one_line_says_so(tiny_root, monkeypatch, caplog):
-    monkeypatch.setattr(cub_module, "_available_bytes", lambda: 1000)
-    birds = read_cub(tiny_root).train
-    assert ImageCache.build(birds, side=40) is None
-    assert "decoded again in every epoch" in caplog.text
-    image, label, seed = BirdDataset(birds, 40, v2.CenterCrop(32))[(3, 5)]
-    assert image.shape == (3, 32, 32)
-    assert (label, seed) == (birds[3].label, 5)
-
-
-def test_a_crop_depends_on_its_seed_alone(tiny_root):
-    dataset = BirdDataset(read_cub(tiny_root).train, 40, v2.RandomResizedCrop(32, antialias=True))
-    before = torch.random.get_rng_state()
-    first = dataset[(0, 11)][0]
-    assert torch.equal(torch.random.get_rng_state(), before)
-    torch.manual_seed(99)
-    assert torch.equal(dataset[(0, 11)][0], first)
-    assert not torch.equal(dataset[(0, 12)][0], first)
 
 
 def test_hold_out_takes_its_share_of_every_class():

@@ -1,6 +1,5 @@
 import math
 import random
-from itertools import chain
 
 import pytest
 import torch
@@ -10,41 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
-from classification.engine import BatchAugmentation, Trainer, TrainingStream, derive_seed, evaluate
+from classification.engine import BatchAugmentation, Trainer, evaluate
 from classification.model import parameter_groups
-
-
-def batches(stream: TrainingStream, iteration: int) -> list[list[tuple[int, int]]]:
-    stream.start_at(iteration)
-    assert len(list(stream)) == len(stream)
-    return list(stream)
-
-
-def test_an_epoch_is_a_permutation_and_the_next_another():
-    first, second = (list(chain(*batches(TrainingStream(25, 4, seed=1), 6 * epoch))) for epoch in range(2))
-    for epoch in (first, second):
-        indices = [index for index, _ in epoch]
-        assert len(indices) == 24
-        assert len(set(indices)) == 24
-    assert first != second
-    assert len({seed for _, seed in first + second}) == 48
-    assert batches(TrainingStream(25, 4, seed=2), 0) != batches(TrainingStream(25, 4, seed=1), 0)
-
-
-def test_the_stream_does_not_depend_on_where_it_starts_or_how_many_share_it():
-    whole = [batch for epoch in range(3) for batch in batches(TrainingStream(25, 4, seed=1), 6 * epoch)]
-    for iteration in range(18):
-        rest = whole[iteration : (iteration // 6 + 1) * 6]
-        assert batches(TrainingStream(25, 4, seed=1), iteration) == rest
-        shares = [batches(TrainingStream(25, 4, seed=1, rank=rank, ranks=2), iteration) for rank in range(2)]
-        assert [first + second for first, second in zip(*shares, strict=True)] == rest
-
-
-def test_seeds_depend_on_order_and_value():
-    seeds = {derive_seed(*numbers) for numbers in [(0, 1), (1, 0), (0, 1, 0), (1, 1), (0,), (1,)]}
-    assert len(seeds) == 6
-    assert all(0 <= seed < 2**63 for seed in seeds)
-
 
 IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
@@ -86,12 +52,53 @@ def test_angles_fill_their_range_and_half_are_flipped():
     assert abs(sum(matrix[0] < 0 for matrix in matrices) / 2000 - 0.5) < 0.05
 
 
-def test_what_is_drawn_for_an_image_depends_on_its_seed_alone():
-    augment = BatchAugmentation(MEAN, STD, flip=0.5, rotation=20, random_erasing=0.7)
+@pytest.mark.parametrize("rotation", [0, 20])
+def test_what_is_drawn_for_an_image_depends_on_its_seed_alone(rotation):
+    augment = BatchAugmentation(MEAN, STD, flip=0.5, rotation=rotation, random_erasing=0.7)
     together = augment(IMAGES, [5, 6, 7, 8])
     for index in range(4):
         torch.testing.assert_close(augment(IMAGES[index : index + 1], [5 + index])[0], together[index])
     assert not torch.allclose(augment(IMAGES, [9, 10, 11, 12]), together)
+
+
+def test_a_flip_alone_turns_the_drawn_images_and_no_other():
+    images = torch.randint(0, 256, (400, 3, 6, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    flipped = BatchAugmentation(MEAN, STD, flip=0.3)(images, range(400))
+    plain = normalised(images)
+    is_flipped = []
+    for mine, image in zip(flipped, plain, strict=True):
+        is_plain = torch.allclose(mine, image, atol=1e-5)
+        assert is_plain or torch.allclose(mine, torch.flip(image, [2]), atol=1e-5)
+        is_flipped.append(not is_plain)
+    assert abs(sum(is_flipped) / 400 - 0.3) < 0.07
+    # The same ones as when they are turned as well.
+    turned = BatchAugmentation(MEAN, STD, flip=0.3, rotation=1e-6)(images, range(400))
+    torch.testing.assert_close(turned, flipped, atol=1e-3, rtol=1e-3)
+
+
+def test_erasing_blanks_one_rectangle_of_the_chosen_images():
+    height, width = 60, 80
+    images = torch.full((500, 3, height, width), 255, dtype=torch.uint8)
+    result = BatchAugmentation(MEAN, STD, random_erasing=0.6)(images, range(500))
+    shares, corners = [], set()
+    for image in result:
+        erased = (image == 0).all(0)
+        torch.testing.assert_close(image[:, ~erased], normalised(images[0])[:, ~erased])
+        if not erased.any():
+            continue
+        rows, columns = erased.any(1).nonzero().flatten(), erased.any(0).nonzero().flatten()
+        (top, bottom), (left, right) = ((side[0].item(), side[-1].item() + 1) for side in (rows, columns))
+        assert erased[top:bottom, left:right].all()
+        assert erased.sum() == (bottom - top) * (right - left)  # nothing beyond the rectangle
+        assert 0.3 / 1.2 < (bottom - top) / (right - left) < 1.2 / 0.3  # sides are rounded
+        shares.append(erased.float().mean().item())
+        corners |= {(top == 0, left == 0), (bottom == height, right == width)}
+    assert abs(len(shares) / 500 - 0.6) < 0.07
+    assert min(shares) > 0.017
+    assert max(shares) < 0.35
+    # Drawn evenly from 2 to 33 %, but that a long rectangle of a large area does not fit.
+    assert abs(sum(shares) / len(shares) - (0.02 + 1 / 3) / 2) < 0.03
+    assert {(True, False), (False, True), (False, False)} <= corners
 
 
 class Net(nn.Module):
@@ -126,11 +133,15 @@ def data(length: int = 8) -> list[tuple[torch.Tensor, int, int]]:
     ]
 
 
+def pairs(length: int = 8) -> list[tuple[torch.Tensor, int]]:
+    return [(image, label) for image, label, _ in data(length)]
+
+
 def test_two_steps_are_sgd_by_hand_with_a_tenth_for_the_backbone():
     torch.manual_seed(0)
     model, reference = Net(), Net()
     reference.load_state_dict(model.state_dict())
-    row = trainer_of(model, label_smoothing=0.1).train_one_epoch(DataLoader(data(), batch_size=4))
+    row = trainer_of(model, label_smoothing=0.1).train(iter(DataLoader(data(), batch_size=4)), 2)
     momentum = {name: torch.zeros_like(parameter) for name, parameter in reference.named_parameters()}
     losses = []
     for images, labels, _ in DataLoader(data(), batch_size=4):
@@ -153,8 +164,9 @@ def test_the_cosine_reaches_both_groups_at_every_iteration():
     trainer = trainer_of(Net(), schedule="cosine")
     seen = []
     for _ in range(2):
-        trainer.train_one_epoch(
-            DataLoader(data(), batch_size=4),
+        trainer.train(
+            iter(DataLoader(data(), batch_size=4)),
+            2,
             lambda: seen.append([group["lr"] for group in trainer.optimizer.param_groups]),
         )
     for iteration, (head, backbone) in enumerate(seen):
@@ -165,7 +177,7 @@ def test_the_cosine_reaches_both_groups_at_every_iteration():
 def test_evaluate_is_the_plain_definition():
     torch.manual_seed(0)
     model = Net()
-    figures = evaluate(model, DataLoader(data(11), batch_size=4), BatchAugmentation(MEAN, STD), "float32")
+    figures = evaluate(model, DataLoader(pairs(11), batch_size=4), BatchAugmentation(MEAN, STD), "float32")
     logits = torch.cat([model(normalised(image[None])) for image, _, _ in data(11)])
     labels = [label for _, label, _ in data(11)]
     order = logits.argsort(dim=1, descending=True).tolist()
@@ -182,7 +194,7 @@ def test_evaluate_is_the_plain_definition():
 def test_bfloat16_stays_close_to_float32():
     torch.manual_seed(0)
     model = Net()
-    loader = DataLoader(data(), batch_size=8)
+    loader = DataLoader(pairs(), batch_size=8)
     exact = evaluate(model, loader, BatchAugmentation(MEAN, STD), "float32")
     close = evaluate(model, loader, BatchAugmentation(MEAN, STD), "bfloat16")
     assert close["validation_loss"] == pytest.approx(exact["validation_loss"], rel=0.02)
@@ -193,4 +205,4 @@ def test_a_loss_that_is_no_number_is_an_error():
     model = Net()
     nn.init.constant_(model.head.weight, float("nan"))
     with pytest.raises(FloatingPointError):
-        trainer_of(model).train_one_epoch(DataLoader(data(), batch_size=4))
+        trainer_of(model).train(iter(DataLoader(data(), batch_size=4)), 2)

@@ -92,8 +92,19 @@ def test_a_head_of_other_classes_is_refused(tiny_root, checkpoint, run_main):
     torch.save({**state, "class_names": state["class_names"][:4], "model": model.state_dict()}, checkpoint)
     code, _, complaint = run_main(evaluate.main, str(checkpoint), "--data", str(tiny_root))
     assert code == 2
-    assert "a head of 4 classes" in complaint
-    assert "Traceback" not in complaint
+    assert "knows 4 classes" in complaint
+    assert complaint.count("\n") == 1
+
+
+def test_the_same_classes_in_another_order_are_refused(tiny_root, checkpoint, run_main):
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save({**state, "class_names": state["class_names"][::-1]}, checkpoint)
+    code, _, complaint = run_main(evaluate.main, str(checkpoint), "--data", str(tiny_root))
+    assert code == 2
+    assert "knows 5 classes (Black Bird, White Bird" in complaint
+    assert "has 5 (Red Bird, Green Bird" in complaint
+    assert complaint.count("\n") == 1
+    assert not (checkpoint.parent / "evaluation").exists()
 
 
 def test_predict_bird_names_five_species_and_draws(tiny_root, checkpoint, tmp_path, run_main):

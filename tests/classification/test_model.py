@@ -15,9 +15,9 @@ from classification.model import (
     load_weights,
     mean_and_std,
     parameter_groups,
-    read_checkpoint,
 )
 from common.errors import UserError
+from common.weights import read_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_weights_from_a_file_keep_all_but_a_head_of_other_classes(tmp_path, suff
 
 def test_weights_of_another_model_are_refused(tmp_path):
     torch.save(build_model("resnet34", 1000).state_dict(), tmp_path / "resnet34.pth")
-    with pytest.raises(UserError, match=r"resnet34\.pth: weights of another model than ResNet: \d+ unexpected"):
+    with pytest.raises(UserError, match=r"resnet34\.pth: does not fit the model: \d+ tensors unexpected"):
         load_weights(build_model("resnet18", 200), tmp_path / "resnet34.pth")
     state = build_model("resnet18", 1000).state_dict()
     del state["layer1.0.bn1.running_var"]
     torch.save(state, tmp_path / "incomplete.pth")
-    with pytest.raises(UserError, match=r"1 missing \(layer1\.0\.bn1\.running_var"):
+    with pytest.raises(UserError, match=r"1 tensors missing \(layer1\.0\.bn1\.running_var"):
         load_weights(build_model("resnet18", 200), tmp_path / "incomplete.pth")
 
 

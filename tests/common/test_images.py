@@ -1,11 +1,15 @@
-"""Finding images by name, folder and pattern."""
+"""Finding images by name, folder and pattern, and decoding them; Pillow is the judge."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
 
 from common.errors import UserError
-from common.images import find_images
+from common.images import find_images, read_image, read_shrunk_image
 
 
 @pytest.fixture
@@ -40,3 +44,120 @@ def test_what_is_not_there(folder: Path) -> None:
         with pytest.raises(UserError, match=what) as error:
             find_images([str(folder / "b.jpg"), str(folder / name)])
         assert str(folder / name) in str(error.value)
+
+
+def gradient() -> Image.Image:
+    """60 x 40 pixels, red to the right and green downwards."""
+    columns, rows = np.meshgrid(np.linspace(0, 255, 60), np.linspace(0, 255, 40))
+    return Image.fromarray(np.stack([columns, rows, np.full_like(rows, 90)], 2).astype(np.uint8))
+
+
+def assert_reads_as(path: Path, picture: Image.Image, tolerance: int) -> None:
+    read = read_image(path)
+    assert read.dtype == torch.uint8
+    expected = np.asarray(picture.convert("RGB")).astype(int)
+    assert read.shape == (3, *expected.shape[:2])
+    assert np.abs(read.permute(1, 2, 0).numpy() - expected).max() <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("a.jpg", "RGB"),
+        ("a.jpg", "L"),
+        ("a.jpg", "CMYK"),
+        ("a.png", "RGBA"),
+        ("a.png", "P"),
+        ("a.png", "LA"),
+        ("a.gif", "P"),
+        ("a.webp", "RGB"),
+    ],
+)
+def test_every_colour_mode_becomes_rgb(tmp_path: Path, name: str, mode: str) -> None:
+    options = {"quality": 95, "subsampling": 0} if name == "a.jpg" else {"lossless": True} if name == "a.webp" else {}
+    gradient().convert(mode).save(tmp_path / name, **options)
+    assert_reads_as(tmp_path / name, Image.open(tmp_path / name), tolerance=4)
+
+
+def test_sixteen_bits_and_animations(tmp_path: Path) -> None:
+    Image.fromarray(np.full((20, 30), 40000, np.uint16)).save(tmp_path / "deep.png")
+    assert read_image(tmp_path / "deep.png").unique().tolist() == [40000 // 256]
+    frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "moving.gif")[:, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.jpg"
+    gradient().save(path, exif=exif, quality=95, subsampling=0)
+    assert_reads_as(path, ImageOps.exif_transpose(Image.open(path)), tolerance=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("empty.jpg", b""),
+        ("text.jpg", b"no image at all"),
+        ("magic.jpg", b"\xff\xd8\xff"),
+        ("magic.png", b"\x89PNG\r\n\x1a\n"),
+    ],
+)
+def test_unreadable_files(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name) as error:
+        read_image(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.jpg.*no such file"):
+        read_image(tmp_path / "nowhere.jpg")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_truncated_files(tmp_path: Path, suffix: str, share: float) -> None:
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+def test_a_jpeg_is_shrunk_by_its_decoder(tmp_path: Path, shrink: int, orientation: int) -> None:
+    """By OpenCV, whose reading of EXIF is held against torchvision's here."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)).resize((163, 101))
+    picture.save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    whole = read_image(tmp_path / "photo.jpg")
+    image, size = read_shrunk_image(tmp_path / "photo.jpg", shrink)
+    assert size == tuple(whole.shape[1:])
+    assert tuple(image.shape[1:]) == tuple(-(-side // shrink) for side in size)
+    expected = v2.functional.resize(whole, list(image.shape[1:]))
+    assert (image.int() - expected.int()).abs().float().mean() < 8
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.png", "RGB"), ("a.jpg", "CMYK"), ("a.webp", "RGB"), ("a.gif", "P")])
+def test_what_no_decoder_shrinks_comes_whole(tmp_path: Path, name: str, mode: str) -> None:
+    Image.new("RGB", (80, 60), (204, 51, 102)).convert(mode).save(tmp_path / name)
+    image, size = read_shrunk_image(tmp_path / name, 4)
+    assert size == (60, 80)
+    assert torch.equal(image, read_image(tmp_path / name))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
+def test_a_truncated_jpeg_is_refused_when_shrunk_too(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "image.jpg"
+    gradient().save(path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        read_shrunk_image(path, 4)
+    path.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        read_shrunk_image(path, 4)

@@ -20,9 +20,11 @@ from common.run_folder import (
     append_metrics,
     create_run_folder,
     find_run_folders,
+    newest_weights,
     read_metrics,
     read_sessions,
     record_session,
+    run_to_resume,
     truncate_metrics,
     write_atomically,
     write_results,
@@ -33,39 +35,62 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_runs_never_share_a_folder(tmp_path: Path) -> None:
     root = tmp_path / "new" / "output"
-    names = [create_run_folder(root, "run", resume=False).name for _ in range(11)]
+    names = [create_run_folder(root, "run").name for _ in range(11)]
     assert names == ["run", *(f"run-{number}" for number in range(2, 12))]
-    assert create_run_folder(root, "run-2", resume=False).name == "run-2-2"
-    assert create_run_folder(root, "run", resume=True).name == "run-11"  # by number, not by letter
+    assert create_run_folder(root, "run-2").name == "run-2-2"
     for name in ("run-x", "running", "run_study", "run-1.5"):
         (root / name).mkdir()
-    assert [run.name for run in find_run_folders(root, "run")] == names
+    assert [run.name for run in find_run_folders(root, "run")] == names  # by number, not by letter
 
 
-def test_resume_clears_what_a_kill_left_half_written(tmp_path: Path) -> None:
+def test_the_run_trained_in_last_is_resumed(tmp_path: Path) -> None:
+    """Whichever of its names it has: a run on the drawn sample has another one."""
+    for second, name in enumerate(["run", "run-2", "run-sample", "run-10", "other"]):
+        (tmp_path / name).mkdir()
+        append_metrics(tmp_path / name, {"iteration": 0})
+        os.utime(tmp_path / name / "metrics.json", (second, second))
+    (tmp_path / "run" / "evaluation").mkdir()
+    assert run_to_resume(tmp_path, ["run", "run-sample"]).name == "run-10"
+    os.utime(tmp_path / "run-sample" / "metrics.json", (60, 60))
+    assert run_to_resume(tmp_path, ["run", "run-sample"]).name == "run-sample"
+    assert run_to_resume(tmp_path, ["run"]).name == "run-10"
+    create_run_folder(tmp_path, "run")  # killed before its first row
+    assert run_to_resume(tmp_path, ["run"]).name == "run-3"
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    for root in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=f"{root / 'run'}: no run to resume"):
+            run_to_resume(root, ["run", "run-sample"])
+
+
+def test_going_on_clears_what_a_kill_left_half_written(tmp_path: Path) -> None:
     """A process that is killed in the middle of a checkpoint."""
-    run = create_run_folder(tmp_path, "run", resume=False)
-    write_atomically(run / "model.pth", lambda file: file.write(b"whole"))
+    write_atomically(tmp_path / "model.pth", lambda file: file.write(b"whole"))
+    append_metrics(tmp_path, {"iteration": 0})
     program = (
         "import sys, time; from pathlib import Path; from common.run_folder import write_atomically\n"
         "write = lambda file: (file.write(b'half'), file.flush(), print('writing', flush=True), time.sleep(60))\n"
         "write_atomically(Path(sys.argv[1]) / 'model.pth', write)"
     )
-    writer = subprocess.Popen([sys.executable, "-c", program, str(run)], cwd=ROOT, stdout=subprocess.PIPE)
+    writer = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
     assert writer.stdout.readline() == b"writing\n"
     os.kill(writer.pid, signal.SIGKILL)
-    writer.wait()
-    assert len(list(run.iterdir())) == 2
-    assert create_run_folder(tmp_path, "run", resume=True) == run
-    assert [path.name for path in run.iterdir()] == ["model.pth"]
-    assert (run / "model.pth").read_bytes() == b"whole"
+    writer.communicate()
+    assert len(list(tmp_path.iterdir())) == 3
+    truncate_metrics(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "model.pth"]
+    assert (tmp_path / "model.pth").read_bytes() == b"whole"
+    assert read_metrics(tmp_path) == [{"iteration": 0}]
 
 
-def test_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run to resume"):
-        create_run_folder(tmp_path, "run", resume=True)
-    with pytest.raises(UserError, match="no run to resume"):
-        create_run_folder(tmp_path / "nowhere", "run", resume=True)
+def test_the_newest_weights_of_several_runs(tmp_path: Path) -> None:
+    runs = [create_run_folder(tmp_path, "run") for _ in range(4)]
+    assert newest_weights(runs) is None
+    for second, run in enumerate((runs[2], runs[0])):  # the last has none yet
+        (run / "model_best.pth").touch()
+        os.utime(run / "model_best.pth", (second, second))
+    assert newest_weights(runs) == runs[0] / "model_best.pth"
 
 
 def test_write_atomically_keeps_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:

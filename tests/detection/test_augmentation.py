@@ -1,4 +1,9 @@
-"""Mixtures, mosaics and sizes of batches: boxes stay on their pixels, and everything follows from seed and position."""
+"""Augmentations, mixtures, mosaics, sizes of batches: boxes stay on their pixels, all follows from seed and position.
+
+Torchvision's own transforms, done to whole images one after the other, are the judge.
+"""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -8,26 +13,32 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from common.errors import UserError
-from detection.augmentation import build_augmentations, mixup, mosaic
+from common.stream import TrainingStream, build_train_loader, seeded
+from detection.augmentation import augment, build_augmentations, mixup, mosaic
 from detection.config import CONFIGS, get_cfg, merge_file
-from detection.data_loader import TrainingStream, build_train_loader, seeded
 from detection.dataset_mapper import DatasetMapper
+from detection.scene import Scene, map_boxes, open_scene, paint
 
 COLOURS = torch.tensor([[250, 0, 0], [0, 250, 0], [0, 0, 250], [250, 250, 0]], dtype=torch.uint8)
 SIZES = [64, 96, 128]
 
 
-def make_sample(label: int, height: int, width: int, box: tuple[int, int, int, int]) -> dict:
+def draw(label: int, height: int, width: int, box: tuple[int, int, int, int]) -> torch.Tensor:
     """A grey image with a rectangle in the label's colour."""
     image = torch.full((3, height, width), 120, dtype=torch.uint8)
     x0, y0, x1, y1 = box
     image[:, y0:y1, x0:x1] = COLOURS[label][:, None, None]
-    return {
-        "image": tv_tensors.Image(image),
-        "boxes": tv_tensors.BoundingBoxes(torch.tensor([box]).float(), format="XYXY", canvas_size=(height, width)),
-        "labels": torch.tensor([label]),
-        "weights": torch.ones(1),
-    }
+    return image
+
+
+def make_scene(label: int, height: int, width: int, box: tuple[int, int, int, int]) -> Scene:
+    image = draw(label, height, width, box)
+    return open_scene(lambda _: image, (height, width), [box], [label])
+
+
+def painted(scene: Scene) -> torch.Tensor:
+    """What is in view, at its own size, (3, H, W)."""
+    return torch.from_numpy(paint(scene, *scene.size)).permute(2, 0, 1)
 
 
 def is_colour(image: torch.Tensor, label: int) -> torch.Tensor:
@@ -51,9 +62,8 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
         height, width = (120, 90) if index % 3 == 0 else (90, 120)
         label, x0, y0 = index % 4, 5 + 3 * index, 8 + 2 * index
         box = (x0, y0, x0 + 40, y0 + 45)
-        sample = make_sample(label, height, width, box)
         path = folder / f"{index}.png"
-        Image.fromarray(np.asarray(sample["image"].permute(1, 2, 0))).save(path)
+        Image.fromarray(draw(label, height, width, box).permute(1, 2, 0).numpy()).save(path)
         annotation = {"bbox": tuple(map(float, box)), "category_id": label}
         found.append({"file_name": str(path), "height": height, "width": width, "annotations": [annotation]})
     return found
@@ -83,15 +93,14 @@ def assert_equal(first: dict, second: dict) -> None:
 
 
 def test_mixup_by_hand() -> None:
-    first = make_sample(0, 40, 60, (10, 5, 30, 25))
-    second = make_sample(2, 50, 20, (2, 30, 18, 48))
+    first = make_scene(0, 40, 60, (10, 5, 30, 25))
+    second = make_scene(2, 50, 20, (2, 30, 18, 48))
     mixed = mixup(first, second, 0.7)
-    assert mixed["image"].shape == (3, 50, 60)
-    assert mixed["image"].dtype == torch.uint8
-    assert mixed["boxes"].tolist() == [[10, 5, 30, 25], [2, 30, 18, 48]]
-    assert mixed["boxes"].canvas_size == (50, 60)
-    assert mixed["labels"].tolist() == [0, 2]
-    assert mixed["weights"].tolist() == pytest.approx([0.7, 0.3])
+    assert mixed.size == (50, 60)
+    assert mixed.boxes.tolist() == [[10, 5, 30, 25], [2, 30, 18, 48]]
+    assert mixed.labels.tolist() == [0, 2]
+    assert mixed.weights.tolist() == pytest.approx([0.7, 0.3])
+    image = painted(mixed)
     for (y, x), expected in {
         (2, 2): (120, 120, 120),  # grey in both
         (10, 25): (175, 0, 0),  # the first's rectangle, right of the second image
@@ -99,28 +108,28 @@ def test_mixup_by_hand() -> None:
         (45, 10): (0, 0, 75),  # the second's rectangle, below the first image
         (45, 50): (0, 0, 0),  # in neither
     }.items():
-        assert mixed["image"][:, y, x].tolist() == pytest.approx(expected, abs=0.51)
+        assert image[:, y, x].tolist() == pytest.approx(expected, abs=0.51)
 
 
 def test_mosaic_boxes_follow_pixels() -> None:
-    samples = [
-        make_sample(0, 80, 100, (20, 20, 70, 60)),
-        make_sample(1, 100, 80, (10, 30, 60, 80)),
-        make_sample(2, 60, 60, (15, 10, 50, 50)),
-        make_sample(3, 90, 140, (50, 30, 110, 70)),
+    scenes = [
+        make_scene(0, 80, 100, (20, 20, 70, 60)),
+        make_scene(1, 100, 80, (10, 30, 60, 80)),
+        make_scene(2, 60, 60, (15, 10, 50, 50)),
+        make_scene(3, 90, 140, (50, 30, 110, 70)),
     ]
     kept, meetings = [], set()
     for seed in range(30):
-        with seeded(seed):
-            made = mosaic(samples)
-        assert made["image"].shape == (3, 100, 100)
-        for label, box in zip(made["labels"].tolist(), made["boxes"].tolist(), strict=True):
+        made = mosaic(scenes, np.random.default_rng(seed))
+        assert made.size == (100, 100)
+        image = painted(made)
+        for label, box in zip(made.labels.tolist(), made.boxes.tolist(), strict=True):
             # An edge is blurred over a pixel or two.
-            assert find_colour(made["image"], label) == pytest.approx(box, abs=2.5)
-        assert made["weights"].tolist() == [1] * len(made["labels"])
-        assert made["image"].float().amax(0).min() > 60  # no gap between the quarters
-        kept.append(len(made["labels"]))
-        meetings.add(tuple(map(tuple, made["boxes"].round().tolist())))
+            assert find_colour(image, label) == pytest.approx(box, abs=2.5)
+        assert made.weights.tolist() == [1] * len(made.labels)
+        assert image.float().amax(0).min() > 60  # no gap between the quarters
+        kept.append(len(made.labels))
+        meetings.add(tuple(map(tuple, made.boxes.round().tolist())))
     assert len(meetings) > 20
     assert min(kept) < 4  # some objects are cut away
     assert max(kept) == 4
@@ -128,14 +137,12 @@ def test_mosaic_boxes_follow_pixels() -> None:
 
 def test_mosaic_keeps_an_object_where_its_centre_is() -> None:
     """Images of two stripes, the left one labelled: cut to a narrow quarter, it is there or it is not."""
-    sample = make_sample(0, 100, 100, (0, 0, 50, 100))
+    scene = make_scene(0, 100, 100, (0, 0, 50, 100))
     for seed in range(30):
-        with seeded(seed):
-            made = mosaic([sample] * 4)
-        for box in made["boxes"].tolist():
-            assert box[2] > box[0]
-            assert box[3] > box[1]
-        assert made["boxes"].canvas_size == (100, 100)
+        made = mosaic([scene] * 4, np.random.default_rng(seed))
+        for box in made.boxes.tolist():
+            assert 0 <= box[0] < box[2] <= 100
+            assert 0 <= box[1] < box[3] <= 100
 
 
 @pytest.mark.parametrize(
@@ -161,9 +168,16 @@ def test_boxes_follow_pixels_through_the_mapper(entries: list[dict], options: di
     assert checked >= 10
 
 
+def make_stream(entries: list[dict], mapper: DatasetMapper) -> TrainingStream:
+    def sample(index: int, position: int) -> dict:
+        return mapper(entries[index], position // 4)
+
+    return TrainingStream(len(entries), sample, seed=7, batch_size=4)
+
+
 def test_sizes_are_those_of_the_batch(entries: list[dict]) -> None:
     mapper = make_mapper(entries, mixup_prob=0.5, mosaic_prob=0.5)
-    stream = TrainingStream(entries, mapper, seed=7, batch_size=4)
+    stream = make_stream(entries, mapper)
     found = []
     for batch in range(20):
         shapes = {tuple(stream[position]["image"].shape) for position in range(4 * batch, 4 * batch + 4)}
@@ -187,15 +201,13 @@ def test_images_fit_into_the_square_without_distortion(entries: list[dict]) -> N
 
 
 def test_stream_is_the_same_after_a_restart_and_in_workers(entries: list[dict]) -> None:
-    def make_stream() -> TrainingStream:
-        options = {"mixup_prob": 0.7, "mosaic_prob": 0.5, "interpolations": ["nearest", "bilinear", "bicubic"]}
-        return TrainingStream(entries, make_mapper(entries, **options), seed=7, batch_size=4)
-
-    stream = make_stream()
+    options = {"mixup_prob": 0.7, "mosaic_prob": 0.5, "interpolations": ["nearest", "bilinear", "bicubic"]}
+    stream = make_stream(entries, make_mapper(entries, **options))
     expected = [[stream[4 * batch + place] for place in range(4)] for batch in range(9)]  # three epochs
     for workers in (0, 1):
         torch.manual_seed(workers)  # what the process draws besides is of no account
-        loader = build_train_loader(make_stream(), range(5, 9), 0, 1, workers)
+        restarted = make_stream(entries, make_mapper(entries, **options))
+        loader = build_train_loader(restarted, range(5, 9), workers, collate_fn=list)
         for batch, found in zip(expected[5:], loader, strict=True):
             for first, second in zip(batch, found, strict=True):
                 assert_equal(first, second)
@@ -267,14 +279,193 @@ def test_wrong_options(entries: list[dict]) -> None:
 
 
 @pytest.mark.parametrize("name", ["yolov3_darknet53", "yolov3_darknet53_study", "yolov3_tiny"])
-def test_every_augmentation_of_the_recipes_changes_something(entries: list[dict], name: str) -> None:
+def test_every_augmentation_of_the_recipes_changes_something(name: str) -> None:
     cfg = get_cfg()
     merge_file(cfg, CONFIGS / f"{name}.yaml")
+    scene = make_scene(1, 60, 80, (10, 20, 60, 50))
+    plain = painted(scene)
     for transform in build_augmentations(cfg.INPUT.AUGMENTATIONS, cfg.MODEL.PIXEL_MEAN):
-        sample = make_sample(1, 60, 80, (10, 20, 60, 50))
-        changed = 0
-        for seed in range(20):
-            with seeded(seed):
-                made = transform(sample)["image"]
-            changed += made.shape != sample["image"].shape or not torch.equal(made, sample["image"])
-        assert changed >= 5, transform
+        images = [painted(augment(transform, scene, np.random.default_rng(seed))) for seed in range(20)]
+        assert sum(image.shape != plain.shape or not torch.equal(image, plain) for image in images) >= 5, transform
+
+
+@pytest.fixture(scope="module")
+def photo() -> torch.Tensor:
+    """Blurred colours of all kinds, uint8 (3, 180, 240)."""
+    noise = np.random.default_rng(1).integers(0, 256, (9, 12, 3), np.uint8)
+    image = Image.fromarray(noise).resize((240, 180), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        {"brightness": 0.7},
+        {"brightness": 1.3},
+        {"contrast": 0.5},
+        {"contrast": 1.5},
+        {"saturation": 0.5},
+        {"saturation": 1.5},
+        {"hue": -0.05},
+        {"hue": 0.5},
+        {"brightness": 1.1, "contrast": 1.4, "saturation": 1.3, "hue": 0.04},
+    ],
+)
+def test_colours_are_those_of_torchvision(photo: torch.Tensor, factors: dict) -> None:
+    """Of the twelve ways in which torchvision may do it, ours is one, and over many draws all of them."""
+    photo = photo[:, ::3, ::3]
+    neutral = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
+    transform = v2.RandomPhotometricDistort(**{key: (value, value) for key, value in (neutral | factors).items()}, p=1)
+    expected = {
+        (before, order): transform.transform(
+            photo,
+            {
+                **{f"{key}_factor": value for key, value in factors.items()},
+                **{f"{key}_factor": None for key in neutral.keys() - factors.keys()},
+                "contrast_before": before,
+                "channel_permutation": torch.tensor(order),
+            },
+        ).int()
+        for before in (True, False)
+        for order in itertools.permutations(range(3))
+    }
+    scene = open_scene(lambda _: photo, (60, 80), [], [])
+    found = set()
+    for seed in range(60):
+        image = painted(augment(transform, scene, np.random.default_rng(seed))).int()
+        errors = {key: (image - other).abs().float() for key, other in expected.items()}
+        key = min(errors, key=lambda key: errors[key].mean())
+        assert errors[key].mean() < 1.5
+        assert errors[key].max() <= 16  # OpenCV counts hues in 256 steps
+        found.add(key)
+    assert {order for _, order in found} == set(itertools.permutations(range(3)))
+    if len(factors) > 1:
+        assert len(found) == 12
+
+
+def test_each_colour_is_changed_in_half_of_the_images(photo: torch.Tensor) -> None:
+    """One change at a time, besides the order of the channels."""
+    photo = photo[:, ::3, ::3]
+    neutral = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0)}
+    orders = [photo[list(order)].int() for order in itertools.permutations(range(3))]
+    scene, rng = open_scene(lambda _: photo, (60, 80), [], []), np.random.default_rng(0)
+    for key in neutral:
+        bounds = (0.15, 0.18) if key == "hue" else (0.3, 0.4)  # a third of a turn would be an order of the channels
+        transform = v2.RandomPhotometricDistort(**(neutral | {key: bounds}))
+        images = [painted(augment(transform, scene, rng)).int() for _ in range(200)]
+        least = np.array([[(image - other).abs().float().mean() for other in orders] for image in images]).min(axis=1)
+        assert 70 <= (least > 8).sum() <= 130, key
+        assert ((least < 2) | (least > 8)).all(), key
+
+
+def reference(photo: torch.Tensor, scene: Scene, fill: int) -> torch.Tensor:
+    """What a scene without effects but a zoom-out shows: everything made in full, one after the other."""
+    x0, y0, x1, y1 = scene.view.astype(int).tolist()
+    margin = 800
+    canvas = v2.functional.pad(photo, [margin] * 4, fill=fill)
+    return v2.functional.crop(canvas, margin + y0, margin + x0, y1 - y0, x1 - x0)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(50, 60), (150, 110), (400, 300)])
+def test_painting_is_zooming_cropping_resizing_and_flipping(
+    photo: torch.Tensor, interpolation: str, size: tuple[int, int]
+) -> None:
+    transforms = build_augmentations(["RandomZoomOut", "RandomIoUCrop", "RandomHorizontalFlip"], fill=(90, 90, 90))
+    scene = open_scene(lambda _: photo, (180, 240), [(60, 50, 130, 120), (150, 20, 230, 170)], [0, 1])
+    for seed in range(20):
+        made, rng = scene, np.random.default_rng(seed)
+        for transform in transforms:
+            made = augment(transform, made, rng)
+        expected = v2.functional.resize(reference(photo, made, 90), list(size), interpolation).int()
+        expected = expected.flip(2) if made.mirrored else expected
+        found = torch.from_numpy(paint(made, *size, interpolation)).permute(2, 0, 1).int()
+        # Where the image ends and the fill begins lies up to half a pixel elsewhere.
+        assert (found - expected).abs().float().mean() < 4
+        assert (found - expected).abs().float().quantile(0.5) <= 2
+        inner = reference(torch.full_like(photo, 255), made, 0)
+        inner = v2.functional.resize(inner, list(size), "nearest")
+        if inner.min() == 255 and interpolation != "nearest":  # all image, no fill: only rounding is left
+            assert (found - expected).abs().max() <= (1 if interpolation == "bilinear" else 20)
+
+
+@pytest.mark.parametrize("fill_first", [False, True])
+def test_fill_is_distorted_only_when_colours_come_after_it(photo: torch.Tensor, fill_first: bool) -> None:
+    fill, darker = (200, 100, 60), v2.RandomPhotometricDistort((0.5, 0.5), (1, 1), (1, 1), (0, 0), p=1)
+    zoom = v2.RandomZoomOut(fill=fill, side_range=(2, 2), p=1)
+    scene, rng = open_scene(lambda _: photo, (180, 240), [], []), np.random.default_rng(4)
+    for transform in (zoom, darker) if fill_first else (darker, zoom):
+        scene = augment(transform, scene, rng)
+    x0, y0, *_ = scene.view.astype(int).tolist()
+    image = painted(scene)
+    assert image.shape == (3, 360, 480)
+    is_fill = torch.ones(360, 480, dtype=torch.bool)
+    is_fill[-y0 : 180 - y0, -x0 : 240 - x0] = False
+    (colour,) = image[:, is_fill].unique(dim=1).T.tolist()
+    assert sorted(colour) == ([30, 50, 100] if fill_first else [60, 100, 200])
+    assert image[:, ~is_fill].float().mean() == pytest.approx(0.5 * photo.float().mean(), abs=1)
+
+
+def test_contrast_is_that_of_the_whole_image_though_a_part_is_seen() -> None:
+    """As where a crop comes after: a black half, a white half, and a view of the black one alone."""
+    image = torch.zeros(3, 100, 200, dtype=torch.uint8)
+    image[:, :, 100:] = 255
+    scene = open_scene(lambda _: image, (100, 200), [], [])
+    transform = v2.RandomPhotometricDistort((1, 1), (0.5, 0.5), (1, 1), (0, 0), p=1)
+    scene = augment(transform, scene, np.random.default_rng(0)).cut(np.array([0, 0, 90.0, 100]), np.empty(0, bool))
+    assert paint(scene, 50, 45).mean() == pytest.approx(255 / 4, abs=1)
+
+
+def distance(first: list, second: list) -> float:
+    """Kolmogorov and Smirnov's, between two samples."""
+    points = np.concatenate([first, second])
+    shares = [np.searchsorted(np.sort(sample), points, side="right") / len(sample) for sample in (first, second)]
+    return np.abs(shares[0] - shares[1]).max()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        v2.RandomZoomOut(),
+        v2.RandomZoomOut(side_range=(1.0, 2.0), p=0.8),
+        v2.RandomIoUCrop(),
+        v2.RandomIoUCrop(sampler_options=[0.0, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]),
+        v2.RandomIoUCrop(min_scale=0.5, max_scale=0.9, min_aspect_ratio=0.8, max_aspect_ratio=1.3, trials=5),
+    ],
+)
+def test_geometry_is_distributed_as_in_torchvision(transform: v2.Transform) -> None:
+    """Sizes, places, and objects kept, of 1000 draws: 0.12 apart is beyond chance (1 in 10^6)."""
+    boxes = [(30, 20, 90, 110), (100, 60, 230, 170), (5, 130, 25, 150)]
+    scene = open_scene(None, (180, 240), boxes, [0, 1, 2])
+    pixels = tv_tensors.Image(torch.zeros(1, 180, 240, dtype=torch.uint8))
+    objects = tv_tensors.BoundingBoxes(torch.tensor(boxes).float(), format="XYXY", canvas_size=(180, 240))
+    rng, ours, theirs = np.random.default_rng(0), [], []
+    with seeded(0):
+        for _ in range(1000):
+            made = augment(transform, scene, rng)
+            ours.append([*made.size, *map_boxes(made, *made.size).sum(axis=0), *np.isin([0, 1, 2], made.labels)])
+            image, moved = transform(pixels, objects)
+            moved = moved.as_subclass(torch.Tensor)
+            kept = (moved[:, 2:] > moved[:, :2]).all(dim=1)
+            theirs.append([*image.shape[1:], *moved[kept].sum(dim=0).tolist(), *kept.tolist()])
+    for first, second in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
+        assert distance(first, second) < 0.12
+
+
+def test_flips_are_as_frequent_as_asked_for() -> None:
+    scene, rng = make_scene(0, 20, 30, (0, 0, 10, 10)), np.random.default_rng(0)
+    for p in (0.0, 0.3, 1.0):
+        flipped = [augment(v2.RandomHorizontalFlip(p), scene, rng).mirrored for _ in range(1000)]
+        assert np.mean(flipped) == pytest.approx(p, abs=0.06)
+    assert map_boxes(augment(v2.RandomHorizontalFlip(1), scene, rng), 20, 30).tolist() == [[20, 0, 30, 10]]
+
+
+def test_a_zoom_out_around_a_crop_does_not_bring_back_what_was_cut() -> None:
+    scene = make_scene(0, 100, 100, (20, 20, 80, 80)).cut(np.array([50.0, 50, 100, 100]), np.array([True]))
+    made = augment(v2.RandomZoomOut(side_range=(3, 3), p=1, fill=7), scene, np.random.default_rng(0))
+    assert made.size == (150, 150)
+    image = painted(made)
+    (box,) = map_boxes(made, 150, 150).tolist()
+    assert find_colour(image, 0) == pytest.approx(box)
+    assert (box[2] - box[0], box[3] - box[1]) == (30, 30)
+    assert (image == 7).all(0).sum() == 150 * 150 - 50 * 50

@@ -1,7 +1,7 @@
 """Hooks, each driven by a bare trainer and compared with a plain loop or with sequences written by hand."""
 
 import json
-import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,8 @@ import torch
 from detectron2.engine import TrainerBase
 from torch import nn
 
+from common.averaging import WeightAverage
+from common.run_folder import read_metrics
 from detection.hooks import (
     METRIC,
     BestCheckpoint,
@@ -38,7 +40,7 @@ class Loop(TrainerBase):
         if self.stop_requested:
             raise StopIteration
 
-    def run(self, start: int, end: int) -> int:
+    def iterate(self, start: int, end: int) -> int:
         """Returns how many iterations are done."""
         try:
             self.train(start, end)
@@ -47,66 +49,17 @@ class Loop(TrainerBase):
         return self.iter
 
 
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
-
-
-def random_step(model: nn.Module):
-    def step(loop: Loop) -> None:
-        generator = torch.Generator().manual_seed(loop.iter)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=generator))
-        model(torch.randn(2, 3, 6, 6, generator=generator))  # moves BatchNorm's statistics
-
-    return step
-
-
-def test_weight_averaging_is_the_plain_loop() -> None:
-    model = network()
-    averaging = WeightAveraging(model, 0.8)
-    expected = {name: value.double().clone() for name, value in model.state_dict().items()}
-
-    def step(loop: Loop) -> None:
-        random_step(model)(loop)
-        decay = min(0.8, (1 + loop.iter) / (10 + loop.iter))
-        for name, value in model.state_dict().items():
-            expected[name] = decay * expected[name] + (1 - decay) * value.double()
-
-    Loop([averaging], step).run(0, 40)
-    for name, value in averaging.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            assert value == 40
-        else:
-            torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
-
-
-def test_averaged_weights_are_applied_and_taken_back() -> None:
-    model = network()
-    averaging = WeightAveraging(model, 0.5)
-    Loop([averaging], random_step(model)).run(0, 5)
-    own = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ZeroDivisionError), averaging.applied():
-        assert all(torch.equal(value, averaging.average[name]) for name, value in model.state_dict().items())
-        assert not torch.equal(model.state_dict()["0.weight"], own["0.weight"])
-        raise ZeroDivisionError
-    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
-
-
-def test_averaging_goes_on_after_a_restart() -> None:
-    model = network()
+def test_weights_are_averaged_after_each_iteration() -> None:
+    model = nn.Linear(1, 1)
     averaging = WeightAveraging(model, 0.9)
-    Loop([averaging], random_step(model)).run(0, 9)
+    plain = WeightAverage(model, 0.9)
 
-    half = network()
-    first = WeightAveraging(half, 0.9)
-    Loop([first], random_step(half)).run(0, 4)
-    saved = {name: value.clone() for name, value in first.state_dict().items()}
-    second = WeightAveraging(half, 0.9)
-    second.load_state_dict(saved)
-    Loop([second], random_step(half)).run(4, 9)
-    assert all(torch.equal(value, averaging.average[name]) for name, value in second.average.items())
+    def step(loop: Loop) -> None:
+        nn.init.constant_(model.weight, loop.iter)
+        plain.update(loop.iter)
+
+    Loop([averaging], step).iterate(0, 5)
+    assert torch.equal(averaging.average.average["weight"], plain.average["weight"])
 
 
 def test_iterations_draw_the_same_whenever_they_run() -> None:
@@ -115,11 +68,11 @@ def test_iterations_draw_the_same_whenever_they_run() -> None:
     def step(loop: Loop) -> None:
         drawn.setdefault(loop.iter, []).append(torch.rand(()).item())
 
-    Loop([SeedIteration(0)], step).run(0, 6)
-    Loop([SeedIteration(0)], step).run(3, 6)
+    Loop([SeedIteration(0)], step).iterate(0, 6)
+    Loop([SeedIteration(0)], step).iterate(3, 6)
     assert all(len(set(values)) == 1 for values in drawn.values())
     assert len({values[0] for values in drawn.values()}) == 6
-    Loop([SeedIteration(1)], step).run(0, 1)
+    Loop([SeedIteration(1)], step).iterate(0, 1)
     assert drawn[0][0] != drawn[0][-1]
 
 
@@ -132,60 +85,35 @@ def test_evaluates_at_each_period_and_at_the_end(period: int, expected: list[int
         return {METRIC: 0.5}
 
     loop = Loop([Evaluate(period, evaluate)])
-    loop.run(0, 8)
+    loop.iterate(0, 8)
     assert evaluated == expected
-
-
-def best_checkpoint(values: list[float], patience: int, min_rise: float = 0.01) -> tuple[BestCheckpoint, int, list]:
-    """Runs two iterations for each value, of which the second evaluates."""
-    saved = []
-    best = BestCheckpoint(lambda: saved.append(loop.iter // 2), patience, min_rise)
-    loop = Loop([Evaluate(2, lambda: {METRIC: values[loop.iter // 2]}), best])
-    return best, loop.run(0, 2 * len(values)), saved
 
 
 @pytest.mark.parametrize(
     ("values", "patience", "done", "saved"),
     [
-        ([0.1, 0.2, 0.3, 0.4], 1, 4, [0, 1, 2, 3]),  # always rising
-        ([0.5, 0.4, 0.3, 0.6], 2, 3, [0]),  # two evaluations without a rise
-        ([0.5, 0.4, 0.6, 0.5, 0.4], 2, 5, [0, 2]),  # a rise starts the count anew
-        ([0.5, 0.4, 0.3, 0.2], 0, 4, [0]),  # never stops
+        ([0.1, 0.2, 0.3, 0.4], 1, 4, [0, 1, 2, 3]),
+        ([0.5, 0.4, 0.6, 0.5, 0.4, 0.7], 2, 5, [0, 2]),  # stops before the last
         ([0.500, 0.505, 0.509, 0.6], 2, 3, [0, 1, 2]),  # too small a rise is kept, but not waited for
-        ([0.500, 0.505, 0.511, 0.6], 2, 4, [0, 1, 2, 3]),  # small rises add up
-        ([0.0, 0.0, 0.0], 2, 3, [0]),  # equal is no rise
-        ([math.nan, 0.1, 0.2], 3, 3, [1, 2]),
     ],
 )
-def test_early_stopping_by_hand(values: list[float], patience: int, done: int, saved: list[int]) -> None:
-    best, iterations, saves = best_checkpoint(values, patience)
-    assert iterations == 2 * done
+def test_the_best_is_saved_and_patience_ends_the_training(
+    values: list[float], patience: int, done: int, saved: list[int]
+) -> None:
+    """Of two iterations for each value, of which the second evaluates."""
+    saves = []
+    best = BestCheckpoint(lambda: saves.append(loop.iter // 2), patience, 0.01)
+    loop = Loop([Evaluate(2, lambda: {METRIC: values[loop.iter // 2]}), best])
+    assert loop.iterate(0, 2 * len(values)) == 2 * done
     assert saves == saved
-    assert best.best == max(values[index] for index in saved)
-    assert best.best_iteration == 2 * saved[-1] + 1
-
-
-def test_early_stopping_remembers() -> None:
-    """Stopped after each evaluation and continued, the count is the same."""
-    values, saved, state, done = [0.5, 0.4, 0.6, 0.5, 0.4, 0.7], [], None, 0
-    while done < 2 * len(values):
-        best = BestCheckpoint(lambda: saved.append(loop.iter // 2), 2, 0.01)  # noqa: B023
-        if state:
-            best.load_state_dict(state)
-        if best.should_stop():
-            break
-        loop = Loop([Evaluate(2, lambda: {METRIC: values[loop.iter // 2]}), best])  # noqa: B023
-        done = loop.run(done, done + 2)
-        state = dict(best.state_dict())
-    assert done == 10
-    assert saved == [0, 2]
+    assert (best.value, best.when) == (values[saved[-1]], 2 * saved[-1] + 1)
 
 
 @pytest.mark.parametrize(("period", "expected"), [(3, [2, 5, 6]), (1, list(range(7))), (50, [6])])
 def test_last_checkpoint(period: int, expected: list[int]) -> None:
     saved = []
     loop = Loop([LastCheckpoint(lambda: saved.append(loop.iter), period)])
-    loop.run(0, 7)
+    loop.iterate(0, 7)
     assert saved == expected
 
 
@@ -195,46 +123,53 @@ def test_last_checkpoint_of_an_early_stop() -> None:
 
     saved = []
     loop = Loop([LastCheckpoint(lambda: saved.append(loop.iter), 100)], stop)
-    loop.run(0, 10)
+    loop.iterate(0, 10)
     assert saved == [3]
 
 
-def metrics_step(loop: Loop) -> None:
-    scalars = {"total_loss": float(loop.iter**2), "lr": 0.1 * loop.iter, "time": 1.0, "data_time": 0.25}
-    if loop.iter % 2:
-        scalars["seldom"] = float(loop.iter)
-    loop.storage.put_scalars(smoothing_hint=False, **scalars)
+class WritingLoop(Loop):
+    """Sums up a loss as the project's trainer does, and is killed at `stop`."""
+
+    def __init__(self, run: Path, hooks: list, stop: int, loss_sum: float) -> None:
+        super().__init__(hooks)
+        self.run, self.stop, self.loss_sum = run, stop, loss_sum
+
+    def run_step(self) -> None:
+        if self.iter == self.stop:
+            raise KeyboardInterrupt
+        self.loss_sum += self.iter**2
+        scalars = {"lr": 0.1 * self.iter, "time": 1.0, "data_time": 0.25}
+        if self.iter % 2:
+            scalars["seldom"] = float(self.iter)
+        self.storage.put_scalars(smoothing_hint=False, **scalars)
+
+    def mean_losses(self, iterations: int) -> dict[str, float]:
+        mean, self.loss_sum = self.loss_sum / iterations, 0.0
+        return {"total_loss": mean}
 
 
 def write_metrics(run: Path, start: int, end: int, stop: int, state: dict | None = None) -> dict:
-    """Runs iterations `start` to `stop` of a training that ends at `end`; returns the writer's state."""
-    writer = MetricsWriter(run, 3, images_per_epoch=20, batch_size=4)
+    """Runs iterations `start` to `stop` of a training that ends at `end`; returns what a checkpoint would hold."""
+    writer = MetricsWriter(3, images_per_epoch=20, batch_size=4)
     if state:
-        writer.load_state_dict(state)
-
-    def step(loop: Loop) -> None:
-        if loop.iter == stop:
-            raise KeyboardInterrupt
-        metrics_step(loop)
-
-    loop = Loop([Evaluate(4, lambda: {METRIC: loop.iter / 10, "validation_loss": 7.0}), writer], step)
-    loop.after_train = lambda: None
-    if stop < end:
-        with pytest.raises(KeyboardInterrupt):
-            loop.train(start, end)
-    else:
+        writer.load_state_dict(state["writer"])
+    evaluate = Evaluate(4, lambda: {METRIC: loop.iter / 10, "validation_loss": 7.0})
+    loop = WritingLoop(run, [evaluate, writer], stop, state["loss_sum"] if state else 0.0)
+    with pytest.raises(KeyboardInterrupt) if stop < end else nullcontext():
         loop.train(start, end)
-    writer.after_train()
-    return json.loads(json.dumps(writer.state_dict()))
+    return json.loads(json.dumps({"writer": writer.state_dict(), "loss_sum": loop.loss_sum}))
 
 
-def read(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.json").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of eight iterations in one go."""
+    run = tmp_path_factory.mktemp("whole")
+    write_metrics(run, 0, 8, 8)
+    return run
 
 
-def test_rows_are_means_by_hand(tmp_path: Path) -> None:
-    write_metrics(tmp_path, 0, 8, 8)
-    rows = read(tmp_path)
+def test_rows_are_means_by_hand(whole: Path) -> None:
+    rows = read_metrics(whole)
     # A row every 3 iterations, every 4 for the evaluation, and at the end: of 0-2, 3, 4-5, 6-7.
     assert [row["iteration"] for row in rows] == [2, 3, 5, 7]
     assert [row["total_loss"] for row in rows] == pytest.approx([(0 + 1 + 4) / 3, 9, (16 + 25) / 2, (36 + 49) / 2])
@@ -246,14 +181,10 @@ def test_rows_are_means_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", range(1, 8))
-def test_rows_are_the_same_over_a_restart(tmp_path: Path, stop: int) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
-    parts.mkdir()
-    write_metrics(whole, 0, 8, 8)
-    state = write_metrics(parts, 0, 8, stop)
-    write_metrics(parts, stop, 8, 8, state)
-    assert read(parts) == read(whole)
+def test_rows_are_the_same_over_a_restart(whole: Path, tmp_path: Path, stop: int) -> None:
+    state = write_metrics(tmp_path, 0, 8, stop)
+    write_metrics(tmp_path, stop, 8, 8, state)
+    assert read_metrics(tmp_path) == read_metrics(whole)
 
 
 class Losing(nn.Module):

@@ -22,7 +22,7 @@ def cfg(tiny_opts: list[str]) -> CfgNode:
     cfg.merge_from_file(str(CONFIGS / "Base-FasterRCNN.yaml"))
     cfg.merge_from_list(tiny_opts)
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.BF16 = False
+    cfg.MODEL.PRECISION = "float32"
     return cfg
 
 
@@ -32,7 +32,7 @@ def model(cfg: CfgNode) -> nn.Module:
     return build_model(cfg).eval()
 
 
-def images() -> list[dict]:
+def images(*sizes: tuple[int, int]) -> list[dict]:
     generator = torch.Generator().manual_seed(0)
     return [
         {
@@ -40,7 +40,7 @@ def images() -> list[dict]:
             "height": 2 * h,
             "width": 2 * w,
         }
-        for h, w in ((64, 96), (80, 64))
+        for h, w in sizes or ((64, 96), (80, 64))
     ]
 
 
@@ -49,18 +49,20 @@ def hooks(model: nn.Module) -> int:
 
 
 def test_records_what_the_first_stage_proposes(model: nn.Module) -> None:
-    """The same as its stages called one by one."""
+    """The same as its stages called image by image, in the order of the images, however those run together."""
+    sizes = [(64, 96), (80, 64), (60, 90), (96, 40), (33, 65)]  # the third and the last are padded to the first's size
+    batch = images(*sizes)
     with torch.no_grad(), record_proposals(model) as recorded:
-        model(images())
-    with torch.no_grad():
-        inputs = model.preprocess_image(images())
-        expected, _ = model.proposal_generator(inputs, model.backbone(inputs.tensor))
-    assert [proposals.image_size for proposals in recorded] == [(64, 96), (80, 64)]
-    for proposals, other in zip(recorded, expected, strict=True):
+        model(batch)
+    assert [proposals.image_size for proposals in recorded] == sizes
+    for proposals, image in zip(recorded, batch, strict=True):
+        with torch.no_grad():
+            inputs = model.preprocess_image([image])
+            (other,), _ = model.proposal_generator(inputs, model.backbone(inputs.tensor))
         assert proposals.objectness_logits.diff().le(0).all()  # best first
         assert len(proposals) > 0
-        torch.testing.assert_close(proposals.proposal_boxes.tensor, other.proposal_boxes.tensor)
-        torch.testing.assert_close(proposals.objectness_logits, other.objectness_logits)
+        torch.testing.assert_close(proposals.proposal_boxes.tensor, other.proposal_boxes.tensor, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(proposals.objectness_logits, other.objectness_logits, rtol=1e-4, atol=1e-5)
 
 
 def test_leaves_nothing_behind(model: nn.Module) -> None:
@@ -69,7 +71,7 @@ def test_leaves_nothing_behind(model: nn.Module) -> None:
         before = model(batch)
         count = hooks(model)
         with record_proposals(model) as recorded:
-            assert hooks(model) == count + 1
+            assert hooks(model) > count
             during = model(batch)
             model(batch[:1])
         assert hooks(model) == count

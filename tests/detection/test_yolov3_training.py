@@ -16,8 +16,9 @@ from common.errors import UserError
 from common.run_folder import read_metrics
 from detection.checkpoint import load_initial_weights
 from detection.config import CONFIGS, get_cfg, merge_file, merge_options
+from detection.experiment import Experiment
 from detection.modeling import build_model
-from detection.train_net import Trainer, set_classes
+from detection.trainer import Trainer
 from detection.voc import default_splits, register_voc
 from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform
 from detection.yolov3.darknet_weights import write_darknet_weights
@@ -61,12 +62,11 @@ def trained_on(voc_folder: Path) -> Path:
     return voc_folder
 
 
-def make_trainer(cfg: CfgNode, run: Path, data: Path, resume: bool = False) -> Trainer:
+def make_trainer(cfg: CfgNode, data: Path, resumed: Path | None = None) -> Trainer:
     cfg.DATASETS.ROOT = str(data)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = default_splits(data)
-    set_classes(cfg)
-    run.mkdir(exist_ok=True)
-    return Trainer(cfg, run, resume)
+    Experiment(cfg, "", cfg.clone()).resolve()
+    return Trainer(cfg, resumed)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ def make_trainer(cfg: CfgNode, run: Path, data: Path, resume: bool = False) -> T
 def test_every_recipe_takes_a_step(names: tuple[str, ...], trained_on: Path, tmp_path: Path) -> None:
     """The recipe's own augmentation, losses and schedule on a small network and images; evaluated and saved."""
     narrow = {} if names == ("yolov3_tiny",) else {key.replace(".", "__"): value for key, value in NARROW.items()}
-    trainer = make_trainer(make_cfg(*names, **narrow), tmp_path, trained_on)
+    trainer = make_trainer(make_cfg(*names, **narrow), trained_on)
     before = {name: value.clone() for name, value in trainer.bare_model.named_parameters()}
-    trainer.train()
+    trainer.train(tmp_path)
     # From the first layer to the last; a fresh ResNet's blocks pass nothing on but their shortcut.
     first = next(iter(before))
     still = [name for name, value in trainer.bare_model.named_parameters() if torch.equal(value, before[name])]
@@ -117,14 +117,16 @@ def test_resume_is_exact_with_everything_on(trained_on: Path, tmp_path: Path) ->
         **{key.replace(".", "__"): value for key, value in NARROW.items()},
     }
     cfg = make_cfg("yolov3_darknet53", **options)
-    make_trainer(cfg.clone(), tmp_path / "whole", trained_on).train()
-    interrupted = make_trainer(cfg.clone(), tmp_path / "parts", trained_on)
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    make_trainer(cfg.clone(), trained_on).train(tmp_path / "whole")
+    interrupted = make_trainer(cfg.clone(), trained_on)
     interrupted.register_hooks([StopAfter(4)])
     with pytest.raises(KeyboardInterrupt):
-        interrupted.train()
-    resumed = make_trainer(cfg.clone(), tmp_path / "parts", trained_on, resume=True)
+        interrupted.train(tmp_path / "parts")
+    resumed = make_trainer(cfg.clone(), trained_on, tmp_path / "parts")
     assert resumed.start_iter == 4
-    resumed.train()
+    resumed.train(tmp_path / "parts")
 
     def rows(run: Path) -> list[dict]:
         return [{key: value for key, value in row.items() if "time" not in key} for row in read_metrics(run)]
@@ -137,7 +139,7 @@ def test_resume_is_exact_with_everything_on(trained_on: Path, tmp_path: Path) ->
 
 def make_detector(**options: object) -> tuple[torch.nn.Module, CfgNode]:
     narrow = {key.replace(".", "__"): value for key, value in NARROW.items()}
-    cfg = make_cfg("yolov3_darknet53", MODEL__BF16=False, **{**narrow, **options})
+    cfg = make_cfg("yolov3_darknet53", MODEL__PRECISION="float32", **{**narrow, **options})
     torch.manual_seed(1)
     return build_model(cfg), cfg
 

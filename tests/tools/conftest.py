@@ -12,6 +12,7 @@ from classification import model as classification
 from classification.recipe import Recipe, save_recipe
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.modeling import build_model
+from tests.tools.scenes import COLOURS
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -80,6 +81,16 @@ def make_classifier() -> Callable[[Path, list[str]], Path]:
         return run / "model_best.pth"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def output(tmp_path_factory, make_detector, make_classifier) -> Path:
+    """A folder of runs, one of each model, named as training names them; seven birds, "Bird 0" to "Bird 6"."""
+    output = tmp_path_factory.mktemp("all runs")
+    make_detector(output / "faster_rcnn_R_50_FPN-sample", "faster_rcnn_R_50_FPN", list(COLOURS), output)
+    make_detector(output / "yolov3_darknet53_study", "yolov3_tiny", list(COLOURS), output)
+    make_classifier(output / "resnet18-best-2", [f"Bird {number}" for number in range(7)])
+    return output
 
 
 @pytest.fixture(scope="session")

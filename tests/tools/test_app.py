@@ -17,18 +17,6 @@ from common.errors import UserError
 from tools.app import main, newest_models, read_photograph
 
 ROOT = Path(__file__).resolve().parents[2]
-CLASSES = ["red", "blue"]
-SPECIES = [f"Bird {number}" for number in range(7)]
-
-
-@pytest.fixture(scope="module")
-def output(tmp_path_factory, make_detector, make_classifier) -> Path:
-    """A folder of runs, one of each model, named as training names them."""
-    output = tmp_path_factory.mktemp("output")
-    make_detector(output / "faster_rcnn_R_50_FPN-sample", "faster_rcnn_R_50_FPN", CLASSES, output)
-    make_detector(output / "yolov3_darknet53_study", "yolov3_tiny", CLASSES, output)
-    make_classifier(output / "resnet18-best-2", SPECIES)
-    return output
 
 
 @pytest.fixture(scope="module")

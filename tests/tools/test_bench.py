@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from classification.cub import read_cub
-from detection.checkpoint import save_checkpoint
+from common.weights import save_checkpoint
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.modeling import build_model
 from detection.voc import VOC_CLASSES
 from detection.yolov3.targets import assign_targets
-from tools.bench import classification, faster_rcnn, voc, yolov3
+from tests.birds import draw_birds
+from tools.bench import classification, faster_rcnn, training_images, voc, yolov3
 from tools.bench.__main__ import main
 from tools.bench.timing import against_rivals, in_turn
 
@@ -145,23 +146,8 @@ def test_the_loop_over_objects_assigns_the_same_targets() -> None:
 
 @pytest.fixture(scope="module")
 def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four classes of 40 photographs, a fifth of them for testing."""
-    folder = tmp_path_factory.mktemp("data")
-    cub = folder / "CUB_200_2011"
-    rng = np.random.default_rng(0)
-    names = [f"{1 + number % 4:03d}.Bird_{number % 4}/{number}.jpg" for number in range(160)]
-    for name in names:
-        (cub / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(cub / "images" / name)
-    lines = {
-        "classes.txt": [f"{1 + label} {1 + label:03d}.Bird_{label}" for label in range(4)],
-        "images.txt": [f"{1 + number} {name}" for number, name in enumerate(names)],
-        "image_class_labels.txt": [f"{1 + number} {1 + number % 4}" for number in range(160)],
-        "train_test_split.txt": [f"{1 + number} {int(number % 5 > 0)}" for number in range(160)],
-    }
-    for name, text in lines.items():
-        (cub / name).write_text("\n".join(text) + "\n")
-    return folder
+    """Enough to train on for a batch of timm's script, 128."""
+    return draw_birds(tmp_path_factory.mktemp("data"), train=26, test=8)
 
 
 @pytest.mark.parametrize("name", [classification.OURS, classification.PLAIN, classification.TIMM])
@@ -172,7 +158,7 @@ def test_contenders_of_classification_train(birds: Path, name: str) -> None:
     assert 0 <= training.epoch() <= 100
     assert not torch.equal(training.model.fc.weight, before)
     measured = training.accuracy(cub.test, 32)
-    assert 0 <= measured["test top-1, %"] <= measured["test top-5, %"] == 100  # of four classes
+    assert 0 <= measured["test top-1, %"] <= measured["test top-5, %"] == 100  # of five classes
 
 
 def test_voc_loader(root: Path) -> None:
@@ -194,10 +180,19 @@ def test_random_detections_find_objects(root: Path) -> None:
     assert all((output.pred_boxes.area() > 0).float().mean() > 0.9 for output in outputs)
 
 
-def test_training_images(root: Path) -> None:
-    table = voc.training_images(root, images=2, size=(32, 48))
-    assert len(table) == 3
-    assert (table["images/s"] > 0).all()
+def test_training_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yolov3, "fetch_ultralytics", lambda _: False)
+    table = training_images.training_images(root, images=2, repetitions=1, large=(300, 400), size=(32, 48))
+    reference = "torchvision's reference"
+    assert_compares(table[:6], [reference, "stock Detectron2"] * 2 + [reference] * 2)
+    np.testing.assert_allclose(table["ours, images/s"][:6], 1 / table["ours, s"][:6])
+    assert (table[["ours, MB", "rival, MB"]].loc[[2, 3, 5]] >= 0).all(axis=None)
+    assert table["ours, images/s"][6] > 0
+
+
+def test_the_memory_of_a_run_is_measured() -> None:
+    assert training_images.peak_megabytes(lambda: np.ones(10**7)) == pytest.approx(80, rel=0.2)
+    assert training_images.peak_megabytes(lambda: None) < 5
 
 
 def test_command_line(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -3,34 +3,25 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from detection.dataset_mapper import DatasetMapper
 from detection.modeling import load_detector
-from detection.train_net import evaluate
+from detection.trainer import Evaluator
 from detection.voc import register_voc
+from tests.tools.scenes import draw_scene
 from tools.compare_detectors import main
 
-COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
 OBJECT = """<object><name>{}</name><truncated>0</truncated><difficult>{}</difficult>
 <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
 
 
 def draw_photograph(path: Path, seed: int) -> list[tuple[str, int, int, int, int]]:
-    """Two rectangles on grey; returns class and corners of each."""
-    rng = np.random.default_rng(seed)
-    image = np.full((48, 64, 3), 120, dtype=np.uint8)
-    objects = []
-    for name, colour in COLOURS.items():
-        (x, y), (w, h) = rng.integers(0, 16, 2), rng.integers(16, 32, 2)
-        image[y : y + h, x : x + w] = colour
-        objects.append((name, x + 1, y + 1, x + w, y + h))
+    image, objects = draw_scene(48, 64, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
+    image.save(path)
     return objects
 
 
@@ -74,7 +65,7 @@ def error_of(capsys, *arguments: object) -> str:
 def ap50_of_evaluation(weights: Path) -> float:
     cfg, model = load_detector(weights)
     register_voc(Path(cfg.DATASETS.ROOT))
-    return evaluate(cfg, model, None)["AP50"]
+    return Evaluator(cfg).evaluate(model)["AP50"]
 
 
 def test_photographs_of_several_folders(runs, tmp_path, capsys):

@@ -21,7 +21,9 @@ def test_failing_stage_names_its_log_and_the_last_line(tmp_path: Path, bar: tqdm
     log = tmp_path / "log.txt"
     weights = tmp_path / "nothing.pth"
     stage = Stage("evaluating", ["classification.evaluate", str(weights)], 5)
-    with pytest.raises(UserError, match=r"log\.txt: evaluating failed: .*nothing\.pth: no such file.*make demo"):
+    with pytest.raises(
+        UserError, match=r"log\.txt: evaluating failed: .*nothing\.pth: no such weights file.*make demo"
+    ):
         run_stage(stage, log, bar)
     assert "error: " in log.read_text()
 
@@ -37,8 +39,8 @@ def test_begun_run_is_resumed(tmp_path: Path, bar: tqdm) -> None:
 def test_finished_stages_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "demo"
     marks = [tmp_path / "first", tmp_path / "second"]
-    stages = [Stage(mark.name, ["tools.sample_data", "--root", str(mark)], 1) for mark in marks]
-    stages.append(Stage("fails", ["classification.evaluate", "nothing.pth"], 1))
+    stages = [Stage(mark.name, ["venv", "--without-pip", str(mark)], 1) for mark in marks]
+    stages.append(Stage("fails", ["tools.sample_data", "--no-such-option"], 1))
     output.mkdir()
     (output / demo.FINISHED).write_text(json.dumps({"first": stages[0].arguments, "second": ["other arguments"]}))
     monkeypatch.setattr(demo, "plan", lambda _: stages)

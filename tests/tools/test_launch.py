@@ -28,9 +28,12 @@ def main():
         (folder / "a" / "b").write_text("")
     if what == "bug":
         raise ValueError("a bug")
+    if what == "wait":
+        from common.processes import join_processes
+        join_processes()
     if what in ("wait", "mistake"):
         (folder / f"pid{rank}").write_text(str(os.getpid()))
-        time.sleep(60)
+        time.sleep(600)
 
 main()
 """

@@ -13,23 +13,16 @@ from PIL import Image
 from classification.predict import BirdClassifier, newest_weights
 from detection.dataset_mapper import DatasetMapper
 from detection.modeling import load_detector
-from detection.voc import annotation_xml, load_voc_instances
+from detection.voc import load_voc_instances
+from detection.voc_annotations import annotation_xml
+from tests.tools.scenes import draw_scene
 from tools.eval_detections import read_detections
 from tools.predict import main
 
+FRCNN, YOLOV3, BIRD = "faster_rcnn_R_50_FPN-sample", "yolov3_darknet53_study", "resnet18-best-2"  # runs of `output`
 CLASSES = ["red", "blue"]
 SCORE = 0.15  # untrained networks are modest
 SPECIES = [f"Bird {number}" for number in range(7)]
-
-
-@pytest.fixture(scope="module")
-def output(tmp_path_factory, make_detector, make_classifier) -> Path:
-    """A folder of runs, one of each model."""
-    output = tmp_path_factory.mktemp("all runs")
-    make_detector(output / "frcnn", "faster_rcnn_R_50_FPN", CLASSES, output)
-    make_detector(output / "yolov3", "yolov3_tiny", CLASSES, output)
-    make_classifier(output / "bird", SPECIES)
-    return output
 
 
 @pytest.fixture
@@ -38,18 +31,9 @@ def photographs(tmp_path: Path) -> Path:
     folder = tmp_path / "my photographs"
     folder.mkdir()
     for number, (height, width) in enumerate([(48, 64), (64, 48), (50, 61)]):
-        scene(height, width, number).save(folder / f"{number}.png")
+        draw_scene(height, width, number)[0].save(folder / f"{number}.png")
     (folder / "notes.txt").write_text("not an image")
     return folder
-
-
-def scene(height: int, width: int, seed: int) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    image = np.full((height, width, 3), 120, dtype=np.uint8)
-    for colour in ((200, 30, 30), (30, 30, 200)):
-        (x, y), (w, h) = rng.integers(0, 16, 2), rng.integers(16, 32, 2)
-        image[y : y + h, x : x + w] = colour
-    return Image.fromarray(image)
 
 
 def run(*words: object) -> list[dict]:
@@ -68,7 +52,7 @@ def asked_directly(weights: Path, path: Path) -> list[tuple[int, float, list[flo
     return sorted(((label + 1, score, box) for label, score, box in rows), key=lambda row: -row[1])
 
 
-@pytest.mark.parametrize("name", ["frcnn", "yolov3"])
+@pytest.mark.parametrize("name", [FRCNN, YOLOV3])
 def test_detector_says_what_its_model_says(name, output, photographs, tmp_path, capsys):
     entries = run(photographs, "--weights", output / name, "--out", tmp_path / "out", "--score", SCORE)
     for path in sorted(photographs.glob("*.png")):
@@ -89,7 +73,7 @@ def test_detector_says_what_its_model_says(name, output, photographs, tmp_path, 
 
 
 def test_pictures_are_the_photographs_with_what_was_found(output, photographs, tmp_path):
-    arguments = [photographs, "--weights", output / "frcnn" / "model_best.pth"]
+    arguments = [photographs, "--weights", output / FRCNN / "model_best.pth"]
     assert not run(*arguments, "--out", tmp_path / "nothing", "--score", 1)
     entries = run(*arguments, "--out", tmp_path / "boxes", "--score", SCORE)
     for path in photographs.glob("*.png"):
@@ -109,7 +93,7 @@ def test_pictures_are_the_photographs_with_what_was_found(output, photographs, t
 
 def test_voc_xml_is_read_back(output, photographs, tmp_path):
     out = tmp_path / "out"
-    entries = run(photographs, "--weights", output / "yolov3", "--out", out, "--score", SCORE, "--voc-xml")
+    entries = run(photographs, "--weights", output / YOLOV3, "--out", out, "--score", SCORE, "--voc-xml")
     shutil.copytree(photographs, out / "JPEGImages")
     (out / "ImageSets/Main").mkdir(parents=True)
     (out / "ImageSets/Main/test.txt").write_text("0\n1\n2\n")
@@ -141,8 +125,8 @@ def test_voc_boxes_keep_a_pixel_inside_the_image(tmp_path):
 
 
 def test_classifier_names_five_species(output, photographs, tmp_path):
-    entries = run(photographs / "0.png", "--weights", output / "bird", "--out", tmp_path / "out")
-    classifier = BirdClassifier(output / "bird" / "model_best.pth")
+    entries = run(photographs / "0.png", "--weights", output / BIRD, "--out", tmp_path / "out")
+    classifier = BirdClassifier(output / BIRD / "model_best.pth")
     probabilities = classifier.probabilities(classifier.read(photographs / "0.png")[None])[0]
     order = probabilities.argsort(descending=True)[:5]
     assert [entry["category_id"] - 1 for entry in entries] == order.tolist()
@@ -158,17 +142,17 @@ def test_patterns_and_equal_names(output, photographs, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(photographs / "1.png", other / "0.png")
-    entries = run(f"{photographs}/[0]*.png", f"{other}/*.png", "--weights", output / "bird", "--out", tmp_path / "out")
+    entries = run(f"{photographs}/[0]*.png", f"{other}/*.png", "--weights", output / BIRD, "--out", tmp_path / "out")
     assert sorted({entry["image_id"] for entry in entries}) == ["0", "0-2"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0-2.jpg", "0.jpg", "predictions.json"]
 
 
-@pytest.mark.parametrize("name", ["frcnn", "yolov3", "bird"])
+@pytest.mark.parametrize("name", [FRCNN, YOLOV3, BIRD])
 def test_video_is_annotated_frame_by_frame(name, output, tmp_path):
     clip = tmp_path / "clip.mp4"
     writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"mp4v"), 5, (64, 48))
     for number in range(4):
-        writer.write(cv2.cvtColor(np.asarray(scene(48, 64, number)), cv2.COLOR_RGB2BGR))
+        writer.write(cv2.cvtColor(np.asarray(draw_scene(48, 64, number)[0]), cv2.COLOR_RGB2BGR))
     writer.release()
     entries = run(clip, "--weights", output / name, "--out", tmp_path / "out", "--score", SCORE)
     assert sorted({entry["image_id"] for entry in entries}) == [f"clip_{number:06d}" for number in range(4)]
@@ -191,7 +175,7 @@ def broken(tmp_path: Path) -> Path:
     """Files that only look like photographs and a video."""
     folder = tmp_path / "broken"
     folder.mkdir()
-    scene(48, 64, 0).save(folder / "cut.jpg")
+    draw_scene(48, 64, 0)[0].save(folder / "cut.jpg")
     (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:500])
     (folder / "empty.png").touch()
     (folder / "text.jpg").write_text("text")
@@ -201,7 +185,7 @@ def broken(tmp_path: Path) -> Path:
 
 def test_unreadable_files_are_named_and_left_out(output, photographs, broken, tmp_path, capsys):
     files = [photographs / "0.png", broken, broken / "text.mp4", photographs / "1.png"]
-    entries = run(*files, "--weights", output / "bird", "--out", tmp_path / "out")
+    entries = run(*files, "--weights", output / BIRD, "--out", tmp_path / "out")
     assert {entry["image_id"] for entry in entries} == {"0", "1"}
     said = capsys.readouterr()
     warnings = [line for line in said.err.splitlines() if line.startswith("warning:")]
@@ -215,13 +199,13 @@ def test_unreadable_files_are_named_and_left_out(output, photographs, broken, tm
 def test_what_a_user_gets_wrong_is_one_line(output, photographs, broken, tmp_path, capsys):
     bare = tmp_path / "bare"
     bare.mkdir()
-    shutil.copy(output / "yolov3" / "model_best.pth", bare)
-    bird, photograph = ["--weights", output / "bird"], photographs / "0.png"
+    shutil.copy(output / YOLOV3 / "model_best.pth", bare)
+    bird, photograph = ["--weights", output / BIRD], photographs / "0.png"
     for words, expected in (
         ([photograph], "WEIGHTS is not given"),
         (bird, "IMAGES is not given"),
-        ([photograph, "--weights", tmp_path / "nowhere.pth"], "nowhere.pth: no such file"),
-        ([photograph, "--weights", tmp_path], "model_best.pth: no such file"),
+        ([photograph, "--weights", tmp_path / "nowhere.pth"], "nowhere.pth: no such weights file"),
+        ([photograph, "--weights", tmp_path], "model_best.pth: no such weights file"),
         ([photograph, "--weights", bare], "no config.yaml of a detector lies beside it"),
         ([photograph, *bird, "--voc-xml"], "is a classifier, which finds no boxes"),
         ([photograph, *bird, "--score", 2], "SCORE=2: expected a number from 0 to 1"),
@@ -237,5 +221,5 @@ def test_what_a_user_gets_wrong_is_one_line(output, photographs, broken, tmp_pat
 
 
 def test_newest_classifier_is_found_among_detectors(output, tmp_path):
-    assert newest_weights(output) == output / "bird" / "model_best.pth"
+    assert newest_weights(output) == output / BIRD / "model_best.pth"
     assert newest_weights(tmp_path) is None

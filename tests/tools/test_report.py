@@ -18,21 +18,21 @@ from classification import evaluate as evaluate_birds
 from classification.cub import read_cub
 from classification.model import build_model
 from classification.recipe import Recipe, save_recipe
+from classification.run import Run
 from classification.sweep import compare_pretraining, sweep_grid
-from classification.train import train as train_birds
 from common.data_root import data_facts
 from common.run_folder import append_metrics, read_metrics, record_session
 from detection import train_net
 from detection.evaluation import Detections, evaluate_voc
 from tools import compare_detectors, visualize_proposals
 from tools.report.__main__ import main
-from tools.report.document import VOC07_TEST
+from tools.report.sections import VOC07_TEST
 
 COLOURS = {"red_thing_with_a_name_that_is_much_longer_than_a_column": (200, 30, 30), "blue": (30, 30, 200)}
 OBJECT = """<object><name>{}</name><difficult>0</difficult>
 <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
 TINY = {"MODEL.WEIGHTS": "", "MODEL.DEVICE": "cpu", "DATALOADER.NUM_WORKERS": 0, "INPUT.MIN_SIZE_TEST": 64}
-TINY |= {"SOLVER.IMS_PER_BATCH": 2, "SOLVER.MAX_ITER": 2, "SOLVER.LOG_PERIOD": 1, "SOLVER.STEPS": (1,)}
+TINY |= {"SOLVER.IMS_PER_BATCH": 2, "SOLVER.MAX_ITER": 2, "SOLVER.LOG_PERIOD": 1}
 TINY |= {"TEST.EVAL_PERIOD": 1, "TEST.VALIDATION_LOSS_IMAGES": 2}
 TINY_FRCNN = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
@@ -43,6 +43,7 @@ TINY_FRCNN = {
     "MODEL.FPN.OUT_CHANNELS": 16,
     "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
     "MODEL.RPN.POST_NMS_TOPK_TEST": 30,
+    "SOLVER.STEPS": (1,),
     "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
     "INPUT.MIN_SIZE_TRAIN": (64,),
 }
@@ -101,7 +102,7 @@ def train_bird(run: Path, root: Path, **settings: object) -> None:
     torch.manual_seed(0)
     model = build_model(recipe.model, 3, recipe.pretrained, weights)
     with record_session(run, **data_facts(root)):
-        train_birds(recipe, cub, model, run, torch.device("cpu"))
+        Run(recipe, cub, model, torch.device("cpu")).train(run)
 
 
 def call(program, *arguments: object) -> None:
@@ -140,8 +141,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, options in (("faster_rcnn", TINY_FRCNN), ("yolov3", TINY_YOLOV3)):
         words = [str(word) for pair in {**TINY, **options}.items() for word in pair]
         arguments = ["--model", name, "--data", str(data / "voc"), "--output", str(root)]
-        train_net.train(train_net.parse_args([*arguments, *words]))
-        train_net.eval_only(train_net.parse_args([*arguments, "--eval-only"]))
+        call(train_net.main, *arguments, *words)
+        call(train_net.main, *arguments, "--eval-only")
     call(visualize_proposals.main, "--output", root)
     photographs = sorted(str(path) for path in (data / "voc/JPEGImages").iterdir())[:3]
     compare = ["--output", str(root), "--score", "0.01", "--out"]
@@ -398,6 +399,22 @@ def test_broken_files_are_named_and_the_rest_is_told(copy: Path, tmp_path: Path)
     assert [table[0][0] for table in page.tables].count("class") == 1  # the run's own evaluation stands in
 
 
+def test_an_older_file_stands_in_for_a_broken_one_and_a_sweep_tells_how_far_it_is(copy: Path, tmp_path: Path) -> None:
+    shutil.copytree(copy / "errors", copy / "errors-2")
+    (copy / "errors-2" / "errors.json").write_text("null")
+    (copy / "few-grid" / "lr0.05-epochs2" / "result.json").unlink()
+    (copy / "pair-pretraining" / "random" / "config.yaml").write_text("7")
+    page = make(copy, tmp_path / "report")
+    assert "errors-2/errors.json: not what was expected" in page.text
+    assert len(page.table("error", "Faster R-CNN, number")) == 6
+    assert len(page.table("learning rate", "epochs")) == 1
+    assert "1 of 2 runs have not finished" in page.text
+    states = {row[0]: row[-1] for row in page.table("run", "network")}
+    assert states["few-grid (2 runs)"] == "1 of 2 runs finished"
+    assert "pair-pretraining (1 runs)" in states
+    assert "pair-pretraining" not in states
+
+
 def test_a_run_still_going_says_so(copy: Path, tmp_path: Path) -> None:
     """As it is after an epoch: no last line, no result, a row of metrics half written, seconds not known yet."""
     for name in ("yolov3_darknet53", "finetuned"):
@@ -451,6 +468,7 @@ def test_the_study_stands_beside_its_own_data_only(copy: Path, tmp_path: Path) -
     assert "None of this was measured on the data of the study" in page.text
 
     # As many objects of each class as VOC07 test has, all found: its figures are 1.
+    assert (len(VOC07_TEST), sum(VOC07_TEST.values())) == (20, 12032)
     classes = [label for label, name in enumerate(VOC07_TEST) for _ in range(VOC07_TEST[name])]
     box = [0.0, 0.0, 10.0, 10.0]
     truth = [{"annotations": [{"bbox": box, "category_id": label}]} for label in classes]

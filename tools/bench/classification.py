@@ -17,8 +17,10 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import timm
@@ -87,18 +89,20 @@ class Ours:
         changes = [f"image_size={size}", f"lr={lr}", "pretrained=false"]
         self.recipe = load_recipe(RECIPES / "study.yaml", changes)
         self.birds, self.device = birds, device
-        self.model = timm.create_model("resnet18", num_classes=classes).to(device, memory_format=torch.channels_last)
+        self.model = timm.create_model("resnet18", num_classes=classes).to(device).to(memory_format=torch.channels_last)
         self.iterations = len(birds) // self.recipe.batch_size
         card = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "class_names": [""] * classes}
         self.trainer = build_trainer(self.recipe, self.model, self.iterations, card)
-        self.batches: Iterator[Batch] | None = None
+
+    @cached_property
+    def batches(self) -> Iterator[Batch]:
+        """Of all epochs; made as the first begins."""
+        stream = build_training_stream(self.recipe, self.birds)
+        forever = range(1000 * self.iterations)
+        return iter(build_training_loader(self.recipe, stream, forever, self.device))
 
     def epoch(self) -> float:
         """Trains an epoch and returns the percentage of its time spent waiting for data."""
-        if self.batches is None:
-            stream = build_training_stream(self.recipe, self.birds)
-            forever = range(1000 * self.iterations)
-            self.batches = iter(build_training_loader(self.recipe, stream, forever, self.device))
         return self.trainer.train(self.batches, self.iterations)["data_share"]
 
     def resident(self) -> float:
@@ -116,6 +120,8 @@ class Ours:
 
 
 PLAIN, TIMM, OURS = "plain torchvision loop", "timm's script at its defaults", "ours"
+
+Settings = tuple[str, list[Bird], int, int, float]  # what `build` takes
 
 
 def build(name: str, birds: list[Bird], classes: int, size: int, lr: float) -> Plain | Ours:
@@ -137,12 +143,12 @@ def build(name: str, birds: list[Bird], classes: int, size: int, lr: float) -> P
         )
         model = timm.create_model("resnet18", num_classes=classes)  # as ours begins, weight by weight
         loader = DataLoader(Pictures(birds, transform), batch_size=64, shuffle=True, num_workers=2, drop_last=True)
-        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-3)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-3)
         return Plain(model, loader, optimizer, device)
     warnings.filterwarnings("ignore", "This DataLoader will create")  # timm's default of 4 workers on fewer cores
     model = timm.create_model("resnet18", num_classes=classes)
     loader = create_loader(
-        Pictures(birds),
+        Pictures(birds),  # type: ignore[arg-type] # timm takes any data set that has a `transform`
         input_size=(3, size, size),
         batch_size=128,
         is_training=True,
@@ -157,7 +163,7 @@ def build(name: str, birds: list[Bird], classes: int, size: int, lr: float) -> P
     return Plain(model, loader, optimizer, device)
 
 
-def serve(orders: Connection, *arguments) -> None:
+def serve(orders: Connection, *arguments: *Settings) -> None:
     """A contender's process: trains an epoch, measures or ends when told, and answers with the figures."""
     training = build(*arguments)
     while (order := orders.recv()) is not None:
@@ -171,15 +177,15 @@ def serve(orders: Connection, *arguments) -> None:
 class Contender:
     """One of the three trainings in its own process; waits, without computing, until it is its turn."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments: *Settings):
         self.orders, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
         self.process = context.Process(target=serve, args=(theirs, *arguments))
         self.process.start()
 
-    def __call__(self, *order) -> tuple[float, float]:
+    def __call__(self, method: str, *arguments: object) -> tuple[float, Any]:
         """Calls a method of the training and returns the seconds it took and its result."""
-        self.orders.send(order)
+        self.orders.send((method, *arguments))
         return self.orders.recv()
 
     def close(self) -> None:
@@ -224,7 +230,7 @@ def training_epoch(root: Path, images: int = 256, size: int = 224, rounds: int =
         }
         for name in trainings
     ]
-    on_gpu = {"what": "the same with images resident on an NVIDIA GPU"}
+    on_gpu: dict[str, str | float] = {"what": "the same with images resident on an NVIDIA GPU"}
     on_gpu |= {"trained by": "not measured: none here"} if math.isnan(resident) else {"images/s": resident}
     return pd.DataFrame([*rows, on_gpu])
 

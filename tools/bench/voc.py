@@ -1,4 +1,4 @@
-"""Reading and evaluating Pascal VOC, and mapping its training images, beside Detectron2's own ways."""
+"""Reading and evaluating Pascal VOC beside Detectron2's own ways."""
 
 import itertools
 import re
@@ -11,17 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data import DatasetMapper as StockDatasetMapper
 from detectron2.data.datasets.pascal_voc import load_voc_instances as load_voc_instances_of_stock
 from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
 from common.errors import UserError
-from detection.config import CONFIGS, default_device, get_cfg, merge_file
-from detection.data_loader import build_training_stream
 from detection.evaluation import VOCEvaluator
-from detection.voc import VOC_CLASSES, default_splits, load_voc_instances, register_voc
-from tools.bench.faster_rcnn import build_contenders, read_samples
+from detection.voc import VOC_CLASSES, load_voc_instances
 from tools.bench.timing import against_rivals, in_turn, seconds_of
 
 STOCK = "stock Detectron2"
@@ -85,36 +81,6 @@ def evaluator(root: Path, images: int = 4952, detections: int = 100) -> pd.DataF
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
     return pd.DataFrame(against_rivals(f"evaluating {images} images, {detections} detections each", seconds))
-
-
-def training_images(root: Path, images: int = 48, size: tuple[int, int] = (600, 800)) -> pd.DataFrame:
-    """Images a second that one process reads and augments, beside what the network trains on here.
-
-    Args:
-        root: data root.
-        images: images to map.
-        size: height and width of the images that the network is trained on.
-    """
-    cfg = get_cfg()
-    merge_file(cfg, CONFIGS / "faster_rcnn_R_50_FPN.yaml")
-    register_voc(root)
-    records = [record for name in default_splits(root)[0] for record in DatasetCatalog.get(name)]
-    stream = build_training_stream(cfg, records)
-    stock_mapper = StockDatasetMapper(cfg, True)
-    order = [records[index] for index in itertools.islice(itertools.cycle(stream.order(0)), images)]
-
-    batch = read_samples(root, 2, size)
-    network = build_contenders(batch, default_device())["ours"]
-    seconds = in_turn(
-        {
-            "read and augmented, one process": lambda: [stream[position] for position in range(images)],
-            f"the same, {STOCK}": lambda: [stock_mapper(record) for record in order],
-        },
-        1,
-    )
-    rates = {what: images / each for what, each in seconds.items()}
-    rates[f"trained on by Faster R-CNN, {default_device()}"] = 2 / in_turn({"": partial(network.step, batch)}, 3)[""]
-    return pd.DataFrame(rates.items(), columns=["what", "images/s"])
 
 
 def write_voc_folder(folder: Path, root: Path, images: int) -> None:

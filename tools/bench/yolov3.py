@@ -22,6 +22,7 @@ from detection.config import CONFIGS, get_cfg, merge_file
 from detection.modeling import build_model, load_detector
 from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform
 from detection.yolov3.darknet_weights import NEGATIVE_SLOPE, NORM_EPS, write_darknet_weights
+from detection.yolov3.head import YOLOv3Level
 from detection.yolov3.targets import Grid, assign_targets, match_anchors
 from tools.bench.faster_rcnn import read_samples
 from tools.bench.timing import against_rivals, in_turn
@@ -113,8 +114,9 @@ def build_contenders(samples: Sequence[dict], device: str, folder: Path) -> dict
     cfg.MODEL.YOLOV3.SCORE_THRESH_TEST, cfg.MODEL.YOLOV3.NMS_THRESH_TEST = SCORE_THRESH, NMS_THRESH
     torch.manual_seed(0)
     network = build_model(cfg)
-    for level in network.head.levels:
-        nn.init.normal_(level.prediction.weight, std=0.1)  # enough for some detections
+    for module in network.modules():
+        if isinstance(module, YOLOv3Level):
+            nn.init.normal_(module.prediction.weight, std=0.1)  # enough for some detections
     calibrate(network, samples[:4])
 
     contenders = {"ours": ours(cfg, network, folder)}
@@ -129,7 +131,7 @@ def build_contenders(samples: Sequence[dict], device: str, folder: Path) -> dict
 def calibrate(network: nn.Module, inputs: object) -> None:
     """Gives each BatchNorm the statistics of the inputs: with those of its start activations fade or explode."""
     for module in network.modules():
-        if hasattr(module, "running_mean"):
+        if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the mean over all batches, not a moving one
     network.train()(inputs)
 
@@ -201,6 +203,7 @@ def fetch_ultralytics(folder: Path) -> bool:
     The project does not depend on it: it is put into `folder` for as long as the benchmark runs, without its
     dependencies, of which the project has those that the network needs.
     """
+    os.environ |= {"YOLO_CONFIG_DIR": tempfile.gettempdir(), "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
     if importlib.util.find_spec("ultralytics"):
         return True
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "1", "--target", str(folder)]
@@ -212,7 +215,6 @@ def fetch_ultralytics(folder: Path) -> bool:
 
 def ultralytics(samples: Sequence[dict], device: str, num_classes: int) -> Contender:
     """Ultralytics' `yolov3.yaml`, with the loss that it trains with; for detection fused, as its predictor fuses it."""
-    os.environ |= {"YOLO_CONFIG_DIR": tempfile.gettempdir(), "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
     threads = cv2.getNumThreads()
     from ultralytics.cfg import get_cfg as get_ultralytics_cfg
     from ultralytics.nn.tasks import DetectionModel
@@ -295,5 +297,5 @@ def assign_in_a_loop(
         for index, label in enumerate(instances.gt_classes.tolist()):
             box = instances.gt_boxes[index]
             ignored[image] |= pairwise_iou(predicted, box)[:, 0] > ignore_thresh
-            classes[image, match_anchors(box.tensor, grid).item()] = label
+            classes[image, int(match_anchors(box.tensor, grid))] = label
     return classes, ignored

@@ -2,58 +2,48 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
 from PIL import Image
 
 MAX_WIDTH = 1600  # pixels, of a picture taken over
 INK = "#7a7d82"  # legible on white and on near black
 COLORS = ("#3d85c6", "#d9762b", "#4b9b62", "#a06cc0")
+STYLE: dict[RcKeyType, Any] = {
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color"), INK),
+    **{"axes.grid": True, "grid.color": INK, "grid.alpha": 0.25, "grid.linewidth": 0.6, "axes.titlesize": 10},
+    **{"axes.spines.top": False, "axes.spines.right": False, "legend.fontsize": 8, "legend.frameon": False},
+    **{"font.size": 9, "lines.markersize": 3, "svg.hashsalt": "report"},  # a fixed salt: equal curves, equal bytes
+}
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One line of a panel: its label, its points, and the colour's number; dashed for what is only context."""
-
-    label: str
-    points: Sequence[tuple[float, float]]
-    color: int
-    is_dashed: bool = False
-
-
-def curves(panels: Mapping[str, Sequence[Curve]], x: str) -> bytes:
+def draw_curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> bytes:
     """Panels side by side as SVG without a background.
 
     Args:
-        panels: title -> its curves; a panel starts at 0 unless it is one of losses.
-        x: what is on the horizontal axis.
+        panels: title -> label -> points by epoch. A panel starts at 0 unless it is one of losses. A label that ends on
+            "training" is only context: dashed, in the colour of the curve before.
     """
-    style = {"axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK}
-    # A fixed salt and no date: the same curves are the same bytes.
-    with mpl.rc_context({**style, "font.size": 9, "svg.hashsalt": "report"}):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.6 * len(panels), 3.3), layout="constrained")
-        for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-            for line in lines:
-                axes.plot(
-                    *zip(*line.points, strict=True),
-                    color=COLORS[line.color],
-                    linestyle="--" if line.is_dashed else "-",
-                    linewidth=1.1 if line.is_dashed else 1.8,
-                    marker="o" if len(line.points) < 30 else "",
-                    markersize=3,
-                    label=line.label,
-                )
-            axes.set_title(title, fontsize=10)
-            axes.set_xlabel(x)
+        for axes, (title, curves) in zip(
+            figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+        ):
+            colors, color = iter(COLORS), COLORS[0]
+            for label, points in curves.items():
+                is_context, marker = label.endswith("training"), "o" if len(points) < 30 else ""
+                color = color if is_context else next(colors)
+                line, width = ("--", 1.1) if is_context else ("-", 1.8)
+                axes.plot(*zip(*points, strict=True), line, color=color, linewidth=width, marker=marker, label=label)
+            axes.set(title=title, xlabel="epoch")
             axes.xaxis.get_major_locator().set_params(integer=max(axes.get_xlim()) >= 2)
             if "loss" not in title:
                 axes.set_ylim(0, None)
-            axes.grid(color=INK, alpha=0.25, linewidth=0.6)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(fontsize=8, frameon=False)
+            axes.legend()
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
@@ -68,9 +58,6 @@ def shrink(path: Path) -> bytes:
     buffer = io.BytesIO()
     with Image.open(path) as image:
         picture = image.convert("RGB")
-    if picture.width > MAX_WIDTH:
-        picture = picture.resize(
-            (MAX_WIDTH, round(picture.height * MAX_WIDTH / picture.width)), Image.Resampling.LANCZOS
-        )
+    picture.thumbnail((MAX_WIDTH, picture.height), Image.Resampling.LANCZOS)
     picture.save(buffer, "WEBP", quality=86, method=3)
     return buffer.getvalue()

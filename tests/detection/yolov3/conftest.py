@@ -1,16 +1,13 @@
 """Fixtures of YOLOv3's tests."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from torch import nn
 
-from detection.config import get_cfg, merge_file
-
-CONFIGS = Path(__file__).resolve().parents[3] / "detection" / "configs"
+from detection.config import CONFIGS, get_cfg, merge_file
+from detection.modeling import build_model
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +17,7 @@ def build() -> Callable[..., nn.Module]:
     def build_from(name: str, *options: object) -> nn.Module:
         cfg = get_cfg()
         merge_file(cfg, CONFIGS / f"{name}.yaml")
-        cfg.merge_from_list(["MODEL.DEVICE", "cpu", *options])
+        cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.PRECISION", "float32", *options])
         torch.manual_seed(0)
         return build_model(cfg)
 

@@ -50,7 +50,9 @@ def test_deltas_round_trip():
     anchor_generator = YOLOAnchorGenerator(sizes=[[(10, 13), (16, 30)]], strides=[8])
     anchors = anchor_generator([torch.zeros(1, 1, 20, 20)])[0].tensor
     strides = torch.full((len(anchors),), 8)
-    deltas = torch.cat([torch.rand(len(anchors), 2, generator=generator), torch.randn(len(anchors), 2)], dim=1)
+    deltas = torch.cat(
+        [torch.rand(len(anchors), 2, generator=generator), torch.randn(len(anchors), 2, generator=generator)], dim=1
+    )
     boxes = transform.apply_deltas(deltas, anchors, strides)
     torch.testing.assert_close(transform.get_deltas(anchors, boxes, strides), deltas, rtol=1e-4, atol=1e-4)
 

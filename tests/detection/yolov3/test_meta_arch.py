@@ -46,7 +46,15 @@ def test_an_image_has_the_same_detections_alone_and_in_a_batch(tiny):
         assert ours.image_size == tuple(image["image"].shape[1:])
         assert len(ours) == len(theirs) > 0
         torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(ours.pred_boxes.tensor, theirs.pred_boxes.tensor, rtol=1e-4, atol=1e-2)
+        # Rounding may swap two of almost the same score: each must have its like among the others.
+        tables = [
+            torch.cat(
+                [1000 * found.pred_classes[:, None], 1000 * found.scores[:, None], found.pred_boxes.tensor], dim=1
+            )
+            for found in (ours, theirs)
+        ]
+        apart = torch.cdist(*tables, p=torch.inf)
+        assert max(apart.amin(dim=0).max(), apart.amin(dim=1).max()) < 0.03
 
 
 def test_boxes_come_in_the_size_that_was_asked_for(tiny):
@@ -125,8 +133,8 @@ def test_folded_batch_norm_gives_the_same_detections(tiny):
 
 
 def test_the_full_network_learns_one_photograph_by_heart():
-    """Darknet-53 in bfloat16 as it is trained, on a photograph of a person, a cap, a name tag and ribbons."""
-    num_steps, height, width = 50, 192, 164
+    """Darknet-53 in the precision that it is trained in, on a photograph of a person, a cap, a name tag and ribbons."""
+    num_steps, height, width = 45, 128, 109
     cfg = get_cfg()
     merge_file(cfg, CONFIGS / "Base-YOLOv3.yaml")
     cfg.MODEL.DEVICE = "cpu"
@@ -136,7 +144,7 @@ def test_the_full_network_learns_one_photograph_by_heart():
     boxes = torch.tensor([[12.0, 22, 512, 600], [146, 22, 372, 178], [78, 484, 168, 518], [322, 488, 453, 527]])
     classes = torch.tensor([14, 3, 5, 7])
     image = resize(photo, [height, width])
-    gt = Instances((height, width), gt_boxes=Boxes(boxes * 0.32), gt_classes=classes)
+    gt = Instances((height, width), gt_boxes=Boxes(boxes * height / 600), gt_classes=classes)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 5) * (1 - step / num_steps)

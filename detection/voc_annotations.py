@@ -1,0 +1,238 @@
+"""The annotations of Pascal VOC: XML files read, checked and cached, and written.
+
+A cache holds the annotations of a split as arrays, so that 16,551 files are parsed once.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+
+from common.errors import UserError
+from common.run_folder import write_atomically
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 1.0  # pixels by which a box may leave its image: tools disagree on counting from 0 or from 1
+
+# Rows of a cache file; another row type makes a cache unreadable, so it is built anew.
+IMAGE = np.dtype([("file_size", "i8"), ("mtime_ns", "i8"), ("height", "i8"), ("width", "i8"), ("num_objects", "i8")])
+OBJECT = np.dtype([("bbox", "f8", 4), ("label", "i8"), ("difficult", "u1"), ("truncated", "u1")])
+
+
+class Annotations(NamedTuple):
+    """The annotations of a split, N images with M objects, as arrays."""
+
+    ids: np.ndarray  # (N,) str
+    images: np.ndarray  # (N,) IMAGE
+    objects: np.ndarray  # (M,) OBJECT, in the order of the images
+    names: np.ndarray  # (K,) str, the class names found; a label is an index into them
+
+
+def read_annotations(dirname: Path, split: str, ids: Sequence[str]) -> Annotations:
+    """Reads the annotations of `ids`, in this order: from the cache what has not changed, the rest from its file.
+
+    The cache is in `dirname/.voc_cache/` or, where that cannot be written, in the user's cache folder. A file
+    whose size or time of modification has changed is parsed again.
+
+    Raises:
+        UserError: an annotation is missing or wrong; the message names the file.
+    """
+    folder = dirname / "Annotations"
+    states = _file_states(folder, ids)
+    cached = _load_cache(dirname, split)
+    if cached and cached.ids.tolist() == ids and cached.images[["file_size", "mtime_ns"]].tolist() == states:
+        return cached
+
+    known = _rows(cached) if cached else {}
+    rows = [
+        known.get((image_id, *state)) or _parse_annotation(folder / f"{image_id}.xml")
+        for image_id, state in zip(ids, states, strict=True)
+    ]
+    names = sorted({name for _, _, objects in rows for _, name, *_ in objects})
+    labels = {name: label for label, name in enumerate(names)}
+    annotations = Annotations(
+        np.array(ids, dtype=str),
+        np.array(
+            [
+                (*state, height, width, len(objects))
+                for state, (height, width, objects) in zip(states, rows, strict=True)
+            ],
+            dtype=IMAGE,
+        ),
+        np.array(
+            [(bbox, labels[name], *flags) for _, _, objects in rows for bbox, name, *flags in objects], dtype=OBJECT
+        ),
+        np.array(names, dtype=str),
+    )
+    _save_cache(dirname, split, annotations)
+    return annotations
+
+
+def _file_states(folder: Path, ids: Sequence[str]) -> list[tuple[int, int]]:
+    """Size and time of modification of each id's annotation file: what tells that a file has changed."""
+    prefix = f"{folder}{os.sep}"
+    states = []
+    for image_id in ids:
+        try:
+            stat = os.stat(f"{prefix}{image_id}.xml")  # noqa: PTH116 - a Path for each of 16,551 files doubles the time
+        except OSError as error:
+            raise UserError(
+                f"{folder / image_id}.xml: {error.strerror}, but the split lists {image_id!r}; add the annotation "
+                "(an image without objects has one too, with its size) or remove the line"
+            ) from error
+        states.append((stat.st_size, stat.st_mtime_ns))
+    return states
+
+
+def _parse_annotation(path: Path) -> tuple[int, int, list[tuple]]:
+    """Returns height, width and the objects (bbox, name, difficult, truncated) of an annotation file."""
+    try:
+        root = ElementTree.fromstring(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: an encoding it cannot read
+        raise UserError(f"{path}: not well-formed XML ({error}); mend the file or fetch it again") from error
+    size = root.find("size")
+    try:
+        height, width = _number(size, "height"), _number(size, "width")
+    except ValueError as error:
+        raise UserError(f"{path}: <size> with <width> and <height> is missing or holds no numbers") from error
+    if not (height >= 1 and width >= 1 and height.is_integer() and width.is_integer()):
+        raise UserError(f"{path}: the image size is {width:g} x {height:g}; expected two whole numbers above 0")
+    return int(height), int(width), [_parse_object(path, obj, height, width) for obj in root.findall("object")]
+
+
+def _number(parent: ElementTree.Element | None, name: str) -> float:
+    """The number in an element's child; a ValueError where there is none."""
+    return float("" if parent is None else parent.findtext(name, ""))
+
+
+def _parse_object(path: Path, obj: ElementTree.Element, height: float, width: float) -> tuple:
+    name = (obj.findtext("name") or "").strip()
+    if not name:
+        raise UserError(f"{path}: an <object> has no <name>; expected the name of its class")
+    box = obj.find("bndbox")
+    try:
+        x0, y0 = _number(box, "xmin") - 1, _number(box, "ymin") - 1
+        x1, y1 = _number(box, "xmax"), _number(box, "ymax")
+    except ValueError as error:
+        raise UserError(
+            f"{path}: object {name!r} has no <bndbox> with four numbers <xmin>, <ymin>, <xmax> and <ymax>"
+        ) from error
+    bbox = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
+    overhang = -min(x0, y0, width - x1, height - y1)
+    if not (bbox[0] < bbox[2] and bbox[1] < bbox[3] and overhang <= TOLERANCE):  # so written, NaN is refused too
+        raise UserError(
+            f"{path}: the box of object {name!r}, xmin {x0 + 1:g} ymin {y0 + 1:g} xmax {x1:g} ymax {y1:g}, is empty or "
+            f"leaves its image of {width:g} x {height:g} pixels by more than {TOLERANCE:g}; mend the numbers"
+        )
+    return bbox, name, _parse_flag(path, obj, "difficult"), _parse_flag(path, obj, "truncated")
+
+
+def _parse_flag(path: Path, obj: ElementTree.Element, tag: str) -> int:
+    text = (obj.findtext(tag) or "0").strip()
+    if text not in ("0", "1"):
+        raise UserError(f"{path}: an <object> has <{tag}> {text!r}; expected 0 or 1")
+    return int(text)
+
+
+def parts(images: np.ndarray) -> list[slice]:
+    """Where each image's objects lie among all objects."""
+    ends = np.cumsum(images["num_objects"])
+    return list(map(slice, (ends - images["num_objects"]).tolist(), ends.tolist()))
+
+
+def _rows(annotations: Annotations) -> dict[tuple, tuple]:
+    """Undoes the packing into arrays: (id, size, time) -> what `_parse_annotation` returned."""
+    images, objects = annotations.images, annotations.objects
+    instances = list(
+        zip(
+            map(tuple, objects["bbox"].tolist()),
+            annotations.names[objects["label"]].tolist(),
+            objects["difficult"].tolist(),
+            objects["truncated"].tolist(),
+            strict=True,
+        )
+    )
+    return {
+        (image_id, *state): (*size, instances[part])
+        for image_id, state, size, part in zip(
+            annotations.ids.tolist(),
+            images[["file_size", "mtime_ns"]].tolist(),
+            images[["height", "width"]].tolist(),
+            parts(images),
+            strict=True,
+        )
+    }
+
+
+def _cache_files(dirname: Path, split: str) -> Iterator[Path]:
+    """Where a split may be cached: beside the data, or for data that cannot be written to, with the user's caches."""
+    yield dirname / ".voc_cache" / f"{split}.npz"
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    yield caches / "voc_annotations" / hashlib.sha256(os.fsencode(dirname.resolve())).hexdigest()[:16] / f"{split}.npz"
+
+
+def _load_cache(dirname: Path, split: str) -> Annotations | None:
+    for path in filter(Path.is_file, _cache_files(dirname, split)):
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                annotations = Annotations(**arrays)
+            ids, images, objects, names = annotations
+            if (
+                (images.dtype, objects.dtype) == (IMAGE, OBJECT)
+                and len(ids) == len(images)
+                and images["num_objects"].sum() == len(objects)
+                and (objects["label"] < len(names)).all()
+            ):
+                return annotations
+            logger.info("%s: a cache of another form, built anew", path)
+        except Exception as error:  # whatever is wrong with it, the annotations themselves are there
+            logger.info("%s: not a readable cache (%s), built anew", path, error)
+    return None
+
+
+def _save_cache(dirname: Path, split: str, annotations: Annotations) -> None:
+    for path in _cache_files(dirname, split):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda file: np.savez(file, **annotations._asdict()))
+            return
+        except OSError as error:
+            logger.info("%s: cannot be written (%s)", path, error.strerror)
+    logger.warning("The annotations of %s are not cached, and parsed again each time", dirname)
+
+
+def annotation_xml(file_name: str, height: int, width: int, objects: Sequence[tuple[str, Sequence[float]]]) -> str:
+    """The annotation of one image in VOC's XML, with whole pixels as VOC has them: what this module reads.
+
+    Args:
+        file_name: name of the image in `JPEGImages/`.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        objects: name of the class, and box (x0, y0, x1, y1 in pixels counted from 0, inside the image). VOC counts
+            from 1 and includes the last pixel; a box less than a pixel wide becomes one of a pixel.
+    """
+    root = ElementTree.Element("annotation")
+
+    def add(parent: ElementTree.Element, **texts: object) -> None:
+        for tag, text in texts.items():
+            ElementTree.SubElement(parent, tag).text = str(text)
+
+    add(root, folder="JPEGImages", filename=file_name)
+    add(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
+    add(root, segmented=0)
+    for name, (x0, y0, x1, y1) in objects:
+        left, top = min(round(x0) + 1, width), min(round(y0) + 1, height)
+        node = ElementTree.SubElement(root, "object")
+        add(node, name=name, pose="Unspecified", truncated=0, difficult=0)
+        box = {"xmin": left, "ymin": top, "xmax": max(round(x1), left), "ymax": max(round(y1), top)}
+        add(ElementTree.SubElement(node, "bndbox"), **box)
+    ElementTree.indent(root, "\t")
+    return ElementTree.tostring(root, encoding="unicode") + "\n"

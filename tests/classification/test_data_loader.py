@@ -1,0 +1,141 @@
+"""Photographs on their way into batches: decoded, kept in memory, cut, and handed out by the training stream."""
+
+from dataclasses import replace
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
+
+from classification import data_loader
+from classification.cub import Bird, read_cub
+from classification.data_loader import (
+    BirdDataset,
+    ImageCache,
+    build_training_loader,
+    build_training_stream,
+    read_resized,
+)
+from classification.recipe import Recipe
+from common.errors import UserError
+from tests.classification.runs import assert_same
+
+
+def gradient() -> Image.Image:
+    columns, rows = np.meshgrid(np.linspace(0, 255, 60), np.linspace(0, 255, 40))
+    return Image.fromarray(np.stack([columns, rows, np.full_like(rows, 90)], 2).astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB", "RGBA", "P"])
+def test_every_colour_space_becomes_rgb(tmp_path, mode):
+    picture = gradient().convert(mode)
+    path = tmp_path / ("a.png" if mode in ("RGBA", "P") else "a.jpg")
+    picture.save(path, **({"quality": 95} if path.suffix == ".jpg" else {}))
+    ours = read_resized(path, side=40)
+    assert ours.dtype == torch.uint8
+    theirs = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+    assert (ours.int() - theirs.int()).abs().max() <= 4
+
+
+def test_sixteen_bits_a_channel_become_eight(tmp_path):
+    Image.fromarray(np.full((8, 8), 256 * 100, np.uint16)).save(tmp_path / "deep.png")
+    assert (read_resized(tmp_path / "deep.png", 8) == 100).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_followed(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    gradient().save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "turned.jpg"))
+    ours = read_resized(tmp_path / "turned.jpg", side=40)
+    assert (ours.int() - torch.from_numpy(np.array(upright)).permute(2, 0, 1).int()).abs().max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["cut short", "empty", "not an image"])
+def test_an_unreadable_image_is_named(tmp_path, kind):
+    path = tmp_path / "broken.jpg"
+    gradient().save(path)
+    path.write_bytes({"cut short": path.read_bytes()[:400], "empty": b"", "not an image": b"<html></html>"}[kind])
+    with pytest.raises(UserError, match=r"broken\.jpg: cannot be read as an image"):
+        read_resized(path, side=20)
+    with pytest.raises(UserError, match=r"broken\.jpg: (unreadable image|cannot be read as an image)"):
+        ImageCache.build([Bird(path, 0)], side=20)
+
+
+def test_the_cache_holds_what_decoding_gives_and_other_processes_see_it(tiny_root, tmp_path):
+    birds = read_cub(tiny_root).train[:6]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    gradient().save(tmp_path / "turned.jpg", exif=exif)
+    birds.append(Bird(tmp_path / "turned.jpg", 0))
+    cache = ImageCache.build(birds, side=33)
+    for index, bird in enumerate(birds):
+        assert torch.equal(cache[index], read_resized(bird.path, 33))
+    child = get_context("fork").Process(target=lambda: cache[0].fill_(7))
+    child.start()
+    child.join()
+    assert (cache[0] == 7).all()
+
+
+def test_without_memory_there_is_no_cache_and_one_line_says_so(tiny_root, monkeypatch, caplog):
+    monkeypatch.setattr(data_loader, "_available_bytes", lambda: 1000)
+    birds = read_cub(tiny_root).train
+    assert ImageCache.build(birds, side=40) is None
+    assert "decoded again in every epoch" in caplog.text
+    image, label = BirdDataset(birds, 40, v2.CenterCrop(32))[3]
+    assert image.shape == (3, 32, 32)
+    assert label == birds[3].label
+
+
+RECIPE = Recipe(image_size=32, crop_pct=0.8, train_crop="random_resized", batch_size=4, seed=3)
+
+
+def stream_of(root, seed=3):
+    """The training stream without the last seven birds: 23 images, of which 20 make the batches of an epoch."""
+    return build_training_stream(replace(RECIPE, seed=seed), read_cub(root).train[:23])
+
+
+def test_an_epoch_is_whole_batches_of_different_images_and_the_next_another(tiny_root):
+    stream = stream_of(tiny_root)
+    assert stream.epoch_length == 20
+    first, second = ([stream.order(epoch)[place] for place in range(20)] for epoch in range(2))
+    assert len(set(first)) == len(set(second)) == 20
+    assert first != second
+    assert first != [stream_of(tiny_root, seed=4).order(0)[place] for place in range(20)]
+    seeds = [stream[position][2] for position in range(40)]
+    assert len(set(seeds)) == 40
+
+
+def test_the_stream_goes_on_anywhere_and_is_shared_by_workers_and_processes(tiny_root, monkeypatch):
+    def batches(start, workers=0):
+        recipe = replace(RECIPE, workers=workers, cache=not workers)
+        stream = build_training_stream(recipe, read_cub(tiny_root).train[:23])
+        return list(build_training_loader(recipe, stream, range(start, 12), torch.device("cpu")))
+
+    whole = batches(0)
+    assert len(whole) == 12
+    assert_same(batches(7), whole[7:])
+    assert_same(batches(7, workers=2), whole[7:])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shares = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        shares.append(batches(7))
+    halves = [[torch.cat(parts) for parts in zip(*pair, strict=True)] for pair in zip(*shares, strict=True)]
+    assert_same(halves, whole[7:])
+
+
+def test_what_is_cut_out_depends_on_the_position_alone(tiny_root):
+    stream = stream_of(tiny_root)
+    before = torch.random.get_rng_state()
+    first = stream[0]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(99)
+    again = stream_of(tiny_root)[0]
+    assert torch.equal(again[0], first[0])
+    assert again[1:] == first[1:]
+    later = next(position for position in range(20, 40) if stream.order(1)[position - 20] == stream.order(0)[0])
+    assert not torch.equal(stream[later][0], first[0])

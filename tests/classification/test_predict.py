@@ -1,0 +1,114 @@
+"""Which classifier is taken when none is named, and checkpoints in the middle of a run as weights of others."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from classification import evaluate, train
+from classification.model import build_model, describe
+from classification.predict import BirdClassifier, newest_weights
+from classification.recipe import Recipe, save_recipe
+from common.run_folder import append_metrics
+from tests.classification.runs import train_in, words
+
+
+@pytest.fixture
+def add_run(tmp_path):
+    """Makes the folder of a run that ended at some second with some validation figure; returns its best weights."""
+
+    def add(name: str, second: int, top1: float = 50.0, **settings) -> Path:
+        run = tmp_path / "output" / name
+        run.mkdir(parents=True)
+        save_recipe(Recipe(**settings), run / "config.yaml")
+        append_metrics(run, {"iteration": 1, "validation_top1": top1})
+        append_metrics(run, {"iteration": 2, "validation_top1": top1 - 10})
+        for file in ("model_best.pth", "model_last.pth"):
+            (run / file).touch()
+            os.utime(run / file, (second, second))
+        return run / "model_best.pth"
+
+    return add
+
+
+def test_the_newest_run_counts(add_run, tmp_path):
+    assert newest_weights(tmp_path / "output") is None
+    add_run("resnet18-best", 2, top1=90)
+    newest = add_run("resnet18-study-random", 3, pretrained=False)
+    add_run("alexnet-study", 1)
+    assert newest_weights(tmp_path / "output") == newest
+
+
+def test_a_detector_is_none(add_run, tmp_path):
+    bird = add_run("resnet18-best", 1)
+    detector = add_run("yolov3_darknet53", 2)
+    (detector.parent / "config.yaml").write_text("MODEL:\n  META_ARCHITECTURE: YOLOv3\n")
+    add_run("bare", 3).with_name("config.yaml").unlink()
+    assert newest_weights(tmp_path / "output") == bird
+
+
+@pytest.mark.parametrize("file", ["model_best.pth", "model_last.pth"])
+@pytest.mark.parametrize("place", ["resnet18-best-2", "resnet18-sample-grid/lr0.1-epochs2"])
+def test_what_another_run_began_with_does_not_count(add_run, tmp_path, file, place):
+    newest = add_run(place, 2, weights=str(tmp_path / "output" / "other-birds" / file))
+    add_run("other-birds", 3)  # extended later, say
+    add_run("first", 1)
+    assert newest_weights(tmp_path / "output") == newest
+
+
+def test_a_trial_of_a_sweep_that_another_run_began_with_does_not_count(add_run, tmp_path):
+    best = add_run("sweep/lr0.1", 1, top1=80)
+    second = add_run("sweep/lr0.2", 4, top1=70)
+    add_run("resnet18-best", 2, weights=str(best))
+    assert newest_weights(tmp_path / "output") == second
+
+
+def test_of_a_sweep_the_best_trial_counts(add_run, tmp_path):
+    add_run("resnet18-best", 4, top1=99)
+    best = add_run("resnet18-best-grid/lr0.02-epochs5", 3, top1=80)
+    add_run("resnet18-best-grid/lr0.01-epochs5", 5, top1=70)
+    assert newest_weights(tmp_path / "output") == best
+    add_run("resnet18-best-2", 6, top1=1)
+    assert newest_weights(tmp_path / "output").parent.name == "resnet18-best-2"
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.9], ids=["weights", "averaged weights"])
+def last(request, tmp_path_factory, kept_root) -> tuple[Path, dict[str, torch.Tensor]]:
+    """`model_last.pth` of a run, and what is to be used of it."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train_in(folder, kept_root, ema_decay=request.param, precision="float32", epochs=1)
+    state = torch.load(folder / "model_last.pth", weights_only=True)
+    used = state["average" if request.param else "model"]
+    assert not request.param or not torch.equal(used["fc.weight"], state["model"]["fc.weight"])
+    return folder / "model_last.pth", used
+
+
+def test_a_run_begins_with_the_last_checkpoint_of_another(last, kept_root, tmp_path, run_main):
+    path, used = last
+    settings = {"weights": path, "pretrained": True, "epochs": 1, "lr": 1e-30, "weight_decay": 0}
+    code, _, complaint = run_main(train.main, *words(kept_root, tmp_path, "run", **settings))
+    assert code == 0, complaint
+    trained = torch.load(tmp_path / "run" / "model_best.pth", weights_only=True)["model"]
+    parameters = [name for name, _ in build_model("test_resnet", 5).named_parameters()]
+    assert all(torch.equal(trained[name], used[name]) for name in parameters)  # the rate moves nothing
+
+
+def test_the_last_checkpoint_is_evaluated_and_predicts(last, kept_root, tmp_path, run_main):
+    path, used = last
+    code, _, complaint = run_main(
+        evaluate.main, str(path), "--data", str(kept_root), "--output", str(tmp_path / "last")
+    )
+    assert code == 0, complaint
+    card = describe("test_resnet", build_model("test_resnet", 5), BirdClassifier(path).class_names, 32, 0.875)
+    torch.save({**card, "model": used}, tmp_path / "alone.pth")
+    code, _, complaint = run_main(
+        evaluate.main, str(tmp_path / "alone.pth"), "--data", str(kept_root), "--output", str(tmp_path / "alone")
+    )
+    assert code == 0, complaint
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("last", "alone")]
+    assert reports[0] == reports[1]
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    likeliest = [BirdClassifier(file).likeliest(image) for file in (path, tmp_path / "alone.pth")]
+    assert likeliest[0] == likeliest[1]

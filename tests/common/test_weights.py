@@ -1,0 +1,125 @@
+"""Weights in and out: what is read is tensors and plain values, and every tensor has its place."""
+
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from common.errors import UserError
+from common.weights import load_state, read_checkpoint, save_checkpoint, weights_of
+
+
+def network(classes: int = 2) -> nn.Module:
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    return nn.ModuleDict({"body": body, "head": nn.Linear(4, classes)})
+
+
+def test_pickles_do_not_run(tmp_path: Path) -> None:
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "it ran"),)
+
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(Malicious()))
+    (tmp_path / "b.pth").write_bytes(pickle.dumps(Malicious()))
+    torch.save({"model": {"x": torch.zeros(1)}, "more": Malicious()}, tmp_path / "c.pth")
+    (tmp_path / "d.safetensors").write_bytes(pickle.dumps(Malicious()))
+    for path in sorted(tmp_path.glob("?.*")):
+        with pytest.raises(UserError, match=re.escape(str(path))) as error:
+            read_checkpoint(path)
+        assert "\n" not in str(error.value)
+        assert "weights_only" not in str(error.value)  # no advice to run it after all
+    assert not (tmp_path / "it ran").exists()
+    torch.load(tmp_path / "c.pth", weights_only=False)
+    assert (tmp_path / "it ran").exists()  # so it would have
+
+
+def test_broken_files(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.pth"
+    save_checkpoint(whole, {"model": network().state_dict()})
+    (tmp_path / "truncated.pth").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "text.pth").write_text("no weights")
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    torch.save({"epoch": 3}, tmp_path / "epoch.pth")
+    torch.save({"model": {}}, tmp_path / "nothing.pth")
+    (tmp_path / "folder.pth").mkdir()
+    for path in sorted({*tmp_path.iterdir(), tmp_path / "missing.pth"} - {whole}):
+        with pytest.raises(UserError, match=re.escape(str(path))) as error:
+            read_checkpoint(path)
+        assert "\n" not in str(error.value)
+        assert "expected" in str(error.value)
+
+
+def test_save_replaces_whole_files_only(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    save_checkpoint(path, {"model": {"x": torch.ones(3)}})
+    with pytest.raises(AttributeError):
+        save_checkpoint(path, {"model": {"x": lambda: None}})  # cannot be written
+    assert read_checkpoint(path)["model"]["x"].tolist() == [1, 1, 1]
+    assert [child.name for child in tmp_path.iterdir()] == ["model.pth"]
+
+
+@pytest.mark.parametrize("wrapping", [None, "model", "state_dict", "safetensors"])
+def test_weights_there_and_back(tmp_path: Path, wrapping: str | None) -> None:
+    saved, loaded = network(), network()
+    path = tmp_path / f"model.{'safetensors' if wrapping == 'safetensors' else 'pth'}"
+    if wrapping == "safetensors":
+        save_file(saved.state_dict(), path)
+    else:
+        torch.save({wrapping: saved.state_dict(), "iteration": 7} if wrapping else saved.state_dict(), path)
+    assert load_state(loaded, weights_of(read_checkpoint(path)), path) == []
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in saved.state_dict().items())
+
+
+def test_the_average_comes_first_and_a_wrapper_leaves_no_prefix() -> None:
+    trained, average = torch.zeros(1), torch.ones(1)
+    assert weights_of({"model": {"x": trained}, "average": {"x": average}}) == {"x": average}
+    assert weights_of({"model": {"module.x": trained}}) == {"x": trained}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda state: state.pop("body.1.running_mean"), r"1 tensors missing \(body\.1\.running_mean"),
+        (lambda state: state.update({"tail.weight": torch.zeros(1)}), r"1 tensors unexpected \(tail\.weight"),
+        (lambda state: state.update({"head.bias": torch.zeros(5)}), r"of another shape \(head\.bias \(5,\) for \(2,\)"),
+    ],
+    ids=["missing", "unexpected", "shape"],
+)
+def test_every_tensor_is_accounted_for(change, expected: str) -> None:
+    state = network().state_dict()
+    change(state)
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match=rf"file\.pth: does not fit the model: .*{expected}") as error:
+        load_state(model, state, "file.pth")
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), "nothing is half loaded"
+
+
+def test_step_counters_may_be_absent() -> None:
+    state = network().state_dict()
+    del state["body.1.num_batches_tracked"]
+    assert load_state(network(), state, "file.pth") == []
+
+
+def test_a_part_and_layers_of_other_classes() -> None:
+    model = network(classes=2)
+    before = model["head"].weight.clone()
+    state = network(classes=5).state_dict()
+    head = ["head.weight", "head.bias"]
+    assert load_state(model, state, "file.pth", replaceable=head) == head
+    assert torch.equal(model["head"].weight, before)
+    assert torch.equal(model["body"][0].weight, state["body.0.weight"])
+
+    body = {name: value for name, value in network().state_dict().items() if name.startswith("body.")}
+    with pytest.raises(UserError, match=r"2 tensors missing \(head\.bias"):
+        load_state(model, body, "file.pth")
+    load_state(model, body, "file.pth", prefix="body.")
+    assert torch.equal(model["head"].weight, before)
+    assert torch.equal(model["body"][0].weight, body["body.0.weight"])

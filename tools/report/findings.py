@@ -1,0 +1,210 @@
+"""Finds every run and sweep below a folder and reads what they wrote.
+
+A file that is not what it should be becomes one line of `Findings.problems`; it never stops the report.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import pandas as pd
+import yaml
+
+from common.errors import UserError
+from common.run_folder import ENVIRONMENT, METRICS, read_metrics, read_sessions
+from detection.config import NAMES as DETECTORS
+from tools.report.document import NONE
+
+FIRST_WORDS, LAST_WORDS = "Training into", "Everything is in"  # of a detector's log, as it begins and ends
+GROUPS = ("MODEL", "DATASETS", "SOLVER")  # of settings, in a detector's config.yaml
+
+T = TypeVar("T")
+
+
+class Evaluation(NamedTuple):
+    """Of a detector: its folder, its session if it has its own, and its figures, one class a row and "mAP" the last."""
+
+    path: Path
+    session: dict
+    table: pd.DataFrame
+
+
+class Run:
+    """One training run: what its files hold, empty where they are missing or broken.
+
+    Attributes:
+        network: such as "resnet18" or "YOLOv3".
+        rows: `metrics.json`, numbers only.
+        sessions: `environment.json`.
+        result: `result.json` of a classifier.
+        evaluation: of a detector; the last one while training where there is no other.
+        written: time of the last step, in seconds.
+        start: the weights that it started from.
+        settings, seed, length: what it was trained with, and how far it has come if it is not at its end.
+    """
+
+    def __init__(self, folder: Path, config: dict, network: str, attempt: Callable) -> None:
+        self.path, self.config, self.network = folder, config, network
+        self.rows = attempt(_read_rows, folder / METRICS) or []
+        self.sessions = attempt(lambda path: read_sessions(path.parent), folder / ENVIRONMENT) or []
+        self.result = attempt(_read_result, folder / "result.json") or {}
+        evaluations = [folder / name for name in ("evaluation/evaluation.json", "evaluation.json")]
+        self.evaluation = next(filter(None, (attempt(_read_evaluation, path) for path in evaluations)), None)
+        self.is_finished = bool(self.result or attempt(_has_ended, folder / "log.txt"))
+        last_step = folder / METRICS
+        self.written = (last_step if last_step.exists() else folder / "config.yaml").stat().st_mtime
+        self.is_detector = network in DETECTORS.values()
+        solver, last = config.get("SOLVER", {}), self.rows[-1] if self.rows else {}
+        if self.is_detector:
+            self.start = str(config["MODEL"].get("WEIGHTS") or "random")
+            self.settings = f"rate {solver.get('BASE_LR')}, batch {solver.get('IMS_PER_BATCH')}"
+            done, total, unit = int(last.get("iteration", -1)) + 1, solver.get("MAX_ITER"), "iterations"
+        else:
+            self.start = str(config.get("weights") or "ImageNet") if config.get("pretrained") else "random"
+            self.settings = f"rate {config.get('lr')}, batch {config.get('batch_size')}, {config.get('image_size')} px"
+            done, total, unit = int(last.get("epoch", 0)), config.get("epochs"), "epochs"
+        self.seed = str(config.get("SEED" if self.is_detector else "seed", NONE))
+        self.length = f"{total} {unit}" if done == total else f"{done} of {total} {unit}"
+
+    def data(self, session: dict | None = None) -> str:
+        """What its data was in a session, its last if none is given: the drawn sample and its seed, or the folder."""
+        session = session or (self.sessions or [{}])[-1]
+        if session.get("sample_seed") is not None:
+            return f"drawn sample, seed {session['sample_seed']}"
+        data = session.get("data") or self.config.get("data") or self.config.get("DATASETS", {}).get("ROOT")
+        return str(data or "not recorded")
+
+    def points(self, key: str) -> list[tuple[float, float]]:
+        """A figure by epoch."""
+        return [(row["epoch"], row[key]) for row in self.rows if key in row and "epoch" in row]
+
+
+class Findings:
+    """All runs below a folder, the newest first; one that is still going only after those that came to an end.
+
+    Attributes:
+        runs: without those of the sweeps.
+        sweeps: the runs of each sweep.
+        grid, pair: of the newest sweep over rates and epochs, and of that from pretrained and random weights.
+        birds: the classifier to show: the newest that is no mere source of weights, else the best of the sweeps.
+        detectors, evaluated: the newest run of each, and which of them have an evaluation, each with it.
+        problems: what could not be read.
+        missing: parts of the report that no run has given, and the commands that would make them.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            expected = "expected the folder of all runs: run make demo, or give RUNS=folder"
+            raise UserError(f"{root}: no such folder; {expected}")
+        self.root = root
+        self.problems: set[str] = set()
+        self.missing: list[tuple[str, str]] = []
+        self.folders = sorted([root, *(path for path in root.rglob("*") if path.is_dir())])
+        runs = {folder: run for folder in self.folders if (run := self._read_run(folder))}
+        sweeps: dict[Path, list[Run]] = {}
+        for folder in self.folders:
+            is_trial = re.match("lr|pretrained$|random$", folder.name) and (folder / "config.yaml").exists()
+            if is_trial and (folder.parent / "config.yaml").exists():
+                trials = sweeps.setdefault(folder.parent, [])
+                trials += [runs.pop(folder)] if folder in runs else []
+        newest = sorted(filter(None, sweeps.values()), key=lambda trials: -max(trial.written for trial in trials))
+        grids = [trials for trials in newest if trials[0].path.name.startswith("lr")]
+        pairs = [trials for trials in newest if trials not in grids]
+        self.sweeps, self.grid, self.pair = grids + pairs, next(iter(grids), []), next(iter(pairs), [])
+        trials = [trial for sweep in self.sweeps for trial in sweep]
+        self.runs = [run for run in runs.values() if run.path not in sweeps]
+        self.runs.sort(key=lambda run: (not run.is_finished, -run.written))
+        birds = [run for run in self.runs if not run.is_detector]
+        sources = {Path(str(run.config.get("weights"))).parent for run in birds + trials}
+        shown = [run for run in birds if run.path not in sources] + finished(trials)
+        self.birds = shown[0] if shown else None
+        newest_of = {run.network: run for run in reversed(self.runs)}
+        self.detectors = [newest_of[name] for name in dict.fromkeys(DETECTORS.values()) if name in newest_of]
+        self.evaluated = [(run, run.evaluation) for run in self.detectors if run.evaluation]
+
+    def _read_run(self, folder: Path) -> Run | None:
+        """The run in a folder, if there is one."""
+        config = self.attempt(_read_config, folder / "config.yaml")
+        if not any(folder.iterdir()):
+            self.problems.add(f"{folder}: an empty folder")
+        elif config is not None:
+            network = DETECTORS.get(str(config.get("MODEL", {}).get("META_ARCHITECTURE")), config.get("model"))
+            if isinstance(network, str):
+                return Run(folder, config, network, self.attempt)
+            self.problems.add(f"{folder / 'config.yaml'}: names no network that is known here; left out")
+        elif (folder / METRICS).exists() and not (folder / "config.yaml").exists():
+            self.problems.add(f"{folder}: has {METRICS} but no config.yaml, so it cannot be told what ran")
+        return None
+
+    def name(self, path: Path | str) -> str:
+        """A folder or file as the report calls it: as seen from that of all runs if it is in there."""
+        path = Path(path)
+        return path.relative_to(self.root).as_posix() if self.root in path.parents else str(path)
+
+    def attempt(self, read: Callable[[Path], T], path: Path) -> T | None:
+        """What `read` makes of a file; None if it is missing, or broken, which is then a problem."""
+        try:
+            return read(path) if path.exists() else None
+        except UserError as error:
+            self.problems.add(str(error))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SyntaxError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())[:160]
+            self.problems.add(f"{path}: not what was expected ({type(error).__name__}: {reason}); left out")
+        return None
+
+    def newest(self, name: str, read: Callable[[Path], list[T]]) -> list[T]:
+        """What `read` makes of the newest file of that name that is whole and has anything to give."""
+        paths = [folder / name for folder in self.folders if (folder / name).exists()]
+        contents = (self.attempt(read, path) for path in sorted(paths, key=lambda path: -path.stat().st_mtime))
+        return next(filter(None, contents), [])
+
+
+def finished(trials: Sequence[Run]) -> list[Run]:
+    """Those at their end, the best first; of equals the one that costs least, as in `sweep.csv`."""
+
+    def rank(trial: Run) -> tuple[float, int, float]:
+        # By the validation figure; the test figure of a recipe that holds images out must not choose.
+        return -trial.result["validation_top1"], trial.result["epochs"], trial.result["lr"]
+
+    return sorted((trial for trial in trials if trial.result), key=rank)
+
+
+def _read_config(path: Path) -> dict:
+    config = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    groups = [config.get(key, {}) for key in GROUPS] if isinstance(config, dict) else [config]
+    if not all(isinstance(group, dict) for group in groups):
+        raise ValueError("expected settings by name")
+    return config
+
+
+def _read_rows(path: Path) -> list[dict[str, float]]:
+    rows = read_metrics(path.parent)
+    numbers = [{key: value for key, value in row.items() if isinstance(value, int | float)} for row in rows]
+    if not all(math.isfinite(row["iteration"]) and math.isfinite(row.get("epoch", 0)) for row in numbers):
+        raise ValueError("an iteration or epoch is no number")
+    return numbers
+
+
+def _read_result(path: Path) -> dict:
+    result = json.loads(path.read_text())
+    numbers = ("top1", "top5", "validation_top1", "validation_top5", "lr", "epochs", "epoch", "seed")
+    return {**result, **{key: result[key] + 0 for key in numbers}, "chosen_on": str(result["chosen_on"])}
+
+
+def _has_ended(log: Path) -> bool:
+    return LAST_WORDS in log.read_text(errors="replace").rpartition(FIRST_WORDS)[2]
+
+
+def _read_evaluation(path: Path) -> Evaluation:
+    content = json.loads(path.read_text())
+    types = {"gts": int, "dets": int, "recall": float, "AP50_11point": float, "AP50": float}
+    table = pd.DataFrame.from_dict(content["per_class"], orient="index")[list(types)].astype(types).astype(object)
+    table.loc["mAP"] = ["", "", "", *pd.Series([content["AP50_11point"], content["AP50"]], dtype=float)]
+    sessions = read_sessions(path.parent) if path.parent.name == "evaluation" else []
+    return Evaluation(path.parent, sessions[-1] if sessions else {}, table)
