@@ -115,7 +115,7 @@ def environment(**variables: str) -> dict[str, str]:
 def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     server = ForkServer(tmp_path_factory.mktemp("printed"))
     yield server
-    server.server.stdin.close()
+    server.server.terminate()  # loading processes that tests have forked may still hold its input open
     server.server.wait()
 
 
