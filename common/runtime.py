@@ -1,18 +1,47 @@
 """What the machine can do: its device, its cores, and the precision in which it is fast."""
 
 import ctypes
+import functools
+import logging
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def default_device() -> str:
-    """The device that a model runs on here: `cuda` or `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device that a model runs on here: `cuda` or `cpu`; a driver that is too old for the GPU is warned of."""
+    if torch.cuda.is_available():
+        return "cuda"
+    _warn_of_old_driver()
+    return "cpu"
+
+
+@functools.cache  # once a process
+def _warn_of_old_driver() -> None:
+    """Warns where PyTorch could use a GPU and the driver could not: any driver runs all CUDA of its major version."""
+    if torch.version.cuda is None:
+        return
+    driver = torch._C._cuda_getDriverVersion()  # such as 12040, or 0 without one
+    if 0 < driver // 1000 < int(torch.version.cuda.partition(".")[0]):
+        logger.warning(
+            "The NVIDIA driver knows CUDA %d.%d and PyTorch is built for CUDA %s: the GPU cannot be used, everything "
+            "runs on the CPU. Update the driver, or install a PyTorch for CUDA %d",
+            *(driver // 1000, driver % 1000 // 10, torch.version.cuda, driver // 1000),
+        )
+
+
+def to_device(values: Sequence, device: torch.device) -> Tensor:
+    """Numbers of the host as a tensor of a device, whose copy the host does not wait for."""
+    tensor = torch.tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def available_cores() -> int:
