@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
 from torch import Tensor
@@ -29,13 +29,23 @@ def _warn_of_old_driver() -> None:
     """Warns where PyTorch could use a GPU and the driver could not: any driver runs all CUDA of its major version."""
     if torch.version.cuda is None:
         return
-    driver = torch._C._cuda_getDriverVersion()  # such as 12040, or 0 without one
+    driver = _driver_version()
     if 0 < driver // 1000 < int(torch.version.cuda.partition(".")[0]):
         logger.warning(
             "The NVIDIA driver knows CUDA %d.%d and PyTorch is built for CUDA %s: the GPU cannot be used, everything "
             "runs on the CPU. Update the driver, or install a PyTorch for CUDA %d",
             *(driver // 1000, driver % 1000 // 10, torch.version.cuda, driver // 1000),
         )
+
+
+def _driver_version() -> int:
+    """The version of CUDA that the NVIDIA driver knows, such as 12040; 0 without a driver."""
+    version = ctypes.c_int()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1").cuDriverGetVersion(
+            ctypes.byref(version)
+        )
+    return version.value
 
 
 def to_device(values: Sequence, device: torch.device) -> Tensor:

@@ -119,7 +119,7 @@ def assign_targets(
         torch.where(has_area[:, None], boxes, grid.anchors[predictions]),
         classes,
         weights * wins,
-        deltas.new_zeros(deltas[..., 0].numel()).scatter_add(0, slots, wins.to(deltas)).view(deltas.shape[:2]),
+        deltas.new_zeros(deltas[..., 0].numel()).scatter_add_(0, slots, wins.to(deltas)).view(deltas.shape[:2]),
         find_ignored(deltas, grid, transform, boxes.split(counts), ignore_thresh),
     )
 
@@ -162,7 +162,7 @@ def _find_ignored_among_near(
     """
     ignored = torch.zeros(deltas.shape[:2], dtype=torch.bool, device=deltas.device)
     boxes = torch.cat(list(boxes_by_image))
-    images = torch.cat([torch.full((len(part),), image) for image, part in enumerate(boxes_by_image)])
+    images = torch.arange(len(boxes_by_image)).repeat_interleave(torch.tensor([len(part) for part in boxes_by_image]))
     has_area = Boxes(boxes).nonempty()
     boxes, images = boxes[has_area], images[has_area]
     deltas = deltas.flatten(0, 1)
