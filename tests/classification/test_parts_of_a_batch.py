@@ -23,7 +23,15 @@ from common.errors import UserError
 from tests.classification.runs import TINY, assert_same_runs, train_in
 from tests.processes import together
 
-PLAIN = {"model": "test_vit", "image_size": 160, "rotation": 20, "random_erasing": 0.5, "label_smoothing": 0.1, "clip_grad": 1.0, "ema_decay": 0.5}
+PLAIN = {
+    "model": "test_vit",
+    "image_size": 160,
+    "rotation": 20,
+    "random_erasing": 0.5,
+    "label_smoothing": 0.1,
+    "clip_grad": 1.0,
+    "ema_decay": 0.5,
+}
 PLAIN |= {"precision": "float32", "drop_rate": 0.0, "workers": 0}
 
 
@@ -151,10 +159,6 @@ def train_tiny(root: Path, settings: dict) -> str:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_one_image_at_a_time_is_refused_where_it_is_normalised(kept_root: Path, processes: int) -> None:
-    for complaint in together(
-        processes, train_tiny, kept_root, {"model": "test_resnet", "accumulate": 8 // processes}
-    ):
+    for complaint in together(processes, train_tiny, kept_root, {"model": "test_resnet", "accumulate": 8 // processes}):
         assert complaint.startswith("batch_size: BatchNorm would see one image at a time, expected 2 or more")
         assert "\n" not in complaint
-
-

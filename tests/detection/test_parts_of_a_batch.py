@@ -176,7 +176,10 @@ def test_one_process_that_accumulates_keeps_the_recipe_of_four(
         ("SOLVER.ACCUMULATE -2", "SOLVER.ACCUMULATE -2: expected 1 or more"),
         ("SOLVER.ACCUMULATE 1.5", "SOLVER.ACCUMULATE 1.5: Type mismatch"),
         ("SOLVER.ACCUMULATE two", "SOLVER.ACCUMULATE two: Type mismatch"),
-        ("SOLVER.IMS_PER_BATCH 4 SOLVER.ACCUMULATE 3", "SOLVER.IMS_PER_BATCH 4: expected a multiple of the 1 processes"),
+        (
+            "SOLVER.IMS_PER_BATCH 4 SOLVER.ACCUMULATE 3",
+            "SOLVER.IMS_PER_BATCH 4: expected a multiple of the 1 processes",
+        ),
     ],
 )
 def test_wrong_parts_are_one_line(voc_folder: Path, options: str, complaint: str) -> None:
