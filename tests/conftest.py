@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from common.sample import draw_sample
+
 if TYPE_CHECKING:
     from tests.pretended_gpu.waits import PretendedGpu
 
@@ -117,6 +119,14 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
     yield server
     server.server.terminate()  # loading processes that tests have forked may still hold its input open
     server.server.wait()
+
+
+@pytest.fixture(scope="session")
+def drawn_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn sample, for tests that leave it as it is: drawing takes ten seconds."""
+    root = tmp_path_factory.mktemp("data") / "sample"
+    draw_sample(root)
+    return root
 
 
 @pytest.fixture(scope="session")
