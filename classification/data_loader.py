@@ -24,7 +24,7 @@ from classification.recipe import Recipe
 from common.errors import UserError
 from common.images import read_image
 from common.processes import rank, world_size
-from common.stream import TrainingStream, build_train_loader, prepare_worker, worker_count
+from common.stream import TrainingStream, build_loader, build_train_loader
 
 logger = logging.getLogger(__name__)
 
@@ -104,15 +104,13 @@ def build_test_loader(
     """
     side = int(image_size / crop_pct)
     images = ImageCache.build(birds, side) if cache else None
-    workers = 0 if images and not torch.cuda.is_available() else worker_count(workers)
-    return DataLoader(
+    workers = 0 if images and not torch.cuda.is_available() else workers
+    return build_loader(
         BirdDataset(birds, side, v2.CenterCrop(image_size), images),
+        workers,
         batch_size=batch_size,
         sampler=range(rank(), len(birds), world_size()),
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0 and cache,
-        worker_init_fn=prepare_worker,
     )
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from common.averaging import WeightAverage
 from common.processes import rank, share_buffers, world_size
-from common.runtime import autocast, gradient_scaler
+from common.runtime import autocast, gradient_scaler, to_device
 from common.stream import derive_seed
 
 Batch = tuple[Tensor, Tensor, Tensor]  # uint8 images (B, 3, S, S), labels (B,), seeds (B,)
@@ -66,14 +66,14 @@ class BatchAugmentation:
             return batch
         draws = [random.Random(seed) for seed in seeds]
         if self.rotation:
-            theta = _to_device([self._transform(draw) for draw in draws], images.device).view(-1, 2, 3)
+            theta = to_device([self._transform(draw) for draw in draws], images.device).view(-1, 2, 3)
             grid = functional.affine_grid(theta, list(batch.shape), align_corners=False)
             batch = functional.grid_sample(batch, grid, align_corners=False)
         elif self.flip:
-            is_flipped = _to_device([draw.random() < self.flip for draw in draws], images.device)
+            is_flipped = to_device([draw.random() < self.flip for draw in draws], images.device)
             batch = torch.where(is_flipped.view(-1, 1, 1, 1), batch.flip(3), batch)
         if self.random_erasing:
-            sides = _to_device([self._rectangle(draw, *batch.shape[2:]) for draw in draws], images.device)
+            sides = to_device([self._rectangle(draw, *batch.shape[2:]) for draw in draws], images.device)
             top, left, bottom, right = sides.view(-1, 4, 1, 1).unbind(1)
             row = torch.arange(batch.shape[2], device=images.device)[:, None]
             column = torch.arange(batch.shape[3], device=images.device)
@@ -102,12 +102,6 @@ class BatchAugmentation:
             if h < height and w < width:
                 top, left = draw.randint(0, height - h), draw.randint(0, width - w)
                 return [top, left, top + h, left + w]
-
-
-def _to_device(values: list, device: torch.device) -> Tensor:
-    """Numbers drawn on the host as a tensor of the device, which the host does not wait for."""
-    tensor = torch.tensor(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class Trainer:
@@ -276,9 +270,9 @@ def predict_logits(
     logits, labels = [], []
     with torch.inference_mode(), autocast(device, precision):
         for images, targets in loader:
-            logits.append(model(prepare(images.to(device, non_blocking=True))).float().cpu())
+            logits.append(model(prepare(images.to(device, non_blocking=True))).float())
             labels.append(targets)
-    return torch.cat(logits), torch.cat(labels)
+    return torch.cat(logits).cpu(), torch.cat(labels)
 
 
 def evaluate(

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from timm.data import Mixup
+from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -31,6 +33,7 @@ from common.weights import read_checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
+FEWEST_IMAGES = 8  # that BatchNorm takes statistics of, if it can have more
 _NAMED_IN_RESULT = ("model", "pretrained", "weights", "lr", "epochs", "image_size", "seed")
 
 
@@ -234,6 +237,30 @@ def _log_epoch(row: dict, epochs: int, is_better: bool) -> None:
     )
 
 
+def with_enough_statistics(model: nn.Module, images: int, device: torch.device) -> nn.Module:
+    """Makes BatchNorm take its statistics over all processes where one alone has too few images for them.
+
+    Args:
+        model: changed in place.
+        images: that a process sees at a time.
+        device: of the model; torch shares statistics among GPUs alone.
+
+    Raises:
+        UserError: BatchNorm would see one image at a time.
+    """
+    if images >= FEWEST_IMAGES or not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return model
+    if world_size() > 1 and device.type == "cuda":
+        logger.info("SyncBatchNorm: %d images a process are too few, so all processes share statistics", images)
+        return convert_sync_batchnorm(model)
+    if images == 1:
+        raise UserError(
+            "batch_size: BatchNorm would see one image at a time, expected 2 or more: a larger batch_size, a smaller"
+            " accumulate or NGPU, or a network without BatchNorm"
+        )
+    return model
+
+
 def build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict) -> Trainer:
     """Puts together what a recipe asks for.
 
@@ -271,6 +298,7 @@ def build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict)
             num_classes=len(card["class_names"]),
         )
     device = next(model.parameters()).device
+    model = with_enough_statistics(model, recipe.batch_size // (world_size() * recipe.accumulate), device)
     forward: Callable[[Tensor], Tensor] = model
     if world_size() > 1:
         forward = nn.parallel.DistributedDataParallel(

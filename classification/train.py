@@ -72,8 +72,8 @@ def main() -> None:
     parser.add_argument("--name", help="name of the run folder, instead of the one made of model and recipe")
     arguments = parser.parse_intermixed_args()
 
+    log = RunLog("classification", "common")
     device = start_process()
-    log = RunLog("classification")
     start = time.perf_counter()
     request = parse_request(arguments.recipe)
     run = None

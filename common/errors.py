@@ -90,11 +90,11 @@ def one_line(error: Exception) -> str | None:
             "INPUT.MIN_SIZE_TRAIN, INPUT.SQUARE_SIZES_TRAIN or TEST.IMS_PER_BATCH of a detector, batch_size or "
             "image_size of a classifier"
         )
-    if "DataLoader worker" in text:
+    if "DataLoader worker (pid" in text or "unable to allocate shared memory" in text:
         return (
-            "a loading process was killed, expected it to go on; often /dev/shm is too small (64 MB in a container: "
-            "start it with --shm-size=2g or --ipc=host), or the memory: DATALOADER.NUM_WORKERS 0 of a detector or "
-            "workers=0 of a classifier loads in the training process"
+            "a loading process was killed or cannot hand over its batch, expected it to go on; often /dev/shm is too "
+            "small (64 MB in a container: start it with --shm-size=2g or --ipc=host), or the memory: "
+            "DATALOADER.NUM_WORKERS 0 of a detector or workers=0 of a classifier loads in the training process"
         )
     if "by peer" in text:
         return (

@@ -1,18 +1,57 @@
 """What the machine can do: its device, its cores, and the precision in which it is fast."""
 
 import ctypes
+import functools
+import logging
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def default_device() -> str:
-    """The device that a model runs on here: `cuda` or `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device that a model runs on here: `cuda` or `cpu`; a driver that is too old for the GPU is warned of."""
+    if torch.cuda.is_available():
+        return "cuda"
+    _warn_of_old_driver()
+    return "cpu"
+
+
+@functools.cache  # once a process
+def _warn_of_old_driver() -> None:
+    """Warns where PyTorch could use a GPU and the driver could not: any driver runs all CUDA of its major version."""
+    if torch.version.cuda is None:
+        return
+    driver = _driver_version()
+    if 0 < driver // 1000 < int(torch.version.cuda.partition(".")[0]):
+        logger.warning(
+            "The NVIDIA driver knows CUDA %d.%d and PyTorch is built for CUDA %s: the GPU cannot be used, everything "
+            "runs on the CPU. Update the driver, or install a PyTorch for CUDA %d",
+            *(driver // 1000, driver % 1000 // 10, torch.version.cuda, driver // 1000),
+        )
+
+
+def _driver_version() -> int:
+    """The version of CUDA that the NVIDIA driver knows, such as 12040; 0 without a driver."""
+    version = ctypes.c_int()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1").cuDriverGetVersion(
+            ctypes.byref(version)
+        )
+    return version.value
+
+
+def to_device(values: Sequence, device: torch.device) -> Tensor:
+    """Numbers of the host as a tensor of a device, whose copy the host does not wait for."""
+    tensor = torch.tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def available_cores() -> int:

@@ -8,12 +8,13 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from common.processes import ignore_interrupt, rank, world_size
 from common.runtime import available_cores
@@ -92,28 +93,64 @@ class TrainingStream(Dataset):
 
 
 def build_train_loader(
-    stream: TrainingStream, iterations: range, num_workers: int, collate_fn: Callable | None = None
+    stream: TrainingStream, iterations: range, num_workers: int, collate_fn: Callable = default_collate
 ) -> DataLoader:
     """This process's share of the batches of the given iterations."""
     share = stream.batch_size // world_size()
     starts = (iteration * stream.batch_size + rank() * share for iteration in iterations)
-    workers = worker_count(num_workers)
-    return DataLoader(
+    return build_loader(
         stream,
-        # torch asks for lists, and takes whatever gives numbers.
-        batch_sampler=[range(start, start + share) for start in starts],  # type: ignore[misc]
-        num_workers=workers,
-        collate_fn=collate_fn,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=prepare_worker,
+        num_workers,
+        collate_fn,
+        batch_sampler=[range(start, start + share) for start in starts],
         generator=torch.Generator(),  # or the first batch after a restart would draw from the model's generator
     )
 
 
-def prepare_worker(worker: int) -> None:
-    """Makes a loading process leave Ctrl-C to the one it works for, and keep to one core; a `worker_init_fn`."""
+def build_loader(
+    dataset: Dataset, num_workers: int, collate_fn: Callable = default_collate, **options: Any
+) -> DataLoader:
+    """A loader whose processes leave Ctrl-C to this one, keep to one core, and cannot fail unheard.
+
+    Args:
+        dataset: gives the samples.
+        num_workers: loading processes that are wanted; see `worker_count`.
+        collate_fn: makes a batch of samples: tensors in lists, tuples and dicts.
+        options: of torch's `DataLoader`.
+    """
+    return DataLoader(
+        dataset,
+        num_workers=worker_count(num_workers),
+        collate_fn=partial(_collate_for_sending, collate_fn),
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_prepare_worker,
+        **options,
+    )
+
+
+def _prepare_worker(worker: int) -> None:
     ignore_interrupt()
     cv2.setNumThreads(0)
+
+
+def _collate_for_sending(collate_fn: Callable, samples: Sequence) -> Any:
+    """A batch, in a loading process already in the memory that is shared with the training process.
+
+    Left to the thread that sends it, a batch for which /dev/shm is too small would be dropped there, and waited for
+    without end.
+    """
+    batch = collate_fn(samples)
+    if get_worker_info() is not None:
+        _share(batch)
+    return batch
+
+
+def _share(batch: Any) -> None:
+    if isinstance(batch, torch.Tensor):
+        batch.share_memory_()
+    elif isinstance(batch, list | tuple | dict):
+        for part in batch.values() if isinstance(batch, dict) else batch:
+            _share(part)
 
 
 def worker_count(wanted: int) -> int:

@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.stream import TrainingStream, build_train_loader, prepare_worker, worker_count
+from common.stream import TrainingStream, build_loader, build_train_loader
 from detection.dataset_mapper import DatasetMapper
 
 
@@ -103,20 +103,18 @@ def build_training_stream(cfg: CfgNode, dataset_dicts: Sequence[dict]) -> Traini
 def build_training_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], iterations: range) -> BatchLoader:
     """This process's share of the batches of the given iterations."""
     stream = build_training_stream(cfg, dataset_dicts)
-    loader = build_train_loader(stream, iterations, cfg.DATALOADER.NUM_WORKERS, collate_fn=pack)
+    loader = build_train_loader(stream, iterations, cfg.DATALOADER.NUM_WORKERS, pack)
     return BatchLoader(loader, torch.device(cfg.MODEL.DEVICE))
 
 
 def build_test_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], with_annotations: bool = False) -> BatchLoader:
     """This process's share of images as the model sees them without augmentation, in lists of `TEST.IMS_PER_BATCH`."""
-    loader = DataLoader(
+    loader = build_loader(
         MapDataset(list(dataset_dicts), DatasetMapper(cfg, with_annotations, augment=False)),
+        cfg.DATALOADER.NUM_WORKERS,
+        pack,
         sampler=InferenceSampler(len(dataset_dicts)),
         batch_size=cfg.TEST.IMS_PER_BATCH,
-        num_workers=worker_count(cfg.DATALOADER.NUM_WORKERS),
-        collate_fn=pack,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=prepare_worker,
     )
     return BatchLoader(loader, torch.device(cfg.MODEL.DEVICE))
 

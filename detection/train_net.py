@@ -127,7 +127,7 @@ def main() -> None:
     """Trains or evaluates in every process that was started."""
     args = parse_args(sys.argv[1:])
     join_processes()
-    log = RunLog("detection", "detectron2", "fvcore", quiet=QUIET)
+    log = RunLog("detection", "common", "detectron2", "fvcore", quiet=QUIET)
     try:
         eval_only(args) if args.eval_only else train(args, log)
     finally:

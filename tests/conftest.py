@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from common.sample import draw_sample
+
 if TYPE_CHECKING:
     from tests.pretended_gpu.waits import PretendedGpu
 
@@ -115,8 +117,16 @@ def environment(**variables: str) -> dict[str, str]:
 def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     server = ForkServer(tmp_path_factory.mktemp("printed"))
     yield server
-    server.server.stdin.close()
+    server.server.terminate()  # loading processes that tests have forked may still hold its input open
     server.server.wait()
+
+
+@pytest.fixture(scope="session")
+def drawn_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn sample, for tests that leave it as it is: drawing takes ten seconds."""
+    root = tmp_path_factory.mktemp("data") / "sample"
+    draw_sample(root)
+    return root
 
 
 @pytest.fixture(scope="session")

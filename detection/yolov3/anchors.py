@@ -72,23 +72,23 @@ class YOLOBox2BoxTransform:
     """
 
     def get_deltas(self, anchors: Tensor, boxes: Tensor, strides: Tensor) -> Tensor:
-        """The deltas (N, 4) that turn anchors into boxes: x, y, log width, log height.
+        """The deltas (..., N, 4) that turn anchors into boxes: x, y, log width, log height.
 
         Args:
             anchors: (N, 4) x1, y1, x2, y2 in pixels, centred on their cells.
-            boxes: (N, 4) likewise, of positive size.
+            boxes: (..., N, 4) likewise, of positive size.
             strides: (N,) side of each anchor's cell in pixels.
         """
         anchor_centres, anchor_sizes = _centres_and_sizes(anchors)
         centres, sizes = _centres_and_sizes(boxes)
-        return torch.cat([(centres - anchor_centres) / strides[:, None] + 0.5, (sizes / anchor_sizes).log()], dim=1)
+        return torch.cat([(centres - anchor_centres) / strides[:, None] + 0.5, (sizes / anchor_sizes).log()], dim=-1)
 
     def apply_deltas(self, deltas: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:
-        """The boxes (N, 4) x1, y1, x2, y2 in pixels; the inverse of `get_deltas`, with the same arguments."""
+        """The boxes (..., N, 4) x1, y1, x2, y2 in pixels; the inverse of `get_deltas`, with the same arguments."""
         anchor_centres, anchor_sizes = _centres_and_sizes(anchors)
-        centres = anchor_centres + (deltas[:, :2] - 0.5) * strides[:, None]
-        half_sizes = anchor_sizes * deltas[:, 2:].clamp(max=SCALE_CLAMP).exp() / 2
-        return torch.cat([centres - half_sizes, centres + half_sizes], dim=1)
+        centres = anchor_centres + (deltas[..., :2] - 0.5) * strides[:, None]
+        half_sizes = anchor_sizes * deltas[..., 2:].clamp(max=SCALE_CLAMP).exp() / 2
+        return torch.cat([centres - half_sizes, centres + half_sizes], dim=-1)
 
 
 def shape_iou(sizes1: Tensor, sizes2: Tensor) -> Tensor:
@@ -134,4 +134,4 @@ def mean_best_iou(sizes: Tensor, anchors: Tensor) -> float:
 
 
 def _centres_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    return (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]

@@ -69,14 +69,13 @@ class YOLOv3Loss:
         matched = predictions[targets.images, targets.predictions]
         one_hot = F.one_hot(targets.classes, matched.shape[1] - 5).to(matched)
         soft = one_hot * (1 - self.label_smoothing) + self.label_smoothing / one_hot.shape[1]
-        is_object = torch.zeros_like(predictions[..., 4])
-        is_object[targets.images, targets.predictions] = 1
         objectness = sigmoid_focal_loss(
-            predictions[..., 4], is_object, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
+            predictions[..., 4], targets.objectness, alpha=self.focal_loss_alpha, gamma=self.focal_loss_gamma
         )
         losses = self._box_losses(matched[:, :4], grid, targets)
-        weights = (~targets.ignored).to(predictions)
-        weights[targets.images, targets.predictions] = targets.weights
+        slots = targets.images * predictions.shape[1] + targets.predictions
+        shares = objectness.new_zeros(objectness.numel()).scatter_add_(0, slots, targets.weights).view_as(objectness)
+        weights = torch.where(targets.objectness > 0, shares, (~targets.ignored).to(predictions))
         losses["loss_objectness"] = (objectness * weights).sum()
         losses["loss_cls"] = F.binary_cross_entropy_with_logits(
             matched[:, 5:], soft, targets.weights[:, None], reduction="sum"

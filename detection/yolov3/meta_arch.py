@@ -72,6 +72,7 @@ class YOLOv3(Autocast, DenseDetector):
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
         self.max_detections_per_image = max_detections_per_image
+        self._grids: dict[tuple, Grid] = {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -109,7 +110,7 @@ class YOLOv3(Autocast, DenseDetector):
     ) -> dict[str, Tensor]:
         """The losses by name."""
         with torch.autocast(self.device.type, enabled=False):
-            grid = Grid.of(self.anchor_generator, features)
+            grid = self._grid(features)
             flat = self._flatten(predictions)
             targets = assign_targets(flat[..., :4], grid, self.box2box_transform, gt_instances, self.ignore_thresh)
             return self.loss(flat, grid, targets)
@@ -119,7 +120,7 @@ class YOLOv3(Autocast, DenseDetector):
     ) -> list[Instances]:
         """The detections in each image, in pixels of the network's input."""
         with torch.autocast(self.device.type, enabled=False):
-            grid = Grid.of(self.anchor_generator, features)
+            grid = self._grid(features)
             return [
                 self.inference_single_image(predictions_per_image, grid, image_size)
                 for predictions_per_image, image_size in zip(
@@ -144,6 +145,14 @@ class YOLOv3(Autocast, DenseDetector):
         boxes = self.box2box_transform.apply_deltas(deltas, grid.anchors[candidates], grid.anchor_strides[candidates])
         keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)[: self.max_detections_per_image]
         return Instances(image_size, pred_boxes=Boxes(boxes[keep]), scores=scores[keep], pred_classes=classes[keep])
+
+    def _grid(self, features: list[Tensor]) -> Grid:
+        """The grid of features of these sizes, which is made once."""
+        key = (self.device, *(feature.shape[-2:] for feature in features))
+        if key not in self._grids:
+            with torch.inference_mode(False):  # training needs other tensors than evaluation
+                self._grids[key] = Grid.of(self.anchor_generator, features)
+        return self._grids[key]
 
     def _flatten(self, predictions: list[Tensor]) -> Tensor:
         """Predictions of all levels as one tensor (N, R, 5 + K) in float32."""

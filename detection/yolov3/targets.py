@@ -1,17 +1,19 @@
 """Which prediction answers for which object, and which ones are no background examples.
 
 Everything works on all objects of a batch at once. Predictions are numbered level by level (finest first), row by row,
-cell by cell, anchor by anchor: 0 to R - 1, in the order of `YOLOAnchorGenerator`.
+cell by cell, anchor by anchor: 0 to R - 1, in the order of `YOLOAnchorGenerator`. On a GPU the host waits for nothing.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor
 
+from common.runtime import to_device
 from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform, shape_iou
 
 
@@ -38,28 +40,32 @@ class Grid:
     @classmethod
     def of(cls, generator: YOLOAnchorGenerator, features: list[Tensor]) -> "Grid":
         """The grid for features (N, C, H, W), finest first."""
-        cells = torch.tensor([[f.shape[-1], f.shape[-2]] for f in features], device=generator.strides.device)
+        cells = to_device([[f.shape[-1], f.shape[-2]] for f in features], generator.strides.device)
         counts = cells.prod(dim=1) * generator.num_anchors
+        anchors = generator(features)
+        strides = [stride.expand(len(level)) for stride, level in zip(generator.strides, anchors, strict=True)]
         return cls(
             sizes=generator.sizes,
             strides=generator.strides,
             cells=cells,
             offsets=counts.cumsum(0) - counts,
-            anchors=Boxes.cat(generator(features)).tensor,
-            anchor_strides=generator.strides.repeat_interleave(counts),
+            anchors=Boxes.cat(anchors).tensor,
+            anchor_strides=torch.cat(strides),
         )
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch of N images should have predicted. P objects have a prediction of their own.
+    """What a batch of N images with P objects should have predicted.
 
     Attributes:
         images: (P,) image of each object.
-        predictions: (P,) number of the prediction that answers for it; no pair of image and prediction occurs twice.
+        predictions: (P,) number of the prediction that answers for it.
         boxes: (P, 4) its box, x1, y1, x2, y2 in pixels.
         classes: (P,) its class.
-        weights: (P,) what its losses count; 1, or the share of its image in a mixture.
+        weights: (P,) what its losses count: 1, or the share of its image in a mixture; 0 where it has no area, or
+            another object has its prediction.
+        objectness: (N, R) 1 for predictions that answer for an object, 0 for the others.
         ignored: (N, R) predictions that overlap an object too well to be called background.
     """
 
@@ -68,6 +74,7 @@ class Targets:
     boxes: Tensor
     classes: Tensor
     weights: Tensor
+    objectness: Tensor
     ignored: Tensor
 
 
@@ -79,7 +86,7 @@ def assign_targets(
 
     The prediction is that of the cell in which the object's centre lies, with the anchor, of all levels, whose shape
     has the highest IoU with the object's. Where several objects claim one prediction the last of them gets it, as in
-    Darknet. Boxes without an area are skipped.
+    Darknet. Boxes without an area count for nothing, and their prediction's anchor stands in their place.
 
     Args:
         deltas: (N, R, 4) predicted deltas: logits of x and y, logarithms of width and height.
@@ -96,18 +103,25 @@ def assign_targets(
     weights = torch.cat(
         [i.gt_weights.to(deltas) if i.has("gt_weights") else deltas.new_ones(len(i)) for i in gt_instances]
     )
-    counts = torch.tensor([len(instances) for instances in gt_instances], device=deltas.device)
-    images = torch.arange(len(gt_instances), device=deltas.device).repeat_interleave(counts)
-    proper = Boxes(boxes).nonempty()
-    boxes, classes, weights, images = boxes[proper], classes[proper], weights[proper], images[proper]
-
-    ignored = _find_ignored(deltas, grid, transform, boxes, images, ignore_thresh)
+    counts = [len(instances) for instances in gt_instances]
+    images = to_device([image for image, count in enumerate(counts) for _ in range(count)], deltas.device).long()
     predictions = match_anchors(boxes, grid)
-    claims, order = torch.sort(images * len(grid.anchors) + predictions, stable=True)
-    is_last = torch.ones_like(claims, dtype=torch.bool)
+    has_area = Boxes(boxes).nonempty()
+    slots = images * len(grid.anchors) + predictions
+    claims, order = torch.where(has_area, slots, -1).sort(stable=True)
+    is_last = torch.ones_like(has_area)
     is_last[:-1] = claims[1:] != claims[:-1]
-    kept = order[is_last]
-    return Targets(images[kept], predictions[kept], boxes[kept], classes[kept], weights[kept], ignored)
+    wins = has_area & torch.empty_like(is_last).scatter(0, order, is_last)
+    find_ignored = _find_ignored_among_all if deltas.is_cuda else _find_ignored_among_near
+    return Targets(
+        images,
+        predictions,
+        torch.where(has_area[:, None], boxes, grid.anchors[predictions]),
+        classes,
+        weights * wins,
+        deltas.new_zeros(deltas[..., 0].numel()).scatter_add_(0, slots, wins.to(deltas)).view(deltas.shape[:2]),
+        find_ignored(deltas, grid, transform, boxes.split(counts), ignore_thresh),
+    )
 
 
 def match_anchors(boxes: Tensor, grid: Grid) -> Tensor:
@@ -120,16 +134,37 @@ def match_anchors(boxes: Tensor, grid: Grid) -> Tensor:
     return grid.offsets[level] + (cell[:, 1] * grid.cells[level, 0] + cell[:, 0]) * num_anchors + anchor
 
 
-def _find_ignored(
-    deltas: Tensor, grid: Grid, transform: YOLOBox2BoxTransform, boxes: Tensor, images: Tensor, thresh: float
+def _find_ignored_among_all(
+    deltas: Tensor, grid: Grid, transform: YOLOBox2BoxTransform, boxes: Sequence[Tensor], thresh: float
 ) -> Tensor:
-    """Mask (N, R) of the predictions whose IoU with a box of their image exceeds `thresh`.
+    """Mask (N, R) of the predictions whose IoU with a box of their image (each (G, 4)) exceeds `thresh`.
+
+    All pairs of an image cost a GPU less than the wait for how many of them are worth the computation.
+    """
+    places = torch.cat([deltas[..., :2].sigmoid(), deltas[..., 2:]], dim=-1)
+    predicted = transform.apply_deltas(places, grid.anchors, grid.anchor_strides)
+    return torch.stack(
+        [
+            (pairwise_iou(Boxes(ours), Boxes(theirs)) > thresh).any(dim=1)
+            for ours, theirs in zip(predicted, boxes, strict=True)
+        ]
+    )
+
+
+def _find_ignored_among_near(
+    deltas: Tensor, grid: Grid, transform: YOLOBox2BoxTransform, boxes_by_image: Sequence[Tensor], thresh: float
+) -> Tensor:
+    """The same mask, for a CPU.
 
     Most pairs of box and prediction are ruled out before any IoU is computed: for an IoU above t both centre and size
     must agree along each axis. What remains of the time is spent in taking the pairs' values from memory, for which
     `index_select` takes a third of the time of an index.
     """
     ignored = torch.zeros(deltas.shape[:2], dtype=torch.bool, device=deltas.device)
+    boxes = torch.cat(list(boxes_by_image))
+    images = torch.arange(len(boxes_by_image)).repeat_interleave(torch.tensor([len(part) for part in boxes_by_image]))
+    has_area = Boxes(boxes).nonempty()
+    boxes, images = boxes[has_area], images[has_area]
     deltas = deltas.flatten(0, 1)
     log_anchors = (grid.anchors[:, 2:] - grid.anchors[:, :2]).log()
     log_boxes = (boxes[:, 2:] - boxes[:, :2]).log()

@@ -24,11 +24,9 @@ VOC_CLASSES = {
 SPLITS = [("VOC2007", "train"), ("VOC2007", "val"), ("VOC2007", "test"), ("VOC2012", "train"), ("VOC2012", "val")]
 
 
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data") / "sample"
-    draw_sample(root)
-    return root
+@pytest.fixture
+def sample(drawn_sample: Path) -> Path:
+    return drawn_sample
 
 
 def test_it_is_known_as_a_sample_wherever_it_lies(sample: Path) -> None:

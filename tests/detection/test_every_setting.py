@@ -189,19 +189,15 @@ def observations(trainer: Trainer) -> Iterator[tuple[str, str]]:
         yield "averaging", trainer.averaging and trainer.averaging.average.decay
         names = ("period", "patience", "min_rise", "seed", "batch_size")
         yield "hooks", [[getattr(hook, name, None) for name in names] for hook in trainer._hooks]
-        yield "loader", trainer.data_loader.num_workers
-        batches = list(trainer.data_loader)
-        yield "training images", batches
+        yield "loader", trainer.data_loader.loader.num_workers
+        yield "training images", list(trainer.data_loader)
         yield "test images", [(name, list(loader)) for name, loader in trainer.evaluator.loaders.items()]
         yield "labelled test images", list(trainer.evaluator.labelled_loader)
-        for number, batch in enumerate(batches[:2]):
+        for number in range(2):
             torch.manual_seed(number)
-            with EventStorage():
-                losses = model(batch)
-            yield "losses", losses
-            trainer.optimizer.zero_grad()
-            sum(losses.values()).backward()
-            trainer.optimizer.step()
+            with EventStorage() as trainer.storage:
+                trainer.run_step()
+            yield "losses", trainer.loss_sum
         yield "trained model", model.state_dict()
         model.eval()
         with torch.no_grad():

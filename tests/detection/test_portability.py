@@ -15,11 +15,9 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from common.processes import ignore_interrupt
 from common.run_folder import read_metrics
-from common.stream import build_train_loader
 from detection.config import CONFIGS, get_cfg, merge_file, merge_options
-from detection.data_loader import build_test_loader, build_training_stream
+from detection.data_loader import build_test_loader, build_training_loader
 from detection.voc import register_voc
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,7 +98,7 @@ def tiny_cfg(leaf: str, tiny_opts: list[str]) -> CfgNode:
         merge_options(cfg, [*small.split(), "SOLVER.MAX_ITER", "8", "INPUT.CLOSE_ITERS", "2"])
     else:
         merge_options(cfg, tiny_opts)
-    cfg.TEST.IMS_PER_BATCH = 2
+    cfg.TEST.IMS_PER_BATCH, cfg.MODEL.DEVICE = 2, "cpu"
     return cfg
 
 
@@ -123,10 +121,9 @@ def same(one: object, two: object) -> bool:
 def test_what_a_loading_process_needs_can_be_sent_to_it(leaf: str, voc_folder: Path, tiny_opts: list[str]) -> None:
     cfg = tiny_cfg(leaf, tiny_opts)
     register_voc(voc_folder)
-    stream = build_training_stream(cfg, DatasetCatalog.get("voc_trainval"))
-    train = build_train_loader(stream, range(4), 0, collate_fn=list)
+    train = build_training_loader(cfg, DatasetCatalog.get("voc_trainval"), range(4))
     test = build_test_loader(cfg, DatasetCatalog.get("voc_test"), with_annotations=True)
-    for loader in (train, test):
+    for loader in (train.loader, test.loader):
         sent = pickle.loads(ForkingPickler.dumps((loader.dataset, loader.collate_fn, loader.worker_init_fn)))
         copied = DataLoader(sent[0], batch_sampler=loader.batch_sampler, collate_fn=sent[1], worker_init_fn=sent[2])
         expected = list(loader)
@@ -136,14 +133,15 @@ def test_what_a_loading_process_needs_can_be_sent_to_it(leaf: str, voc_folder: P
 
 def test_spawned_loading_process_gives_the_same_batches(voc_folder: Path, tiny_opts: list[str]) -> None:
     register_voc(voc_folder)
-    stream = build_training_stream(tiny_cfg("yolov3_darknet53", tiny_opts), DatasetCatalog.get("voc_trainval"))
-    expected = list(build_train_loader(stream, range(8), 0, collate_fn=list))
+    cfg = tiny_cfg("yolov3_darknet53", tiny_opts)
+    loader = build_training_loader(cfg, DatasetCatalog.get("voc_trainval"), range(8)).loader
+    expected = list(loader)
     spawned = DataLoader(
-        stream,
-        batch_sampler=[range(4 * iteration, 4 * iteration + 4) for iteration in range(8)],
+        loader.dataset,
+        batch_sampler=loader.batch_sampler,
         num_workers=1,
-        collate_fn=list,
-        worker_init_fn=ignore_interrupt,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
         multiprocessing_context="spawn",
     )
     assert same(list(spawned), expected)

@@ -159,6 +159,7 @@ def instances(scene: list[tuple]) -> Instances:
     return Instances((HEIGHT, WIDTH), gt_boxes=Boxes(boxes), gt_classes=classes)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize(
     ("scenes", "options"),
     [
@@ -170,7 +171,9 @@ def instances(scene: list[tuple]) -> Instances:
         ("random", ("l1", 0.0, -1.0, 0.1)),
     ],
 )
-def test_losses_and_gradients_equal_the_reference(scenes, options):
+def test_losses_and_gradients_equal_the_reference(scenes, options, device, request):
+    if device == "cuda":
+        request.getfixturevalue("gpu")
     generator = torch.Generator().manual_seed(len(scenes))
     scenes = FAR_EDGE if scenes == "far edge" else [random_scene(count, generator) for count in SCENES[scenes]]
     levels = [
@@ -180,8 +183,10 @@ def test_losses_and_gradients_equal_the_reference(scenes, options):
         for s in STRIDES
     ]
     images = ImageList(torch.zeros(len(scenes), 3, HEIGHT, WIDTH), [(HEIGHT, WIDTH)] * len(scenes))
-    model = model_with(*options)
-    losses = model.forward_training(images, levels, levels, [instances(scene) for scene in scenes])
+    model = model_with(*options).to(device)
+    on_device = [level.to(device) for level in levels]
+    losses = model.forward_training(images, on_device, on_device, [instances(scene).to(device) for scene in scenes])
+    losses = {name: loss.cpu() for name, loss in losses.items()}
     expected, num_ignored = reference(levels, scenes, *options)
 
     assert set(losses) == {"loss_objectness", "loss_cls"} | (

@@ -48,16 +48,25 @@ def test_centre_on_the_far_edge_goes_to_the_last_cell(grid):
 def test_the_last_of_two_objects_that_claim_one_prediction_gets_it(grid):
     boxes = [[100, 100, 110, 113], [200, 200, 210, 213], [100.5, 100, 110, 113]]
     targets = assign(grid, [scene(boxes, [1, 2, 3]), scene(boxes[::-1], [3, 2, 1])])
-    first, second = targets.classes[targets.images == 0], targets.classes[targets.images == 1]
+    first, second = (targets.classes[(targets.images == image) & (targets.weights > 0)] for image in (0, 1))
     assert sorted(first.tolist()) == [2, 3]
     assert sorted(second.tolist()) == [1, 2]
+    assert targets.objectness.sum(dim=1).tolist() == [2, 2]
 
 
 def test_no_objects_at_all_and_boxes_without_area(grid):
     for scenes in ([scene([], [])], [scene([[50, 50, 50, 80]], [0])]):
         targets = assign(grid, scenes)
-        assert len(targets.predictions) == 0
+        assert not targets.weights.any()
+        assert not targets.objectness.any()
         assert not targets.ignored.any()
+
+
+def test_a_box_without_area_takes_nothing_from_the_one_before_it(grid):
+    targets = assign(grid, [scene([[100, 100, 110, 113], [105, 106, 105, 107]], [1, 2])])
+    assert targets.weights.tolist() == [1, 0]
+    assert targets.objectness.nonzero().tolist() == [[0, targets.predictions[0]]]
+    assert torch.isfinite(targets.boxes.log()).all()
 
 
 def test_no_limit_on_the_number_of_objects(grid):
@@ -67,14 +76,39 @@ def test_no_limit_on_the_number_of_objects(grid):
     assert sorted(targets.predictions.tolist()) == list(range(0, 8112, 3))
 
 
+def random_scenes(counts: list[int]) -> tuple[list[Instances], torch.Generator]:
+    generator = torch.Generator().manual_seed(0)
+    scenes = []
+    for count in counts:
+        corners = torch.rand(count, 2, 2, generator=generator) * 460 - 20
+        boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
+        boxes[::10, 2] = boxes[::10, 0]  # of no width
+        scenes.append(scene(boxes.tolist(), [index % 7 for index in range(count)]))
+    return scenes, generator
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [3], [0, 400, 1, 30]])
+@pytest.mark.parametrize("thresh", [0.5, 0.7])
+def test_a_gpu_finds_the_same_targets_and_is_not_waited_for(grid, gpu, counts, thresh):
+    scenes, generator = random_scenes(counts)
+    for instances in scenes:
+        instances.gt_weights = torch.rand(len(instances), generator=generator) + 0.1
+    deltas = torch.randn(len(counts), len(grid.anchors), 4, generator=generator)
+    expected = assign(grid, scenes, deltas, thresh)
+    on_gpu = Grid(*(value.to("cuda") for value in vars(grid).values()))
+    arguments = on_gpu, [instances.to("cuda") for instances in scenes], deltas.to("cuda"), thresh
+    gpu.waits.clear()
+    targets = assign(*arguments)
+    assert gpu.waits == []
+    for name, value in vars(expected).items():
+        assert torch.equal(getattr(targets, name).cpu(), value), name
+    assert expected.ignored.any() == any(counts)
+
+
 @pytest.mark.parametrize("thresh", [0.3, 0.5, 0.7, 0.9])
 def test_ignored_are_exactly_those_with_a_high_iou(grid, thresh):
-    generator = torch.Generator().manual_seed(0)
+    scenes, generator = random_scenes([0, 1, 1000])
     transform = YOLOBox2BoxTransform()
-    scenes = []
-    for count in (0, 1, 1000):
-        corners = torch.rand(count, 2, 2, generator=generator) * 460 - 20
-        scenes.append(scene(torch.cat([corners.amin(1), corners.amax(1)], dim=1).tolist(), [0] * count))
     deltas = torch.randn(3, len(grid.anchors), 4, generator=generator)
     deltas[:, :, :2] *= 10  # predicted centres in the corners of their cells
     targets = assign(grid, scenes, deltas, thresh)
