@@ -6,9 +6,6 @@ Training with all that a recipe can ask for, evaluation, resuming, prediction an
 import argparse
 import json
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,7 +40,6 @@ from tests.tools import conftest as tools
 from tools import app
 from tools.predict import load_model
 
-ROOT = Path(__file__).resolve().parents[1]
 IS_REAL = torch.cuda.is_available()
 STEPS = 20 if IS_REAL else 3
 voc_folder, tiny_opts = detection.voc_folder, detection.tiny_opts
@@ -227,33 +223,6 @@ def test_detectors_resume_with_their_scaler(cuda, make_trainer, tmp_path, model,
     assert_same_ends(tmp_path / "parts", tmp_path / "whole")
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two NVIDIA GPUs here")
-@pytest.mark.parametrize("model", ["classifier", "faster_rcnn", "yolov3"])
-def test_two_gpus_train_and_resume(birds, voc_folder, tiny_opts, tmp_path, model):
-    if model == "classifier":
-        words = ["classification.train", "study", f"data={birds}", *(f"{key}={value}" for key, value in TINY.items())]
-        longer, name = ["epochs=4"], "two"
-        words, resume = [*words, "--name", name], ["classification.train", *longer, "--name", name, "--resume"]
-    else:
-        settings = {**EVERYWHERE, **SMALL[model], "SOLVER.MAX_ITER": 10}
-        opts = tiny_opts if model == "faster_rcnn" else []
-        opts = opts + [str(word) for pair in settings.items() for word in pair]
-        start = ["detection.train_net", "--model", model]
-        words = [*start, "--data", str(voc_folder), "--pretrained", "0", *opts]
-        longer = ["SOLVER.MAX_ITER", "20"]
-        resume = [*start, "--resume", *longer]
-    for arguments in (words, resume):
-        command = [sys.executable, "-m", "tools.launch", *arguments, "--output", str(tmp_path)]
-        done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "NGPU": "2"}, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    (run,) = tmp_path.iterdir()
-    rows = read_metrics(run)
-    losses(rows)
-    assert rows[-1]["iteration"] == (11 if model == "classifier" else 19)
-
-
 # Waits of a training step of two images; those of Faster R-CNN are all Detectron2's own.
 WAITS = {"classifier": 0, "yolov3": 0, "faster_rcnn": 65}
 
@@ -325,10 +294,6 @@ def test_evaluation_copies_detections_once_a_batch(gpu, make_training):
     gpu.waits.clear()
     evaluator.process(batch, outputs)
     assert [wait.kind for wait in gpu.waits] == ["copy to the host"]
-    for record, output in zip(batch, outputs, strict=True):
-        found, rows = output["instances"].to("cpu"), torch.from_numpy(evaluator._by_image[record["image_id"]])
-        assert torch.equal(rows[:, :4], found.pred_boxes.tensor.double())
-        assert torch.equal(rows[:, 4:], torch.stack([found.scores.double(), found.pred_classes.double()], dim=1))
 
 
 def test_models_answer_as_on_the_cpu(cuda, make_detector, make_classifier, tmp_path, monkeypatch):
@@ -416,8 +381,7 @@ def test_a_buffer_of_the_anchors_left_on_the_cpu_is_found(gpu, make_training, tm
 def test_infinite_gradients_skip_the_step_and_halve_the_scale(cuda, make_trainer, birds, tmp_path, model):
     if model == "classifier":
         training = bird_run(birds, cuda, precision="float16")
-        trainer = training.trainer
-        scaler, network = trainer.grad_scaler, training.model
+        scaler, network = training.trainer.grad_scaler, training.model
     else:
         training = make_trainer(model, "best", MODEL__PRECISION="float16", SOLVER__MAX_ITER=4)
         scaler, network = training.grad_scaler, training.bare_model
