@@ -45,8 +45,9 @@ def _take_from_slurm() -> None:
     if int(tasks) > int(nodes):
         raise UserError(f"SLURM: {tasks} tasks on {nodes} machines; expected one a machine: srun --ntasks-per-node=1")
     hosts = slurm.get("SLURM_STEP_NODELIST") or slurm.get("SLURM_JOB_NODELIST") or "localhost"
-    first = re.match(r"([^,\[]+)(?:\[(\d+))?", hosts)  # such as node[03-05,7], or node03,node07
-    host = f"{first[1]}{first[2] or ''}" if first else hosts
+    # Such as node[03-05,7], node[1-2]-ib, or node03,node07.
+    first = re.match(r"([^,\[]+)(?:\[(\d+)[^]]*\])?([^,]*)", hosts)
+    host = "".join(part or "" for part in first.groups()) if first else hosts
     port = PORT + int(slurm.get("SLURM_JOB_ID", 0)) % 10_000
     found = {"NNODES": nodes, "NODE_RANK": slurm.get("SLURM_NODEID", "0"), "DIST_URL": f"tcp://{host}:{port}"}
     if gpus := slurm.get("SLURM_GPUS_ON_NODE"):

@@ -1,8 +1,8 @@
 """One batch, trained on as a whole, part by part, and shared among processes: the same training, to float rounding.
 
 That holds for a network without BatchNorm, which normalises by the images of a part, and without what a process draws
-for its own images: dropout and drop path, mixup and CutMix. Flips and rotations are drawn for each image by its place in
-the stream, and are the same everywhere.
+for its own images: dropout and drop path, mixup and CutMix. Flips and rotations are drawn for each image by its place
+in the stream, and are the same everywhere.
 """
 
 import json

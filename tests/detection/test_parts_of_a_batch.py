@@ -12,6 +12,8 @@ That holds where nothing is normalised over what a process sees at once and noth
 import argparse
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from common.errors import UserError
 from common.run_folder import read_metrics
 from detection.experiment import Experiment, new_experiment
 from detection.trainer import Trainer
+from tests.conftest import ROOT, environment
 from tests.processes import together
 
 STEPS = 3
@@ -64,7 +67,7 @@ NETWORKS = {
 }
 
 
-def words(options: dict) -> list[str]:
+def words_of(options: dict) -> list[str]:
     return [str(word) for pair in options.items() for word in pair]
 
 
@@ -102,7 +105,7 @@ def train(model: str, data: Path, opts: list[str]) -> tuple[list[dict], dict, di
 @pytest.fixture(scope="module", params=NETWORKS)
 def network(request: pytest.FixtureRequest, voc_folder: Path, tiny_opts: list[str]) -> tuple[str, Path, list[str]]:
     tiny = tiny_opts if request.param == "faster_rcnn" else []
-    return request.param, voc_folder, [*tiny, *words({**PLAIN, **NETWORKS[request.param]})]
+    return request.param, voc_folder, [*tiny, *words_of({**PLAIN, **NETWORKS[request.param]})]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +125,34 @@ def test_parts_train_as_the_whole_does(network: tuple, whole: tuple, processes: 
             for name, value in theirs.items():
                 scale = max(np.abs(value).max(), 1e-3)
                 np.testing.assert_allclose(ours[name], value, rtol=0, atol=1e-3 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("network", ["faster_rcnn"], indirect=True)
+def test_two_machines_of_slurm_train_as_the_whole_does(network: tuple, whole: tuple, tmp_path: Path) -> None:
+    """On loopback, and with no variable but SLURM's own."""
+    model, data, opts = network
+    given = dict(zip(opts[::2], opts[1::2], strict=True))
+    del given["INPUT.MIN_SIZE_TRAIN"]  # which a command line would refuse beside SQUARE_SIZES_TRAIN
+    given |= {"SOLVER.MAX_ITER": str(STEPS), "SOLVER.LOG_PERIOD": "1", "TEST.EVAL_PERIOD": "0"}
+    words = [sys.executable, "-m", "tools.launch", "detection.train_net", "--model", model, "--data", str(data)]
+    words += ["--pretrained", "0", "--output", str(tmp_path), *words_of(given)]
+    slurm = {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid())}
+    launches = [
+        subprocess.Popen(
+            words,
+            cwd=ROOT,
+            env=environment(**slurm, SLURM_NODEID=str(node)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    printed = [launch.communicate(timeout=180)[0] for launch in launches]
+    assert [launch.returncode for launch in launches] == [0, 0], "\n".join(printed)
+    (run,) = tmp_path.iterdir()
+    for row, losses in zip(read_metrics(run), whole[0], strict=True):
+        assert {name: row[name] for name in losses} == pytest.approx(losses, rel=1e-4)
 
 
 def test_losses_would_show_a_part_that_is_left_out(network: tuple, whole: tuple) -> None:
@@ -159,14 +190,13 @@ def test_interrupted_run_that_accumulates_ends_as_the_undisturbed_one(detector) 
 def test_one_process_that_accumulates_keeps_the_recipe_of_four(
     model: str, recipe: str, voc_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = experiment(model, voc_folder, ["SOLVER.ACCUMULATE", "4"], recipe).cfg.SOLVER
-    two = experiment(model, voc_folder, [], recipe).cfg.SOLVER  # an eye on what would be without
+    one = experiment(model, voc_folder, [], recipe).cfg.SOLVER
+    in_parts = experiment(model, voc_folder, ["SOLVER.ACCUMULATE", "4"], recipe).cfg.SOLVER
     monkeypatch.setenv("WORLD_SIZE", "4")
     four = experiment(model, voc_folder, [], recipe).cfg.SOLVER
-    assert {key: one[key] for key in one if key != "ACCUMULATE"} == {
-        key: four[key] for key in four if key != "ACCUMULATE"
-    }
-    assert (one.IMS_PER_BATCH, one.BASE_LR) == (4 * two.IMS_PER_BATCH, pytest.approx(4 * two.BASE_LR))
+    assert {key: in_parts[key] for key in four} == {**four, "ACCUMULATE": 4}
+    assert four.IMS_PER_BATCH == 4 * one.IMS_PER_BATCH
+    assert four.BASE_LR == pytest.approx(4 * one.BASE_LR)
 
 
 @pytest.mark.parametrize(
@@ -191,5 +221,5 @@ def test_wrong_parts_are_one_line(voc_folder: Path, options: str, complaint: str
 
 def test_a_batch_is_shared_among_processes_times_parts(voc_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="multiple of the 2 processes times SOLVER.ACCUMULATE 4"):
+    with pytest.raises(UserError, match=r"multiple of the 2 processes times SOLVER\.ACCUMULATE 4"):
         experiment("faster_rcnn", voc_folder, ["SOLVER.ACCUMULATE", "4", "SOLVER.IMS_PER_BATCH", "4"])

@@ -1,12 +1,17 @@
 """The launcher: how many processes, and what happens when one of them fails."""
 
+import contextlib
 import os
+import random
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from common.launch import _take_from_slurm
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLES = ("NGPU", "NNODES", "NODE_RANK", "DIST_URL", "RANK", "DEBUG")
@@ -21,6 +26,8 @@ def main():
     rank = os.environ.get("RANK", "alone")
     folder = pathlib.Path(sys.argv[1])
     (folder / rank).write_text(" ".join([os.environ.get("WORLD_SIZE", "1"), *sys.argv[2:]]))
+    if os.environ.get("MASTER_PORT"):
+        (folder / f"place{rank}").write_text(":".join(os.environ[f"MASTER_{part}"] for part in ("ADDR", "PORT")))
     what = sys.argv[2] if len(sys.argv) > 2 else ""
     if what == "mistake" and rank != "1":
         raise UserError("file: wrong")
@@ -50,7 +57,9 @@ def command(*arguments: str) -> list[str]:
 
 
 def environment(tmp_path: Path, **variables: str) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in VARIABLES and not name.startswith("SLURM_")
+    }
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]), "OMP_NUM_THREADS": "1"}
     return {**inherited, **paths, "CUDA_VISIBLE_DEVICES": "", **variables}
 
@@ -145,6 +154,8 @@ def is_running(pid: int) -> bool:
         ({"NNODES": "2", "DIST_URL": "host:29500"}, "DIST_URL=host:29500"),
         ({"NNODES": "2", "DIST_URL": "tcp://host"}, "DIST_URL=tcp://host"),
         ({"NNODES": "2", "DIST_URL": "tcp://host:port"}, "DIST_URL=tcp://host:port"),
+        ({"SLURM_NNODES": "2", "SLURM_NTASKS": "8"}, "SLURM: 8 tasks on 2 machines; expected one a machine"),
+        ({"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "2"}, "SLURM: 2 tasks on 1 machines; expected one"),
     ],
     ids=str,
 )
@@ -153,8 +164,8 @@ def test_wrong_variables_are_one_line(
 ) -> None:
     from tools.launch import main
 
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name in VARIABLES or name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["launch", "no_such_module"])
@@ -179,3 +190,97 @@ def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         main()
     assert end.value.code == 2
     assert capsys.readouterr().err == ("error: NGPU=4: this machine has 2 GPU(s); expected at most that: give NGPU=2\n")
+
+
+def free_port() -> int:
+    """One that a job of SLURM may have."""
+    for port in random.SystemRandom().sample(range(29_500, 39_500), 100):
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
+
+
+def on_nodes(tmp_path: Path, *arguments: str, nodes: list[dict[str, str]]) -> list[str]:
+    """Launches one command on so many machines, which differ in these variables; what each printed."""
+    launches = [
+        subprocess.Popen(
+            command(*arguments),
+            cwd=ROOT,
+            env=environment(tmp_path, **variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for variables in nodes
+    ]
+    printed = [launch.communicate(timeout=180)[0] for launch in launches]
+    assert [launch.returncode for launch in launches] == [0] * len(nodes), "\n".join(printed)
+    return printed
+
+
+def test_nodes_of_a_step_of_slurm_meet_without_further_variables(tmp_path: Path, module: str) -> None:
+    """In a larger job. One that fills its job trains in tests/detection/test_parts_of_a_batch.py."""
+    port = free_port()
+    job = {"SLURM_NNODES": "9", "SLURM_NTASKS": "9", "SLURM_JOB_NODELIST": "elsewhere[1-9]"}
+    step = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
+    variables = {**job, **step, "SLURM_JOB_ID": str(port - 29_500 + 123_450_000)}
+    on_nodes(tmp_path, module, str(tmp_path), nodes=[{**variables, "SLURM_NODEID": str(node)} for node in range(2)])
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["2", "2"]
+    assert {(tmp_path / f"place{rank}").read_text() for rank in "01"} == {f"localhost:{port}"}
+
+
+def test_what_the_user_sets_wins_over_slurm(tmp_path: Path, module: str) -> None:
+    """In a job of one machine, two nodes of two processes each meet elsewhere."""
+    url = f"tcp://127.0.0.1:{free_port()}"
+    slurm = {"SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "a", "SLURM_JOB_ID": "1"}
+    own = {"NNODES": "2", "DIST_URL": url, "NGPU": "2", "SLURM_GPUS_ON_NODE": "1"}
+    on_nodes(tmp_path, module, str(tmp_path), nodes=[{**slurm, **own, "NODE_RANK": str(node)} for node in range(2)])
+    assert [(tmp_path / rank).read_text() for rank in "0123"] == ["4"] * 4
+    assert {(tmp_path / f"place{rank}").read_text() for rank in "0123"} == {url.removeprefix("tcp://")}
+
+
+@pytest.mark.parametrize(
+    ("slurm", "taken"),
+    [
+        ({"SLURM_JOB_NODELIST": "node[03-05,7]"}, {"DIST_URL": "tcp://node03:29507"}),
+        ({"SLURM_JOB_NODELIST": "node[03,05-07]-ib,other"}, {"DIST_URL": "tcp://node03-ib:29507"}),
+        ({"SLURM_JOB_NODELIST": "a1,b2"}, {"DIST_URL": "tcp://a1:29507"}),
+        ({"SLURM_JOB_NODELIST": "gpu-[01]"}, {"DIST_URL": "tcp://gpu-01:29507"}),
+        ({"SLURM_JOB_NODELIST": "a1,b[2-3]"}, {"DIST_URL": "tcp://a1:29507"}),
+        ({"SLURM_JOB_NODELIST": "lonely.example.org"}, {"DIST_URL": "tcp://lonely.example.org:29507"}),
+        ({"SLURM_JOB_NODELIST": "a", "SLURM_STEP_NODELIST": "b[7-8]"}, {"DIST_URL": "tcp://b7:29507"}),
+        ({"SLURM_NODEID": "1", "SLURM_GPUS_ON_NODE": "4"}, {"NNODES": "2", "NODE_RANK": "1", "NGPU": "4"}),
+        ({"NODE_RANK": "0", "SLURM_NODEID": "1"}, {"NNODES": "2", "NODE_RANK": "0"}),
+        ({"DIST_URL": "tcp://mine:1", "SLURM_JOB_NODELIST": "a1,b2"}, {"DIST_URL": "tcp://mine:1"}),
+        ({"NGPU": "1", "SLURM_GPUS_ON_NODE": "4"}, {"NGPU": "1"}),
+        ({"SLURM_STEP_NUM_NODES": "3", "SLURM_STEP_NUM_TASKS": "3"}, {"NNODES": "3"}),
+        ({"NNODES": "1", "SLURM_NTASKS": "8"}, {"NNODES": "1", "DIST_URL": None, "NODE_RANK": None}),
+    ],
+    ids=str,
+)
+def test_what_is_taken_from_slurm(
+    monkeypatch: pytest.MonkeyPatch, slurm: dict[str, str], taken: dict[str, str | None]
+) -> None:
+    for name in [name for name in os.environ if name in VARIABLES or name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    inside = {**os.environ, "SLURM_NNODES": "2", "SLURM_JOB_ID": "20007", **slurm}
+    monkeypatch.setattr(os, "environ", inside)
+    _take_from_slurm()
+    assert {name: inside.get(name) for name in taken} == taken
+
+
+def test_a_process_of_an_outer_launcher_runs_as_it_is(tmp_path: Path, module: str) -> None:
+    """Nor do the variables of this launcher or of SLURM count then."""
+    outer = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tools.launch"]
+    done = subprocess.run(
+        [*outer, module, str(tmp_path), "x y"],
+        cwd=ROOT,
+        env=environment(tmp_path, NGPU="3", SLURM_NNODES="4", SLURM_NTASKS="32"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 x y", "2 x y"]
+    assert not (tmp_path / "2").exists()
