@@ -425,3 +425,21 @@ def test_two_processes_agree_with_one(registered: Callable, tmp_path: Path):
     assert json.loads((tmp_path / "result0.json").read_text()) == evaluator.evaluate()
     assert json.loads((tmp_path / "result1.json").read_text()) == {}
     assert (tmp_path / "0" / "evaluation.json").exists() and not (tmp_path / "1").exists()
+
+
+def test_detections_of_a_batch_are_copied_from_a_gpu_at_once(gpu):
+    outputs = []
+    for count in (2, 0, 3):
+        boxes, scores = Boxes(torch.rand(count, 4, device="cuda")), torch.rand(count, device="cuda")
+        classes = torch.arange(count, device="cuda")
+        outputs.append({"instances": Instances((9, 9), pred_boxes=boxes, scores=scores, pred_classes=classes)})
+    evaluator = VOCEvaluator("any")
+    gpu.waits.clear()
+    evaluator.process([{"image_id": name} for name in "abc"], outputs)
+    assert [wait.kind for wait in gpu.waits] == ["copy to the host"]
+    for rows, output in zip(evaluator._by_image.values(), outputs, strict=True):
+        found = output["instances"].to("cpu")
+        assert rows[:, :4].tolist() == found.pred_boxes.tensor.tolist()
+        assert rows[:, 4:].tolist() == [
+            list(pair) for pair in zip(found.scores.tolist(), range(len(found)), strict=True)
+        ]
