@@ -74,7 +74,8 @@ class YOLOv3Loss:
         )
         losses = self._box_losses(matched[:, :4], grid, targets)
         slots = targets.images * predictions.shape[1] + targets.predictions
-        shares = objectness.new_zeros(objectness.numel()).scatter_add_(0, slots, targets.weights).view_as(objectness)
+        shares = torch.zeros_like(objectness).view(-1).scatter_add_(0, slots, targets.weights.to(objectness))
+        shares = shares.view_as(objectness)
         weights = torch.where(targets.objectness > 0, shares, (~targets.ignored).to(predictions))
         losses["loss_objectness"] = (objectness * weights).sum()
         losses["loss_cls"] = F.binary_cross_entropy_with_logits(
