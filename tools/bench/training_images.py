@@ -122,7 +122,7 @@ class ReferenceMapper:
 
     def __call__(self, record: dict) -> dict:
         """Maps one dataset dict."""
-        boxes = torch.tensor([annotation["bbox"] for annotation in record["annotations"]])
+        boxes = torch.tensor([annotation["bbox"] for annotation in record["annotations"]]).reshape(-1, 4)
         sample = {
             "image": tv_tensors.Image(read_image(record["file_name"])),
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(record["height"], record["width"])),
