@@ -80,11 +80,9 @@ def one_line(error: Exception) -> str | None:
             return f"{error.filename}: {error.strerror}; check the path, its permissions and the space on its disk"
         return text.splitlines()[-1] if text else type(error).__name__
     # torch's own class derives from RuntimeError; its CPU allocator, and CUDA where it has no size to tell, have none.
-    # A worker that the system killed took too much as well.
-    signs = ("can't allocate memory", "out of memory", "is killed by signal: Killed")
-    if isinstance(error, MemoryError) or any(sign in text for sign in signs):
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
         parts = [part.strip(" .") for part in re.split(r"\.\s|\n", text)]
-        asked = next((part for part in parts if "llocate" in part or "killed" in part), "nothing is left")
+        asked = next((part for part in parts if "llocate" in part), "nothing is left")
         return (
             f"out of memory ({asked}); lower the batch or the size of the images: SOLVER.IMS_PER_BATCH, "
             "INPUT.MIN_SIZE_TRAIN, INPUT.SQUARE_SIZES_TRAIN or TEST.IMS_PER_BATCH of a detector, batch_size or "

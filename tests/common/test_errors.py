@@ -89,7 +89,7 @@ def test_killed_worker_is_one_line(capsys: pytest.CaptureFixture) -> None:
     error = RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
     code, printed = ended(capsys, raising(error))
     assert code == 2
-    assert printed.startswith("error: out of memory (DataLoader worker (pid 4711) is killed by signal: Killed)")
+    assert printed.startswith("error: a loading process was killed")
     assert printed.count("\n") == 1
 
 
