@@ -75,6 +75,14 @@ def one_line(error: Exception) -> str | None:
     if isinstance(error, UserError):
         # A worker of a DataLoader hands its error on with a traceback in front of the message.
         return text.splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
+    # One that is killed while it hands over a batch is seen by the broken connection.
+    is_broken = isinstance(error, ConnectionError | EOFError)
+    if is_broken or "DataLoader worker (pid" in text or "unable to allocate shared memory" in text:
+        return (
+            "a loading process was killed or cannot hand over its batch, expected it to go on; often /dev/shm is too "
+            "small (64 MB in a container: start it with --shm-size=2g or --ipc=host), or the memory: "
+            "DATALOADER.NUM_WORKERS 0 of a detector or workers=0 of a classifier loads in the training process"
+        )
     if isinstance(error, OSError):
         if error.filename is not None:
             return f"{error.filename}: {error.strerror}; check the path, its permissions and the space on its disk"
@@ -87,12 +95,6 @@ def one_line(error: Exception) -> str | None:
             f"out of memory ({asked}); lower the batch or the size of the images: SOLVER.IMS_PER_BATCH, "
             "INPUT.MIN_SIZE_TRAIN, INPUT.SQUARE_SIZES_TRAIN or TEST.IMS_PER_BATCH of a detector, batch_size or "
             "image_size of a classifier"
-        )
-    if "DataLoader worker (pid" in text or "unable to allocate shared memory" in text:
-        return (
-            "a loading process was killed or cannot hand over its batch, expected it to go on; often /dev/shm is too "
-            "small (64 MB in a container: start it with --shm-size=2g or --ipc=host), or the memory: "
-            "DATALOADER.NUM_WORKERS 0 of a detector or workers=0 of a classifier loads in the training process"
         )
     if "by peer" in text:
         return (
