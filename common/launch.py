@@ -5,6 +5,8 @@ of which this is number `NODE_RANK`, meeting at `DIST_URL` (tcp://host:port of m
 SLURM, where `srun` starts one task a machine. One process runs in place; several run through torch's own launcher,
 `torch.distributed.run`; one that an outer launcher has started (`RANK` is set) runs as it is. Without GPUs several
 processes speak gloo.
+
+Nothing but the standard library is imported before the module runs, so that Ctrl-C ends all of it in one line.
 """
 
 import logging
@@ -13,8 +15,7 @@ import re
 import runpy
 import sys
 
-from common.errors import UserError
-from common.runtime import available_cores
+from common.errors import UserError, exits_on_user_error
 
 PORT = 29500  # torch's own; jobs of one cluster add their number to it, so that two on one machine do not meet
 
@@ -99,11 +100,15 @@ def launch(module: str, arguments: list[str]) -> None:
         options += [f"--nnodes={nodes}", f"--node-rank={node_rank}"]
         options += [f"--master-addr={address[1]}", f"--master-port={address[2]}"]
     if not gpus:
+        from common.runtime import available_cores
+
         # Without this every process would take all cores, and they would fight.
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):  # what they would say of an end, its process has said
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        run(get_args_parser().parse_args([*options, "--module", module, *arguments]))
+        run(get_args_parser().parse_args([*options, "--module", "common.launch", module, *arguments]))
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
         for code in codes & {2, 130}:
@@ -111,3 +116,13 @@ def launch(module: str, arguments: list[str]) -> None:
         sys.exit(str(error))
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
+
+
+@exits_on_user_error
+def main() -> None:
+    """Runs a module in a process that torch's launcher started; what it imports is not imported before."""
+    launch(sys.argv[1], sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()
