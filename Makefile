@@ -120,7 +120,7 @@ anchors: setup ## Finds YOLOv3 anchors for a data set by k-means, with the mean 
 	@$(PY) -m tools.anchors $(data) $(if $(SIZE),--size $(SIZE))
 
 .PHONY: visualize-batches
-visualize-batches: setup ## Shows training batches as the model sees them, boxes drawn [MODEL=yolov3|faster_rcnn RECIPE DATA BATCHES OPTS]
+visualize-batches: setup ## Shows training batches as the model sees them, boxes drawn [MODEL=yolov3|faster_rcnn RECIPE CONFIG DATA BATCHES OPTS]
 	@$(PY) -m tools.visualize_batches $(if $(MODEL),--model $(MODEL)) $(recipe) $(data) $(if $(BATCHES),--batches $(BATCHES)) $(OPTS)
 
 .PHONY: eval-detections
@@ -128,7 +128,7 @@ eval-detections: setup ## Scores any detector's boxes with the same evaluator [D
 	@$(PY) -m tools.eval_detections "$(DETECTIONS)" $(if $(SPLIT),--split $(SPLIT)) $(data) $(out)
 
 .PHONY: visualize-proposals
-visualize-proposals: setup ## Shows RPN proposals beside the final detections [WEIGHTS RECIPE DATA IMAGES="a.jpg dir/" TOPK SCORE]
+visualize-proposals: setup ## Shows RPN proposals beside the final detections [WEIGHTS RECIPE CONFIG DATA IMAGES="a.jpg dir/" TOPK SCORE]
 	@$(PY) -m tools.visualize_proposals $(recipe) $(data) $(weights) $(if $(TOPK),--topk $(TOPK)) $(if $(SCORE),--score $(SCORE)) $(IMAGES)
 
 .PHONY: compare-detectors

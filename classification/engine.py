@@ -22,6 +22,7 @@ from common.averaging import WeightAverage
 from common.processes import rank, share_buffers, world_size
 from common.runtime import autocast, gradient_scaler, to_device
 from common.stream import derive_seed
+from common.weights import resume_optimizer
 
 Batch = tuple[Tensor, Tensor, Tensor]  # uint8 images (B, 3, S, S), labels (B,), seeds (B,)
 
@@ -174,8 +175,7 @@ class Trainer:
         trainer = state["trainer"]
         self.iteration = trainer["iteration"]
         self.sums.copy_(trainer["sums"])
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": trainer["optimizer"]["state"], "param_groups": groups})
+        resume_optimizer(self.optimizer, trainer["optimizer"])
         self.grad_scaler.load_state_dict(trainer["grad_scaler"])
 
     def train(

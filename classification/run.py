@@ -29,7 +29,7 @@ from common.errors import Interrupted, UserError
 from common.processes import deferred_interrupt, is_main_process, on_main_process, world_size
 from common.run_folder import append_metrics, truncate_metrics, write_atomically, write_results
 from common.stream import derive_seed
-from common.weights import read_checkpoint, save_checkpoint
+from common.weights import read_checkpoint, read_last, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Run:
         self.best_row: dict[str, float] = {}
         # Tells the images of one training from those of another, wherever they lie.
         self.data = derive_seed(*(f"{bird.path.parent.name}/{bird.path.name}" for bird in train_birds))
-        last = on_main_process(_read_last, resumed) if resumed else None
+        last = on_main_process(read_last, resumed) if resumed else None
         if last is not None:
             if last["data"] != self.data:
                 raise UserError(
@@ -117,15 +117,15 @@ class Run:
                 done = self.trainer.iteration % self.iterations
                 if not done or not is_main_process():
                     return  # an epoch ends with a checkpoint anyway, and not before it is validated
-                if interrupt or done % self.recipe.checkpoint_every == 0:
+                if interrupt.is_set() or done % self.recipe.checkpoint_every == 0:
                     self._save_last(run)
                     logger.info("iteration %d: checkpoint", self.trainer.iteration, extra={"is_progress": True})
-                if interrupt:
+                if interrupt.is_set():
                     raise self._interrupted(run)
 
             while not self.is_finished():
                 self._train_epoch(run, batches, on_iteration, writer)
-                if on_main_process(bool, interrupt):
+                if on_main_process(interrupt.is_set):
                     raise self._interrupted(run)
         if writer:
             writer.close()
@@ -220,11 +220,6 @@ def _check_batch(recipe: Recipe, images: int) -> None:
             f"{multiple} ({world_size()} processes, accumulate={recipe.accumulate}, pairs for mixup and CutMix):"
             " OPTS=batch_size=..."
         )
-
-
-def _read_last(run: Path) -> dict | None:
-    path = run / "model_last.pth"
-    return read_checkpoint(path) if path.is_file() else None
 
 
 def _log_epoch(row: dict, epochs: int, is_better: bool) -> None:

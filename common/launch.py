@@ -6,7 +6,7 @@ SLURM, where `srun` starts one task a machine. One process runs in place; severa
 `torch.distributed.run`; one that an outer launcher has started (`RANK` is set) runs as it is. Without GPUs several
 processes speak gloo.
 
-Nothing but the standard library is imported before the module runs, so that Ctrl-C ends all of it in one line.
+This module imports the standard library alone, so that Ctrl-C finds `main` at work and ends in one line.
 """
 
 import logging
@@ -120,7 +120,7 @@ def launch(module: str, arguments: list[str]) -> None:
 
 @exits_on_user_error
 def main() -> None:
-    """Runs a module in a process that torch's launcher started; what it imports is not imported before."""
+    """Runs a module in a process that torch's launcher started."""
     launch(sys.argv[1], sys.argv[2:])
 
 

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -91,19 +92,9 @@ def end_with_parent() -> None:
 ENDS_WITH_PARENT: dict[str, Any] = {"preexec_fn": end_with_parent} if sys.platform == "linux" else {}
 
 
-class InterruptFlag:
-    """Whether Ctrl-C was pressed."""
-
-    def __init__(self) -> None:
-        self.is_set = False
-
-    def __bool__(self) -> bool:
-        return self.is_set
-
-
 @contextmanager
-def deferred_interrupt() -> Iterator[InterruptFlag]:
-    """Lets a loop end between two of its steps: inside the block Ctrl-C only raises a flag.
+def deferred_interrupt() -> Iterator[threading.Event]:
+    """Lets a loop end between two of its steps: inside the block Ctrl-C only sets an event.
 
     A second Ctrl-C interrupts at once. Among several processes the first alone decides, since it writes the checkpoint:
     the others go on until it has ended, and a further Ctrl-C, which the launcher sends as well, changes nothing.
@@ -111,27 +102,27 @@ def deferred_interrupt() -> Iterator[InterruptFlag]:
     Raises:
         Interrupted: another process than the first lost the others after Ctrl-C.
     """
-    flag = InterruptFlag()
+    pressed = threading.Event()
     alone = world_size() == 1
 
     def on_signal(number: int, frame: object) -> None:
-        if flag.is_set and alone:
+        if pressed.is_set() and alone:
             raise Interrupted
-        if not flag.is_set and is_main_process():
+        if not pressed.is_set() and is_main_process():
             end = ", Ctrl-C again ends at once" if alone else ""
             print(f"\nStopping after this step, with a checkpoint{end}", file=sys.stderr)
-        flag.is_set = True
+        pressed.set()
 
     before = signal.signal(signal.SIGINT, on_signal)
     try:
-        yield flag
+        yield pressed
     except RuntimeError as error:
-        if flag.is_set and not is_main_process():
+        if pressed.is_set() and not is_main_process():
             raise Interrupted from error
         raise
     finally:
         # The launcher's own may come when this process is about to end.
-        signal.signal(signal.SIGINT, signal.SIG_IGN if flag and not alone else before)
+        signal.signal(signal.SIGINT, signal.SIG_IGN if pressed.is_set() and not alone else before)
 
 
 def ignore_interrupt() -> None:

@@ -64,6 +64,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def read_last(run: Path) -> dict[str, Any] | None:
+    """The newest checkpoint of a run folder, to go on from; None where there is none yet."""
+    path = run / "model_last.pth"
+    return read_checkpoint(path) if path.is_file() else None
+
+
+def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Takes over what an optimizer remembers of its steps; its settings stay those that it was built with."""
+    settings = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": settings})
+
+
 def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The weights to use of a checkpoint: the average where there is one; without a distributed wrapper's prefix."""
     state = checkpoint.get("average") or checkpoint["model"]

@@ -1,6 +1,5 @@
 """The schedule of a run: a recipe's lengths, rate and averaging, fitted to its data, batch, processes and length."""
 
-import logging
 import math
 from collections.abc import Collection
 
@@ -9,10 +8,6 @@ from detectron2.engine import DefaultTrainer
 
 from common.averaging import horizon_scaled
 from common.errors import UserError
-
-logger = logging.getLogger(__name__)
-
-LENGTHS = ("MAX_ITER", "MAX_EPOCHS")
 
 
 def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
@@ -51,9 +46,9 @@ def resolve_schedule(cfg: CfgNode, recipe: CfgNode, given: Collection[str], num_
     Raises:
         UserError: a length or the batch is none.
     """
-    for node, key in ((cfg.SOLVER, "IMS_PER_BATCH"), (cfg.SOLVER, "CHECKPOINT_PERIOD"), (cfg.SOLVER, "LOG_PERIOD")):
-        if node[key] < 1:
-            raise UserError(f"SOLVER.{key} {node[key]}: expected 1 or more")
+    for key in ("IMS_PER_BATCH", "CHECKPOINT_PERIOD", "LOG_PERIOD"):
+        if cfg.SOLVER[key] < 1:
+            raise UserError(f"SOLVER.{key} {cfg.SOLVER[key]}: expected 1 or more")
     if "SOLVER.EMA_DECAY" not in given:
         cfg.SOLVER.EMA_DECAY = horizon_scaled(
             recipe.SOLVER.EMA_DECAY, cfg.SOLVER.IMS_PER_BATCH, recipe.SOLVER.IMS_PER_BATCH
@@ -70,12 +65,17 @@ def resolve_schedule(cfg: CfgNode, recipe: CfgNode, given: Collection[str], num_
         raise UserError(
             f"SOLVER.MAX_EPOCHS {cfg.SOLVER.MAX_EPOCHS:g}, SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: expected more than 0"
         )
-    if not {f"SOLVER.{key}" for key in LENGTHS}.isdisjoint(given):
+    if not {"SOLVER.MAX_ITER", "SOLVER.MAX_EPOCHS"}.isdisjoint(given):
         share = cfg.SOLVER.MAX_ITER / length(recipe)
-        for section, name in (("SOLVER", "STEPS"), ("SOLVER", "WARMUP"), ("INPUT", "CLOSE")):
-            keys = {"STEPS": ("STEPS", "STEPS_EPOCHS")}.get(name, (f"{name}_ITERS", f"{name}_EPOCHS"))
-            if {f"{section}.{key}" for key in keys}.isdisjoint(given):
-                _scale(cfg[section], *keys, share)
+        if {"SOLVER.STEPS", "SOLVER.STEPS_EPOCHS"}.isdisjoint(given):
+            cfg.SOLVER.STEPS = tuple(round(step * share) for step in cfg.SOLVER.STEPS)
+            cfg.SOLVER.STEPS_EPOCHS = [epochs * share for epochs in cfg.SOLVER.STEPS_EPOCHS]
+        if {"SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_EPOCHS"}.isdisjoint(given):
+            cfg.SOLVER.WARMUP_ITERS = math.ceil(cfg.SOLVER.WARMUP_ITERS * share)
+            cfg.SOLVER.WARMUP_EPOCHS *= share
+        if {"INPUT.CLOSE_ITERS", "INPUT.CLOSE_EPOCHS"}.isdisjoint(given):
+            cfg.INPUT.CLOSE_ITERS = math.ceil(cfg.INPUT.CLOSE_ITERS * share)
+            cfg.INPUT.CLOSE_EPOCHS *= share
 
     if cfg.SOLVER.STEPS_EPOCHS:
         cfg.SOLVER.STEPS = tuple(iterations(epochs) for epochs in cfg.SOLVER.STEPS_EPOCHS)
@@ -102,12 +102,3 @@ def describe_schedule(cfg: CfgNode) -> str:
     if cfg.SOLVER.EMA_DECAY:
         parts.append(f"averaging {cfg.SOLVER.EMA_DECAY:.6g}")
     return ", ".join(parts)
-
-
-def _scale(node: CfgNode, in_iterations: str, in_epochs: str, share: float) -> None:
-    if in_iterations == "STEPS":
-        node[in_epochs] = [epochs * share for epochs in node[in_epochs]]
-        node[in_iterations] = tuple(round(step * share) for step in node[in_iterations])
-    else:
-        node[in_epochs] *= share
-        node[in_iterations] = math.ceil(node[in_iterations] * share)

@@ -23,7 +23,7 @@ from common.errors import Interrupted, UserError
 from common.processes import deferred_interrupt, is_main_process, on_main_process, share_buffers, world_size
 from common.run_folder import truncate_metrics
 from common.runtime import gradient_scaler
-from common.weights import load_state, read_checkpoint, save_checkpoint
+from common.weights import load_state, read_last, resume_optimizer, save_checkpoint
 from detection.checkpoint import load_initial_weights
 from detection.data_loader import build_test_loader, build_training_loader
 from detection.evaluation import VOCEvaluator
@@ -63,7 +63,7 @@ class Trainer(SimpleTrainer):
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
         torch.manual_seed(cfg.SEED)
         self.bare_model = build_model(cfg)
-        last = on_main_process(_read_last, resumed) if resumed else None
+        last = on_main_process(read_last, resumed) if resumed else None
         if last is None:
             load_initial_weights(self.bare_model, cfg)
         else:
@@ -131,7 +131,7 @@ class Trainer(SimpleTrainer):
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                    if interrupt and is_main_process():
+                    if interrupt.is_set() and is_main_process():
                         self._save_last()
                         raise Interrupted(
                             f"{run} is saved after iteration {self.iter + 1}; RESUME=1 goes on from there"
@@ -220,8 +220,7 @@ class Trainer(SimpleTrainer):
         """Goes on from a checkpoint; settings of the optimizer and the schedule are those of the configuration."""
         state = last["trainer"]
         self.start_iter = state["iteration"] + 1
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        resume_optimizer(self.optimizer, state["optimizer"])
         # The scheduler is a function of the iteration; its own way there would warn of steps that it has not seen.
         self.scheduler.last_epoch = self.start_iter
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
@@ -275,8 +274,3 @@ class Evaluator:
         """Writes tables, curves and detections of the last evaluation, on rank 0; of several sets below `folder`."""
         for name, evaluator in self.evaluators.items():
             evaluator.write(folder if len(self.evaluators) == 1 else folder / name)
-
-
-def _read_last(run: Path) -> dict | None:
-    path = run / "model_last.pth"
-    return read_checkpoint(path) if path.exists() else None

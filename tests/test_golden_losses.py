@@ -6,7 +6,6 @@ processor or number of threads rounds otherwise grows with every step, and chang
 Faster R-CNN draws from.
 """
 
-import argparse
 import json
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from classification.train import build_model_for, parse_request, resolve
 from common.sample import draw_sample
 from detection.experiment import new_experiment
 from detection.hooks import BestCheckpoint, Evaluate, LastCheckpoint, MetricsWriter
+from detection.train_net import parse_args
 from detection.trainer import Trainer
 
 STEPS, TESTED = 20, 8
@@ -39,9 +39,7 @@ def resolved(model: str, recipe: str, data: Path) -> CfgNode:
     options = {"MODEL.PRECISION": "float32", "MODEL.DEVICE": "cpu", "TEST.VALIDATION_LOSS_IMAGES": 0}
     opts = [str(word) for pair in options.items() for word in pair]
     experiment = new_experiment(
-        argparse.Namespace(
-            model=model, recipe=recipe, config=None, data=str(data), weights=None, pretrained=0, opts=opts
-        )
+        parse_args(["--model", model, "--recipe", recipe, "--data", str(data), "--pretrained", "0", *opts])
     )
     experiment.resolve()
     return experiment.cfg

@@ -32,8 +32,8 @@ def test_first_ctrl_c_waits_for_the_end_of_a_step(capsys: pytest.CaptureFixture)
     before = signal.getsignal(signal.SIGINT)
     steps = 0
     with deferred_interrupt() as interrupt:
-        assert not interrupt
-        while not interrupt:
+        assert not interrupt.is_set()
+        while not interrupt.is_set():
             press_ctrl_c()
             steps += 1  # the rest of the step is done
     assert steps == 1

@@ -9,7 +9,6 @@ That holds where nothing is normalised over what a process sees at once and noth
 - Images are padded to the largest of their part, and see their padding (here all have one size).
 """
 
-import argparse
 import os
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from common.errors import UserError
 from common.run_folder import read_metrics
 from detection.experiment import Experiment, new_experiment
+from detection.train_net import parse_args
 from detection.trainer import Trainer
 from tests.conftest import ROOT, environment
 from tests.processes import together
@@ -73,9 +73,7 @@ def words_of(options: dict) -> list[str]:
 
 def experiment(model: str, data: Path, opts: list[str], recipe: str = "best") -> Experiment:
     asked = new_experiment(
-        argparse.Namespace(
-            model=model, recipe=recipe, config=None, data=str(data), weights=None, pretrained=0, opts=opts
-        )
+        parse_args(["--model", model, "--recipe", recipe, "--data", str(data), "--pretrained", "0", *opts])
     )
     asked.resolve()
     return asked
