@@ -10,7 +10,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from typing import ParamSpec
 
 P = ParamSpec("P")
@@ -69,15 +70,24 @@ def _ignore_os_errors(error: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(error)
 
 
+def _with_contexts(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__context__
+
+
 def one_line(error: Exception) -> str | None:
     """What to say of an error, in one line; None if it is none that a user can mend."""
     text = str(error).strip()
     if isinstance(error, UserError):
         # A worker of a DataLoader hands its error on with a traceback in front of the message.
         return text.splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
-    # One that is killed while it hands over a batch is seen by the broken connection.
-    is_broken = isinstance(error, ConnectionError | EOFError)
-    if is_broken or "DataLoader worker (pid" in text or "unable to allocate shared memory" in text:
+    # One that is killed while it hands over a batch is seen by the broken connection alone. Else a signal tells of it,
+    # anywhere, and what that leaves half done, a checkpoint say, may fail in its turn and be what is raised.
+    frames = traceback.extract_tb(error.__traceback__)
+    is_broken = isinstance(error, ConnectionError | EOFError) and any("torch/utils/data" in f.filename for f in frames)
+    is_killed = any("DataLoader worker (pid" in str(cause) for cause in _with_contexts(error))
+    if is_broken or is_killed or "unable to allocate shared memory" in text:
         return (
             "a loading process was killed or cannot hand over its batch, expected it to go on; often /dev/shm is too "
             "small (64 MB in a container: start it with --shm-size=2g or --ipc=host), or the memory: "

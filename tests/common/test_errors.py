@@ -93,6 +93,21 @@ def test_killed_worker_is_one_line(capsys: pytest.CaptureFixture) -> None:
     assert printed.count("\n") == 1
 
 
+def test_killed_worker_is_the_reason_for_what_it_leaves_half_done(capsys: pytest.CaptureFixture) -> None:
+    """The handler of a signal tells of it, in the midst of a checkpoint say, whose archive then cannot be closed."""
+
+    def save() -> None:
+        try:
+            raise RuntimeError("DataLoader worker (pid 4711) is killed by signal: Killed. ")
+        finally:
+            raise RuntimeError("unexpected pos 1122816 vs 1122712")
+
+    code, printed = ended(capsys, save)
+    assert code == 2
+    assert printed.startswith("error: a loading process was killed")
+    assert printed.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("error", "code", "expected"),
     [
