@@ -96,8 +96,8 @@ class Trainer(SimpleTrainer):
             ]
         )
         self.start_iter = 0
-        if last is not None:
-            self._resume(last)
+        if resumed and last is not None:
+            self._resume(last, resumed)
         self.data_loader = build_training_loader(cfg, dataset_dicts, range(self.start_iter, self.max_iter))
 
     def is_finished(self) -> bool:
@@ -216,10 +216,15 @@ class Trainer(SimpleTrainer):
             self.run / "model_last.pth", {"model": self.bare_model.state_dict(), **average, "trainer": state}
         )
 
-    def _resume(self, last: dict) -> None:
+    def _resume(self, last: dict, resumed: Path) -> None:
         """Goes on from a checkpoint; settings of the optimizer and the schedule are those of the configuration."""
         state = last["trainer"]
         self.start_iter = state["iteration"] + 1
+        if self.start_iter > self.max_iter:
+            raise UserError(
+                f"{resumed}: {self.start_iter} iterations are done, asked for are {self.max_iter}; give "
+                "SOLVER.MAX_ITER or SOLVER.MAX_EPOCHS of at least as many, or leave them out"
+            )
         resume_optimizer(self.optimizer, state["optimizer"])
         # The scheduler is a function of the iteration; its own way there would warn of steps that it has not seen.
         self.scheduler.last_epoch = self.start_iter
