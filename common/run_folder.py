@@ -7,6 +7,7 @@
     results.csv        the same as a table, one row an iteration
     results.png        losses, accuracies or APs, and learning rate
     model_best.pth     the weights with the best validation figure
+    evaluation.json    of a detector, what those weights reach; also .csv and .md; detections.json, pr_curves.png
     model_last.pth     the newest complete checkpoint, from which a run resumes
     events.out.*       TensorBoard
 
