@@ -47,7 +47,7 @@ def train(args: argparse.Namespace, log: RunLog) -> Path:
     cfg = RecordingCfg(experiment.cfg)
     cfg.freeze()
     with blamed_on(experiment.given):
-        trainer = Trainer(cfg, begun)
+        trainer = Trainer(cfg, begun, experiment.given)
     refuse_unread(cfg, experiment.recipe, experiment.given)
 
     if begun is not None and trainer.is_finished():

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from common.run_folder import truncate_metrics
 from common.runtime import gradient_scaler
 from common.weights import load_state, read_last, resume_optimizer, save_checkpoint
 from detection.checkpoint import load_initial_weights
+from detection.config import blamed_on
 from detection.data_loader import build_test_loader, build_training_loader
 from detection.evaluation import VOCEvaluator
 from detection.experiment import recorded
@@ -52,10 +53,13 @@ class Trainer(SimpleTrainer):
     Args:
         cfg: a configuration with every length in iterations.
         resumed: the run folder to go on in from its `model_last.pth`, where there is one.
+        given: keys that the user has set; an error of the first iteration is theirs, since some values are looked at
+            only there.
     """
 
-    def __init__(self, cfg: CfgNode, resumed: Path | None = None) -> None:
+    def __init__(self, cfg: CfgNode, resumed: Path | None = None, given: Collection[str] = ()) -> None:
         self.cfg = cfg
+        self.given = given
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.accumulate = cfg.SOLVER.ACCUMULATE
         self.stop_requested = False
@@ -129,7 +133,8 @@ class Trainer(SimpleTrainer):
             try:
                 while self.iter < self.max_iter and not self.stop_requested:
                     self.before_step()
-                    self.run_step()
+                    with blamed_on(self.given if self.iter == self.start_iter else ()):
+                        self.run_step()
                     self.after_step()
                     if interrupt.is_set() and is_main_process():
                         self._save_last()

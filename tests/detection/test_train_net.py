@@ -143,6 +143,7 @@ def test_two_machines(detector) -> None:
         ((), ("SOLVER.BASE_LRR", "1"), ("OPTS: SOLVER.BASE_LRR", "Non-existent")),
         ((), ("SOLVER.MAX_ITER", "many"), ("OPTS: SOLVER.MAX_ITER many", "Type mismatch")),
         ((), ("DATASETS.TRAIN", "('voc07_train',)"), ("DATASETS.TRAIN", "voc07_train", "voc_trainval")),
+        ((), ("MODEL.RPN.BBOX_REG_LOSS_TYPE", "huber"), ("box regression loss type 'huber'", "leave some out")),
         ((), ("INPUT.AUGMENTATIONS", "['Mixup']"), ("INPUT.AUGMENTATIONS", "Mixup", "RandomHorizontalFlip")),
         (("--weights", "nowhere.pth"), (), ("nowhere.pth: no such weights file",)),
         (("--output", f"{__file__}/runs"), (), ("test_train_net.py", "Not a directory")),
