@@ -9,10 +9,12 @@ processes speak gloo.
 This module imports the standard library alone, so that Ctrl-C finds `main` at work and ends in one line.
 """
 
+import ctypes
 import logging
 import os
 import re
 import runpy
+import signal
 import sys
 
 from common.errors import UserError, exits_on_user_error
@@ -30,6 +32,12 @@ def _count(name: str, default: int, least: int) -> int:
 def _run_here(module: str, arguments: list[str]) -> None:
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def end_with_parent() -> None:
+    """Asks the kernel to kill this process when the one that started it is killed: nobody else would stop it then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _take_from_slurm() -> None:
@@ -66,6 +74,9 @@ def launch(module: str, arguments: list[str]) -> None:
         SystemExit: one of several processes failed.
     """
     if "RANK" in os.environ:
+        end_with_parent()
+        if os.getppid() != int(os.environ.get("LAUNCHER_PID", os.getppid())):
+            sys.exit("the launcher was killed meanwhile")
         _run_here(module, arguments)
         return
 
@@ -107,6 +118,7 @@ def launch(module: str, arguments: list[str]) -> None:
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):  # what they would say of an end, its process has said
             logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ["LAUNCHER_PID"] = str(os.getpid())
     try:
         run(get_args_parser().parse_args([*options, "--module", "common.launch", module, *arguments]))
     except ChildFailedError as error:

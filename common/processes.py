@@ -3,7 +3,6 @@
 torch's launcher tells each process who it is: `RANK` of `WORLD_SIZE`, `LOCAL_RANK` of `LOCAL_WORLD_SIZE` here.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from common.errors import Interrupted, UserError
+from common.launch import end_with_parent
 
 T = TypeVar("T")
 
@@ -40,7 +40,6 @@ def join_processes() -> None:
     """Joins the processes that the launcher started, over NCCL with GPUs and gloo without; alone it does nothing."""
     if "RANK" not in os.environ or dist.is_initialized():
         return
-    end_with_parent()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -80,12 +79,6 @@ def share_buffers(model: nn.Module) -> None:
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
-
-
-def end_with_parent() -> None:
-    """Asks the kernel to kill this process when the one that started it is killed: nobody else would stop it then."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 # For `subprocess.Popen`: Linux alone knows how, and Windows refuses the argument.

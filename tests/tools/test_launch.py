@@ -25,6 +25,7 @@ from common.errors import UserError, exits_on_user_error
 def main():
     rank = os.environ.get("RANK", "alone")
     folder = pathlib.Path(sys.argv[1])
+    (folder / f"begun{rank}").write_text(str(os.getpid()))
     (folder / rank).write_text(" ".join([os.environ.get("WORLD_SIZE", "1"), *sys.argv[2:]]))
     if os.environ.get("MASTER_PORT"):
         (folder / f"place{rank}").write_text(":".join(os.environ[f"MASTER_{part}"] for part in ("ADDR", "PORT")))
@@ -38,7 +39,7 @@ def main():
     if what == "wait":
         from common.processes import join_processes
         join_processes()
-    if what in ("wait", "mistake"):
+    if what in ("wait", "import", "mistake"):
         (folder / f"pid{rank}").write_text(str(os.getpid()))
         time.sleep(600)
 
@@ -114,11 +115,12 @@ def test_a_bug_is_no_mistake_of_the_user(tmp_path: Path, module: str) -> None:
     assert "ValueError: a bug" in done.stderr
 
 
-def test_processes_end_with_their_launcher(tmp_path: Path, module: str) -> None:
-    """Killed itself, the launcher cannot stop them any more."""
-    started = [tmp_path / "pid0", tmp_path / "pid1"]
+@pytest.mark.parametrize(("moment", "file"), [("wait", "pid"), ("import", "begun")])
+def test_processes_end_with_their_launcher(tmp_path: Path, module: str, moment: str, file: str) -> None:
+    """Killed itself, the launcher cannot stop them any more, whether they have joined one another or not yet."""
+    started = [tmp_path / f"{file}0", tmp_path / f"{file}1"]
     launcher = subprocess.Popen(
-        command(module, str(tmp_path), "wait"), cwd=ROOT, env=environment(tmp_path, NGPU="2"), stderr=subprocess.DEVNULL
+        command(module, str(tmp_path), moment), cwd=ROOT, env=environment(tmp_path, NGPU="2"), stderr=subprocess.DEVNULL
     )
     wait_until(lambda: all(path.exists() and path.read_text() for path in started))
     pids = [int(path.read_text()) for path in started]
