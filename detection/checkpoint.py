@@ -10,13 +10,12 @@ from torch import nn
 
 from common.errors import UserError
 from common.weights import load_state, locate_weights, read_checkpoint, weights_of
-from detection.yolov3.darknet import Darknet
+from detection.timm_backbone import TimmBackbone
 from detection.yolov3.darknet_weights import read_darknet_weights
 
 logger = logging.getLogger(__name__)
 
 BACKBONE = "backbone.bottom_up."
-CLASSIFIER = r"(head|fc|classifier)\."  # of timm's networks
 
 
 def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
@@ -43,8 +42,9 @@ def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
         return
     state = _fetch(source) if "://" in source else weights_of(read_checkpoint(source))
     of_backbone = None
-    if isinstance(model.backbone, Darknet) and not any(name.startswith("backbone.") for name in state):
-        of_backbone, prefix = convert_classifier(model.backbone, state), "backbone."
+    prefix, network = next(((f"{n}.", m) for n, m in model.named_modules() if isinstance(m, TimmBackbone)), ("", None))
+    if network and not any(name.startswith("backbone.") for name in state):
+        of_backbone = {f"{prefix}{name}": value for name, value in network.convert_timm(state).items()}
     elif "layer1.0.conv1.weight" in state:
         of_backbone, prefix = convert_resnet(state), BACKBONE
     if of_backbone is not None:
@@ -69,23 +69,6 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def is_class_layer(name: str) -> bool:
     """Whether a parameter's shape depends on the number of classes."""
     return "box_predictor" in name or ".prediction" in name
-
-
-def convert_classifier(backbone: Darknet, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Renames the tensors of a timm classifier to those of `backbone`; only the classifying layers are dropped.
-
-    Raises:
-        UserError: another tensor has no place in the backbone.
-    """
-    converted = backbone.convert_timm(state)
-    kept = {id(value) for value in converted.values()}
-    strangers = [name for name, value in state.items() if id(value) not in kept and not re.match(CLASSIFIER, name)]
-    if strangers:
-        raise UserError(
-            f"weights: {len(strangers)} tensors ({strangers[0]}, ...) have no place in this backbone; expected the "
-            "network that MODEL.DARKNET.NAME names"
-        )
-    return {f"backbone.{name}": value for name, value in converted.items()}
 
 
 def convert_resnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

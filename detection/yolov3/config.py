@@ -40,7 +40,8 @@ def add_yolov3_config(cfg: CfgNode) -> None:
     cfg.MODEL.YOLOV3.NMS_THRESH_TEST = 0.45
 
     cfg.MODEL.DARKNET = CfgNode()
-    # Any network of timm that has features at strides 8, 16 and 32.
+    # Any network of timm that has features at strides 8, 16 and 32; at 4 too below a feature pyramid of Faster R-CNN,
+    # with MODEL.BACKBONE.NAME build_timm_fpn_backbone.
     cfg.MODEL.DARKNET.NAME = "darknet53"
     cfg.MODEL.DARKNET.NORM = "BN"  # or "SyncBN"
     # None keeps the network's own values: 1e-5 and 0.01 in timm's darknet53. Darknet's own files need 1e-6 and 0.1.

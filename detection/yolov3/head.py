@@ -9,7 +9,8 @@ from detectron2.modeling import build_anchor_generator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detection.yolov3.darknet import conv_norm_act, with_norm
+from detection.timm_backbone import with_norm
+from detection.yolov3.darknet import conv_norm_act
 
 # Objects expected in an image of this size, before anything is learned.
 PRIOR_OBJECTS = 8
