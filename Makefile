@@ -17,11 +17,14 @@ export NGPU NNODES NODE_RANK DIST_URL DEBUG DETECTRON2
 # Options that are given only when their variable is.
 data = $(if $(DATA),--data "$(DATA)")
 weights = $(if $(WEIGHTS),--weights "$(WEIGHTS)")
+# For detectors START and WEIGHTS are two names of one variable.
+start = $(if $(and $(START),$(WEIGHTS)),$(error START and WEIGHTS are two names of one variable: give one))$(if \
+	$(or $(START),$(WEIGHTS)),--start "$(or $(START),$(WEIGHTS))") $(if $(BACKBONE),--backbone "$(BACKBONE)")
 out = $(if $(OUT),--out "$(OUT)")
 resume = $(if $(filter 1,$(RESUME)),--resume)
 recipe = $(if $(RECIPE),--recipe $(RECIPE)) $(if $(CONFIG),--config "$(CONFIG)")
 pretrained = $(if $(PRETRAINED),--pretrained $(PRETRAINED))
-detect = $(PY) -m tools.launch detection.train_net $(recipe) $(data) $(weights)
+detect = $(PY) -m tools.launch detection.train_net $(recipe) $(data) $(start)
 # Recipe and settings of the classifier: a name, then KEY=VALUE.
 bird = $(if $(RECIPE),"$(RECIPE)") $(if $(MODEL),model=$(MODEL)) $(if $(LR),lr=$(LR)) $(if $(PRETRAINED),pretrained=$(PRETRAINED)) \
 	$(if $(WEIGHTS),weights="$(WEIGHTS)") $(if $(DATA),data="$(DATA)") $(OPTS)
@@ -100,19 +103,19 @@ predict-bird: setup ## The five likeliest species on each photograph [IMAGES="a.
 ##@ Detection
 
 .PHONY: train-frcnn
-train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [RECIPE=best|study or CONFIG=own.yaml DATA WEIGHTS PRETRAINED=1|0 NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
+train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [START=coco|imagenet|random|file|hub name BACKBONE=timm name RECIPE=best|study|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
 	@$(detect) --model faster_rcnn $(pretrained) $(resume) $(OPTS)
 
 .PHONY: eval-frcnn
-eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR curves [WEIGHTS RECIPE CONFIG DATA NGPU OPTS]
+eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR curves [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU OPTS]
 	@$(detect) --model faster_rcnn --eval-only $(OPTS)
 
 .PHONY: train-yolov3
-train-yolov3: setup ## Trains YOLOv3 Darknet-53 on VOC07+12 [RECIPE=best|study or CONFIG=own.yaml DATA WEIGHTS PRETRAINED=1|0 NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
+train-yolov3: setup ## Trains YOLOv3 Darknet-53 on VOC07+12 [START=coco|imagenet|random|file|hub name BACKBONE=timm name RECIPE=best|study|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
 	@$(detect) --model yolov3 $(pretrained) $(resume) $(OPTS)
 
 .PHONY: eval-yolov3
-eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR curves [WEIGHTS RECIPE CONFIG DATA NGPU OPTS]
+eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR curves [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU OPTS]
 	@$(detect) --model yolov3 --eval-only $(OPTS)
 
 .PHONY: anchors

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.run_folder import write_atomically
 
+LOCAL_WEIGHTS = Path("weights")
+"""Where files of hubs are looked for before the hub is asked, under the names that they have there."""
+
 
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Writes a checkpoint aside and renames it: `path` is always a whole file."""
@@ -25,7 +28,7 @@ def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a `.pth` or `.safetensors` file to the CPU.
+    """Reads a `.pth` or `.safetensors` file to the CPU; which of them it is, its first bytes say.
 
     Returns:
         What was saved; a bare state dict is wrapped as `{"model": state dict}`.
@@ -36,14 +39,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; expected a .pth or .safetensors file")
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: is a pointer of Git LFS, expected the file itself: fetch it with git lfs pull")
+    if head.lstrip().startswith(b"<"):
+        raise UserError(f"{path}: is a web page, expected weights: fetch the file that its link leads to")
     if path.suffix in (".pkl", ".pickle"):
         raise UserError(f"{path}: is a pickle, which can run code when read; expected .pth or .safetensors: convert it")
     try:
-        if path.suffix == ".safetensors":
+        if int.from_bytes(head[:8], "little") < path.stat().st_size and head[8:9] == b"{":
             from safetensors.torch import load_file
 
             return {"model": load_file(path)}
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # by its name torch would take one for another
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: is no whole file of weights, or holds more than tensors and plain values, which is never run; "
@@ -133,7 +143,7 @@ def locate_weights(name: str) -> dict[str, str] | None:
         name: a timm model, with or without a weights tag.
 
     Returns:
-        The file in the cache, or None where timm should ask the hub.
+        The file, `weights/NAME.safetensors` or `.pth` or one in the hub's cache, or None where timm should ask the hub.
 
     Raises:
         LookupError: timm has no ImageNet weights of this model.
@@ -145,6 +155,9 @@ def locate_weights(name: str) -> dict[str, str] | None:
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise LookupError(f"timm has no ImageNet weights of {name}")
+    names = (LOCAL_WEIGHTS / f"{name}{suffix}" for suffix in (".safetensors", ".pth"))
+    if local := next((path for path in names if path.is_file()), None):
+        return {"file": str(local)}
     cached = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, "model.safetensors") if config.hf_hub_id else None
     if isinstance(cached, str):
         return {"file": cached}

@@ -1,7 +1,9 @@
-"""Weights into a detector: those of a run, and of torchvision, timm or Darknet for the backbones."""
+"""Weights into a detector: those of a run, whole detectors of others, and classifiers for the backbones."""
 
+import copy
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,9 +11,13 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from common.errors import UserError
-from common.weights import load_state, locate_weights, read_checkpoint, weights_of
+from common.weights import LOCAL_WEIGHTS, load_state, locate_weights, read_checkpoint, weights_of
+from detection.classes import carry_over, is_class_layer, pair_classes
+from detection.config import read_run_cfg
+from detection.starts import darknet_file, identify
 from detection.timm_backbone import TimmBackbone
-from detection.yolov3.darknet_weights import read_darknet_weights
+from detection.yolov3.darknet_weights import is_darknet_file, read_darknet_weights
+from detection.yolov3.meta_arch import YOLOv3
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +27,10 @@ BACKBONE = "backbone.bottom_up."
 def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
     """Loads `cfg.MODEL.WEIGHTS` into a fresh model before training.
 
-    The source is a file or `torchvision://ResNet50_Weights.IMAGENET1K_V1`, `timm://darknet53.c2ns_in1k` or another name
-    of these hubs; the empty string leaves the random weights. A file may hold the classifier that the backbone is made
-    of, Darknet's `.weights` (its backbone is taken), or a whole detector; the layers that predict classes are left at
-    random, with a line in the log, where the file's classes are others.
+    The source is a file, or `torchvision://ResNet50_Weights.IMAGENET1K_V1`, `timm://darknet53.c2ns_in1k`,
+    `darknet://yolov3.weights` or another name of these hubs; the empty string leaves the random weights. It may hold
+    the classifier that the backbone is made of, or a whole detector. Of a detector of other classes those that both
+    name are carried over; what predicts the rest stays random, with a line in the log.
 
     Raises:
         UserError: the weights cannot be had, or do not fit tensor for tensor.
@@ -33,28 +39,69 @@ def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
     if not source:
         logger.info("Training starts from random weights")
         return
-    if source.endswith(".weights"):
-        found = read_darknet_weights(Path(source), model.get_submodule("backbone"), partly=True)
-        logger.info(
-            "Loaded the backbone from %s: %d values, %d left over. To keep a whole detector: tools.convert_darknet",
-            source, found.values_read, found.values_left,
-        )  # fmt: skip
-        return
-    state = _fetch(source) if "://" in source else weights_of(read_checkpoint(source))
-    of_backbone = None
-    prefix, network = next(((f"{n}.", m) for n, m in model.named_modules() if isinstance(m, TimmBackbone)), ("", None))
-    if network and not any(name.startswith("backbone.") for name in state):
-        of_backbone = {f"{prefix}{name}": value for name, value in network.convert_timm(state).items()}
-    elif "layer1.0.conv1.weight" in state:
-        of_backbone, prefix = convert_resnet(state), BACKBONE
-    if of_backbone is not None:
-        load_state(model, of_backbone, source, prefix)
-        others = len(model.state_dict().keys() - of_backbone.keys())
+    state, prefix, classes = _read(source, model)
+    if prefix:
+        load_state(model, state, source, prefix)
+        others = len(model.state_dict().keys() - state.keys())
         logger.info("Loaded the backbone from %s; %d tensors of the other parts are random", source, others)
         return
-    class_layers = [name for name in model.state_dict() if name in state and is_class_layer(name)]
+    own, wanted = model.state_dict(), cfg.MODEL.CLASSES
+    class_layers = [name for name in own if name in state and is_class_layer(name)]
+    if classes and wanted and classes != wanted:
+        for name in class_layers:
+            carried = carry_over(name, state[name], own[name].cpu(), classes, wanted)
+            state[name] = state[name] if carried is None else carried
     random = load_state(model, state, source, replaceable=class_layers)
     logger.info("Loaded the detector from %s; random, since the classes are others: %s", source, random or "none")
+    if classes and classes != wanted and not random:
+        known = {new for _, new in pair_classes(classes, wanted)}
+        parts = [
+            [name for index, name in enumerate(wanted) if (index in known) == is_known] for is_known in (True, False)
+        ]
+        logger.info("Classes carried over by name: %s; random: %s", *(", ".join(part) or "none" for part in parts))
+
+
+def _read(source: str, model: nn.Module) -> tuple[dict[str, torch.Tensor], str, Sequence[str] | None]:
+    """Reads weights for a model, whatever they are.
+
+    Returns:
+        The tensors under the model's names; the part of it that they are for, "" for all of it; and the classes that
+        they detect, where that is known.
+    """
+    hub, _, name = source.rpartition("://")
+    path = darknet_file(name) if hub == "darknet" else Path(source)
+    if path.is_file() and is_darknet_file(path):
+        return _read_darknet(path, model)
+    state = weights_of(read_checkpoint(path)) if not hub else _fetch(source)
+    prefix, network = next(((f"{n}.", m) for n, m in model.named_modules() if isinstance(m, TimmBackbone)), ("", None))
+    if network and not any(name.startswith("backbone.") for name in state):
+        return {f"{prefix}{name}": value for name, value in network.convert_timm(state).items()}, prefix, None
+    if "layer1.0.conv1.weight" in state:
+        return convert_resnet(state), BACKBONE, None
+    if found := identify(source):
+        return state, "", list(found.classes)
+    run = path.parent
+    return state, "", read_run_cfg(run).MODEL.CLASSES if (run / "config.yaml").is_file() else None
+
+
+def _read_darknet(path: Path, model: nn.Module) -> tuple[dict[str, torch.Tensor], str, Sequence[str] | None]:
+    """Reads one of Darknet's files, a whole detector where it is a known one, else its backbone; see `_read`."""
+    found = identify(str(path))
+    if found is None:
+        backbone = model.get_submodule("backbone")
+        read = read_darknet_weights(path, backbone, partly=True)
+        logger.info("%s: %d values, %d left over beyond the backbone", path, read.values_read, read.values_left)
+        return {f"backbone.{name}": value for name, value in backbone.state_dict().items()}, "backbone.", None
+    if not isinstance(model, YOLOv3):
+        raise UserError(f"{path}: is a YOLOv3 of Darknet, expected weights of the network that is configured")
+    whole = copy.deepcopy(model).cpu()
+    for level in whole.get_submodule("head.levels").children():
+        layer = level.get_submodule("prediction")
+        assert isinstance(layer, nn.Conv2d)
+        num_anchors = layer.out_channels // (5 + model.num_classes)
+        level.prediction = nn.Conv2d(layer.in_channels, num_anchors * (5 + len(found.classes)), 1)
+    read_darknet_weights(path, whole)
+    return whole.state_dict(), "", list(found.classes)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -64,11 +111,6 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         UserError: the file is not a checkpoint of this model and number of classes.
     """
     load_state(model, weights_of(read_checkpoint(path)), path)
-
-
-def is_class_layer(name: str) -> bool:
-    """Whether a parameter's shape depends on the number of classes."""
-    return "box_predictor" in name or ".prediction" in name
 
 
 def convert_resnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -100,7 +142,11 @@ def _fetch(source: str) -> dict[str, torch.Tensor]:
         if hub == "torchvision":
             from torchvision.models import get_weight
 
-            return get_weight(name).get_state_dict(progress=True, check_hash=True, weights_only=True)
+            weights = get_weight(name)
+            local = LOCAL_WEIGHTS / weights.url.rpartition("/")[2]
+            if local.is_file():
+                return weights_of(read_checkpoint(local))
+            return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
         if hub == "timm":
             import timm
 
@@ -110,6 +156,6 @@ def _fetch(source: str) -> dict[str, torch.Tensor]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{source}: pretrained weights cannot be fetched ({reason}); "
-            "give a file (WEIGHTS=path) or start from random weights (PRETRAINED=0)"
+            f"put the file into {LOCAL_WEIGHTS}/, name one (START=path) or start from random weights (START=random)"
         ) from error
-    raise UserError(f"MODEL.WEIGHTS {source}: expected a file, torchvision://NAME or timm://NAME")
+    raise UserError(f"MODEL.WEIGHTS {source}: expected a file, torchvision://NAME, timm://NAME or darknet://NAME")

@@ -17,6 +17,7 @@ from detection.yolov3.config import add_yolov3_config
 
 CONFIGS = Path(__file__).parent / "configs"
 LEAF = {"faster_rcnn": "faster_rcnn_R_50_FPN", "yolov3": "yolov3_darknet53"}
+RECIPES = ("best", "study", "coco")
 META_ARCHITECTURES = {"faster_rcnn": ("FasterRCNN", "GeneralizedRCNN"), "yolov3": ("YOLOv3",)}
 NAMES = {"FasterRCNN": "Faster R-CNN", "GeneralizedRCNN": "Faster R-CNN", "YOLOv3": "YOLOv3"}
 
@@ -118,8 +119,8 @@ def get_cfg() -> CfgNode:
 
 
 def leaf_name(model: str, recipe: str) -> str:
-    """Name of the leaf configuration, and of the runs, of a model (see `LEAF`) and a recipe ("best", "study")."""
-    return LEAF[model] + ("_study" if recipe == "study" else "")
+    """Name of the leaf configuration, and of the runs, of a model (see `LEAF`) and a recipe (see `RECIPES`)."""
+    return LEAF[model] + ("" if recipe == "best" else f"_{recipe}")
 
 
 def read_run_cfg(run: Path, options: Sequence[str] = ()) -> CfgNode:

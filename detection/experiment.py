@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from detection.config import (
     value_of,
 )
 from detection.schedule import resolve_schedule, scale_to_processes
+from detection.starts import identify, resolve_start, set_classes, use_backbone
 from detection.voc import default_splits, register_voc
 
 logger = logging.getLogger(__name__)
@@ -69,8 +71,7 @@ class Experiment:
         """
         cfg = self.cfg
         check_datasets(cfg)
-        cfg.MODEL.CLASSES = list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.YOLOV3.NUM_CLASSES = len(cfg.MODEL.CLASSES)
+        set_classes(cfg, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
         check_classes(cfg, cfg.DATASETS.ROOT)
         num_images = sum(len(DatasetCatalog.get(dataset)) for dataset in cfg.DATASETS.TRAIN)
         resolve_schedule(cfg, self.recipe, self.given, num_images)
@@ -94,22 +95,20 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     """The experiment that a command line asks for, not resolved yet.
 
     Args:
-        args: `model`, `recipe` or `config`, `data`, `weights`, `pretrained` and `opts`.
+        args: `model`, `recipe` or `config`, `data`, `start`, `pretrained`, `backbone` and `opts`.
 
     Raises:
         UserError: data, weights or options are not what was expected.
     """
     root, is_sample = on_main_process(resolve_data_root, args.data, ["VOC2007", "VOC2012"])
-    path = args.config or CONFIGS / f"{leaf_name(args.model, args.recipe)}.yaml"
+    path, is_whole = configuration_file(args)
     cfg = get_cfg()
     bases, given = merge_file(cfg, path)
     given = [key for key in given if key != "SOLVER.REFERENCE_WORLD_SIZE"]  # it is read before the scaling alone
-    name = path.stem
     if not args.config:
         given = []
-        if is_sample:
+        if is_sample and not is_whole:  # the sample's small network has no place for a whole one's weights
             merge_file(cfg, CONFIGS / f"Sample-{args.model}.yaml")
-            name += "-sample"
             logger.warning(
                 "\n%s\nNo VOC data: %s holds the drawn SAMPLE, trained on with a configuration sized for it (%s).\n"
                 "Its figures say nothing about Pascal VOC. Real data: make datasets, or DATA=path.\n%s",
@@ -122,10 +121,11 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
         cfg.DATASETS.TRAIN = default_splits(root)[0]
     if "DATASETS.TEST" not in given:
         cfg.DATASETS.TEST = default_splits(root)[1]
-    if args.weights:
-        cfg.MODEL.WEIGHTS = args.weights
-    elif not args.pretrained:
-        cfg.MODEL.WEIGHTS = ""
+    if args.backbone:
+        use_backbone(cfg, args.backbone)
+    start = resolve_start(args.start or ("imagenet" if args.pretrained else "random"), args.model)
+    if start is not None:
+        cfg.MODEL.WEIGHTS = start
     # The recipe is scaled to the processes; what the user asks for is taken as it is.
     asked = cfg.clone()
     merge_options(asked, args.opts)
@@ -136,7 +136,21 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
         cfg.MODEL.DEVICE = default_device()
     given += _merge_options(cfg, args.opts)
     _check_meta_architecture(cfg, args.model, "OPTS")
-    return Experiment(cfg, name, recipe, given)
+    return Experiment(cfg, run_names(args)[is_sample and not args.config], recipe, given)
+
+
+def configuration_file(args: argparse.Namespace) -> tuple[Path, bool]:
+    """The configuration that a command line means, and whether it is that of a whole detector of others.
+
+    It is one of one's own, the leaf of the recipe, or, where no recipe is named, the leaf that a whole detector to
+    start from belongs to.
+    """
+    start = resolve_start(args.start, args.model) if args.start else None
+    found = identify(start) if start else None
+    if args.config:
+        return args.config, bool(found)
+    leaf = found.leaf if found and not args.recipe else leaf_name(args.model, args.recipe or "best")
+    return CONFIGS / f"{leaf}.yaml", bool(found)
 
 
 def resumed_experiment(args: argparse.Namespace, run: Path) -> Experiment:
@@ -150,8 +164,8 @@ def resumed_experiment(args: argparse.Namespace, run: Path) -> Experiment:
     recipe.DATASETS.ROOT = args.data or recipe.DATASETS.ROOT
     register_voc(Path(recipe.DATASETS.ROOT))
     cfg = recipe.clone()
-    if args.weights and args.weights != recipe.MODEL.WEIGHTS:
-        raise UserError(f"{args.weights}: {run} goes on from its own model_last.pth; leave WEIGHTS or RESUME=1 out")
+    if args.start and resolve_start(args.start, args.model) not in (None, recipe.MODEL.WEIGHTS):
+        raise UserError(f"{args.start}: {run} goes on from its own model_last.pth; leave START or RESUME=1 out")
     given = _merge_options(cfg, args.opts)
     for key in given:
         old, new = value_of(recipe, key), value_of(cfg, key)
@@ -181,10 +195,10 @@ def _merge_options(cfg: CfgNode, options: Sequence[str]) -> list[str]:
     return given
 
 
-def run_names(model: str, recipe: str = "best", config: Path | None = None) -> list[str]:
-    """Names that the runs of a model and a recipe, or a configuration of one's own, may have, on whatever data."""
-    name = leaf_name(model, recipe)
-    return [config.stem] if config else [name, f"{name}-sample"]
+def run_names(args: argparse.Namespace) -> list[str]:
+    """Names that the runs of a command line may have: on data and, but for a configuration of one's own, the sample."""
+    name = configuration_file(args)[0].stem + (f"_{args.backbone}" if args.backbone else "")
+    return [name] if args.config else [name, f"{name}-sample"]
 
 
 def newest_run(args: argparse.Namespace) -> Path:
@@ -193,15 +207,28 @@ def newest_run(args: argparse.Namespace) -> Path:
     Raises:
         UserError: there is none.
     """
-    names = run_names(args.model, args.recipe, args.config)
+    names = run_names(args)
     if args.data and len(names) > 1:
         names = [names[resolve_data_root(args.data, [])[1]]]
     return run_to_resume(args.output, names)
 
 
-def newest_detector(output: Path, model: str, recipe: str = "best", config: Path | None = None) -> Path | None:
-    """`model_best.pth` of the newest run that `run_names` names; None if there is none."""
-    return newest_weights(run for name in run_names(model, recipe, config) for run in find_run_folders(output, name))
+def newest_detector(output: Path, model: str, recipe: str | None = None, config: Path | None = None) -> Path | None:
+    """`model_best.pth` of the newest run of a model; None if there is none.
+
+    Args:
+        output: folder of all runs.
+        model: see `detection.config.LEAF`.
+        recipe: only runs of this recipe.
+        config: only runs of this configuration of one's own.
+    """
+    if config or recipe:
+        name = config.stem if config else leaf_name(model, recipe or "best")
+        names = [name] if config else [name, f"{name}-sample"]
+        return newest_weights(run for name in names for run in find_run_folders(output, name))
+    wanted = re.compile(rf"^  META_ARCHITECTURE: ({'|'.join(META_ARCHITECTURES[model])})$", re.MULTILINE)
+    configurations = [path for path in output.glob("*/config.yaml") if wanted.search(path.read_text(errors="replace"))]
+    return newest_weights(path.parent for path in configurations)
 
 
 def recorded(folder: Path, cfg: CfgNode, **facts: object) -> contextlib.AbstractContextManager[None]:

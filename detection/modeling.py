@@ -8,10 +8,12 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model as build_detectron2_model
 from torch import nn
 
+from common.errors import UserError
 from common.runtime import resolve_precision
 from detection import meta_arch as meta_arch  # registers it
-from detection.checkpoint import load_weights
+from detection.checkpoint import load_initial_weights, load_weights
 from detection.config import RecordingCfg, blamed_on, read_run_cfg
+from detection.starts import foreign_cfg, resolve_start, set_classes
 from detection.yolov3.darknet import fold_batch_norm
 
 
@@ -24,22 +26,49 @@ def build_model(cfg: CfgNode) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
 
-def load_detector(weights: Path, options: Sequence[str] = ()) -> tuple[CfgNode, nn.Module]:
-    """A trained detector in inference mode, with the configuration that lies beside its weights.
+def load_detector(
+    weights: str | Path, options: Sequence[str] = (), model: str = "faster_rcnn", classes: Sequence[str] | None = None
+) -> tuple[CfgNode, nn.Module]:
+    """A trained detector in inference mode, with its configuration.
 
     It is for inference only: YOLOv3's BatchNorm is folded into its convolutions, which changes nothing but roundings.
 
     Args:
-        weights: a checkpoint in its run folder.
+        weights: a run folder or a checkpoint in one; or another whole detector, see `detection.starts`.
         options: KEY VALUE pairs over the configuration.
+        model: which detector "coco" means.
+        classes: what a detector of others is to detect, of its own classes those that have these names; default all.
 
     Raises:
         UserError: weights or configuration are missing, broken, or do not fit each other.
     """
-    cfg = RecordingCfg(read_run_cfg(weights.parent, options))
+    source = resolve_start(str(weights), model)
+    if not source:
+        raise UserError(f"{weights}: is no trained detector; expected a run folder, a checkpoint in one, or coco")
+    cfg = RecordingCfg(read_detector_cfg(source, options))
+    is_run = (Path(source).parent / "config.yaml").is_file()
+    if classes and not is_run:
+        set_classes(cfg, classes)
     with blamed_on(options[::2]):
-        model = build_model(cfg)
-    load_weights(model, weights)
-    model.eval()
-    fold_batch_norm(model, resolve_precision(cfg.MODEL.PRECISION, torch.device(cfg.MODEL.DEVICE)))
-    return cfg, model
+        detector = build_model(cfg)
+    if is_run:
+        load_weights(detector, source)
+    else:
+        load_initial_weights(detector, cfg)
+    detector.eval()
+    fold_batch_norm(detector, resolve_precision(cfg.MODEL.PRECISION, torch.device(cfg.MODEL.DEVICE)))
+    return cfg, detector
+
+
+def read_detector_cfg(source: str | Path, options: Sequence[str] = ()) -> CfgNode:
+    """The configuration of a whole detector: the one beside its weights, or that of a detector of others.
+
+    Args:
+        source: `MODEL.WEIGHTS`, see `detection.starts.resolve_start`.
+        options: KEY VALUE pairs over it.
+
+    Raises:
+        UserError: there is none, it is broken, or an option is wrong.
+    """
+    run = Path(source).parent
+    return read_run_cfg(run, options) if (run / "config.yaml").is_file() else foreign_cfg(str(source), options)

@@ -9,11 +9,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from detectron2.data import MetadataCatalog
+
+from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
 from common.log import RunLog
 from common.processes import is_main_process, join_processes, leave_processes, on_main_process
 from common.run_folder import create_run_folder, write_atomically, write_results
-from detection.config import LEAF, RecordingCfg, blamed_on, read_run_cfg, refuse_unread
+from detection.config import LEAF, RECIPES, RecordingCfg, blamed_on, refuse_unread
 from detection.experiment import (
     check_classes,
     check_datasets,
@@ -25,7 +28,8 @@ from detection.experiment import (
     run_names,
 )
 from detection.hooks import METRIC
-from detection.modeling import load_detector
+from detection.modeling import load_detector, read_detector_cfg
+from detection.starts import resolve_start
 from detection.trainer import Evaluator, Trainer
 from detection.voc import default_splits, register_voc
 
@@ -76,31 +80,42 @@ def eval_only(args: argparse.Namespace) -> None:
     Raises:
         UserError: there are no weights, or data or classes do not fit them.
     """
-    weights = Path(args.weights) if args.weights else newest_detector(args.output, args.model, args.recipe, args.config)
-    if weights is None:
-        name = run_names(args.model, args.recipe, args.config)[0]
-        raise UserError(f"{args.output}: no trained {name} in it; expected WEIGHTS=path, or train first")
-    cfg, model = load_detector(weights, args.opts)
-    if args.data:
-        cfg.DATASETS.ROOT = args.data
-    register_voc(Path(cfg.DATASETS.ROOT))
-    if args.data:
-        cfg.DATASETS.TRAIN, test = default_splits(Path(args.data))
+    start = resolve_start(args.start, args.model) if args.start else None
+    source = start or newest_detector(args.output, args.model, args.recipe, args.config)
+    if source is None:
+        name = run_names(args)[0]
+        raise UserError(f"{args.output}: no trained {name} in it; expected WEIGHTS=path, START=coco, or train first")
+    weights = Path(source)
+    is_run = (weights.parent / "config.yaml").is_file()
+    if not is_run and (args.recipe or args.config or args.backbone):
+        raise UserError(f"{args.start}: has a configuration of its own; leave RECIPE, CONFIG and BACKBONE out")
+    root, classes = Path(args.data) if args.data else None, None
+    if not is_run:
+        root = on_main_process(resolve_data_root, args.data, ["VOC2007", "VOC2012"])[0]
+    if root is not None:
+        register_voc(root)
+        train, test = default_splits(root)
+        classes = None if is_run else list(MetadataCatalog.get(test[0]).thing_classes)
+    cfg, model = load_detector(source, args.opts, args.model, classes)
+    if root is None:
+        register_voc(Path(cfg.DATASETS.ROOT))
+    else:
+        cfg.DATASETS.ROOT, cfg.DATASETS.TRAIN = str(root), train
         if "DATASETS.TEST" not in args.opts[::2]:
             cfg.DATASETS.TEST = test
     check_datasets(cfg)
     check_classes(cfg, weights)
     evaluator = Evaluator(cfg)
-    refuse_unread(cfg, read_run_cfg(weights.parent), args.opts[::2])
-    folder = weights.parent / "evaluation"
-    folder.mkdir(exist_ok=True)
-    with recorded(folder, cfg, weights=str(weights)):
+    refuse_unread(cfg, read_detector_cfg(source), args.opts[::2])
+    folder = (weights.parent if is_run else args.output / "starts" / weights.stem) / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    with recorded(folder, cfg, weights=str(source)):
         metrics = evaluator.evaluate(model)
         evaluator.write(folder)
     if is_main_process():
         logger.info(
             "%s on %s: %s; files in %s",
-            weights, ", ".join(cfg.DATASETS.TEST),
+            source, ", ".join(cfg.DATASETS.TEST),
             "  ".join(f"{key} {value:.4f}" for key, value in metrics.items()), folder,
         )  # fmt: skip
 
@@ -110,11 +125,17 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=sorted(LEAF), default="faster_rcnn")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--recipe", choices=["best", "study"], default="best")
+    choice.add_argument("--recipe", choices=RECIPES, help="default best, or that of a whole detector to start from")
     choice.add_argument("--config", type=Path, help="a YAML of your own over those of detection/configs")
     parser.add_argument("--data", help="data root, or one folder in VOC layout; default datasets/, else the sample")
-    parser.add_argument("--weights", help="file to start from, or to evaluate")
-    parser.add_argument("--pretrained", type=int, choices=[0, 1], default=1, help="0 starts from random weights")
+    parser.add_argument(
+        *("--start", "--weights"),
+        help="coco, imagenet, random, a file, a run folder or a name of a hub to start from, or to evaluate",
+    )
+    parser.add_argument(
+        "--pretrained", type=int, choices=[0, 1], default=1, help="0 is --start random, where no start is given"
+    )
+    parser.add_argument("--backbone", help="any network of timm with strides 8 to 32, of 4 too for Faster R-CNN")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("--resume", action="store_true", help="go on with the newest run of this name")
     parser.add_argument("--eval-only", action="store_true")

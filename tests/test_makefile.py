@@ -79,7 +79,7 @@ def test_every_target_that_runs_python_sets_up_first() -> None:
         ),
         (
             ["eval-frcnn", "WEIGHTS=my run/model_best.pth"],
-            ["--eval-only", "--weights my run/model_best.pth"],
+            ["--eval-only", "--start my run/model_best.pth"],
             ["--resume"],
         ),
         (

@@ -40,6 +40,24 @@ def convolutions(model: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.Module | None
             yield module, None if isinstance(following, nn.Conv2d) else following
 
 
+def is_darknet_file(path: Path) -> bool:
+    """Whether a file begins as Darknet's do, with a version of 0.1 or 0.2, whatever its name."""
+    with path.open("rb") as file:
+        header = np.frombuffer(file.read(12).ljust(12, b"\xff"), "<i4").tolist()
+    return header[0] == 0 and header[1] in (1, 2) and 0 <= header[2] < 10
+
+
+def count_values(path: Path) -> int:
+    """How many float32 values follow a file's header."""
+    with path.open("rb") as file:
+        return (path.stat().st_size - _header_size(file.read(8))) // 4
+
+
+def _header_size(version: bytes) -> int:
+    major, minor = np.frombuffer(version.ljust(8, b"\0"), "<i4").tolist()
+    return 20 if major * 10 + minor >= 2 else 16
+
+
 def read_darknet_weights(path: Path, model: nn.Module, partly: bool = False) -> DarknetFile:
     """Fills `model` with the values of a `.weights` file.
 
@@ -60,8 +78,7 @@ def read_darknet_weights(path: Path, model: nn.Module, partly: bool = False) -> 
         raise UserError(f"{path}: no such file; expected Darknet's .weights")
     _check_arithmetic(path, model)
     content = path.read_bytes()
-    major, minor = np.frombuffer(content[:8].ljust(8, b"\0"), "<i4").tolist()
-    start = 20 if major * 10 + minor >= 2 else 16
+    start = _header_size(content[:8])
     if len(content) < start or (len(content) - start) % 4:
         raise UserError(f"{path}: {len(content):,} bytes are no header and whole values; is the file complete?")
     seen = int.from_bytes(content[12:start], "little")

@@ -1,0 +1,188 @@
+"""What a detector starts from: `START=coco | imagenet | random`, a file, a run folder, or a name of a hub.
+
+Weights of a classifier fill a backbone. A whole detector of others is one that a leaf `detection/configs/*_coco.yaml`
+describes: it can be used and evaluated as it is, and trained further. A file is known by what it holds, not by its
+name.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import timm
+import torch
+import torchvision
+from detectron2.config import CfgNode
+
+from common.errors import UserError
+from common.runtime import default_device
+from common.weights import LOCAL_WEIGHTS
+from detection.classes import COCO_CLASSES
+from detection.config import CONFIGS, get_cfg, leaf_name, merge_file, merge_options
+from detection.timm_backbone import normalisation_of
+from detection.voc import VOC_CLASSES
+from detection.yolov3.darknet_weights import count_values, is_darknet_file
+
+# Of Darknet's detectors: how many values a file holds that belong to no class, and how many more for each class.
+DARKNET_VALUES = {"yolov3_darknet53_coco": (61_570_957, 5_385), "yolov3_tiny_coco": (8_673_934, 2_310)}
+DARKNET_URL = "https://data.pjreddie.com/files/"
+DARKNET_MD5 = {
+    "yolov3.weights": "c84e5b99d0e52cd466ae710cadf6d84c",
+    "yolov3-tiny.weights": "3bcd6b390912c18924b46b26a9e7ff53",
+}
+
+
+class ForeignDetector(NamedTuple):
+    """A whole detector of others.
+
+    Attributes:
+        leaf: name of the configuration that computes as it does.
+        classes: what it detects, in the order of its outputs.
+    """
+
+    leaf: str
+    classes: tuple[str, ...]
+
+
+def resolve_start(start: str, model: str) -> str | None:
+    """The `MODEL.WEIGHTS` that a start means; None leaves those of the recipe.
+
+    Args:
+        start: as the user gives it.
+        model: the detector, see `detection.config.LEAF`.
+
+    Raises:
+        UserError: a run folder holds no trained model.
+    """
+    if start == "imagenet":
+        return None
+    if start == "random":
+        return ""
+    if start == "coco":
+        return read_leaf(leaf_name(model, "coco")).MODEL.WEIGHTS
+    if Path(start).is_dir():
+        if not (Path(start) / "model_best.pth").is_file():
+            raise UserError(f"{start}: holds no model_best.pth; expected the folder of a run that has been evaluated")
+        return f"{start}/model_best.pth"
+    if "://" in start or Path(start).is_file():
+        return start
+    if start in DARKNET_MD5:
+        return f"darknet://{start}"
+    if start in torchvision.models.list_models(module=torchvision.models.detection):
+        weights = torchvision.models.get_model_weights(start).DEFAULT
+        return f"torchvision://{weights}"
+    return f"timm://{start}" if timm.is_model(start) else start
+
+
+def read_leaf(leaf: str, options: Sequence[str] = ()) -> CfgNode:
+    """The configuration of that name in `detection/configs`, with KEY VALUE pairs over it."""
+    cfg = get_cfg()
+    merge_file(cfg, CONFIGS / f"{leaf}.yaml")
+    cfg.MODEL.DEVICE = default_device()
+    merge_options(cfg, options)
+    return cfg
+
+
+def identify(weights: str) -> ForeignDetector | None:
+    """Which whole detector of others `MODEL.WEIGHTS` names; None where it is none, or one of a run of this project.
+
+    Raises:
+        UserError: a file of Darknet's detectors has classes of its own and no list of their names beside it.
+    """
+    if "://" in weights:
+        leaves = sorted(path.stem for path in CONFIGS.glob("*_coco.yaml"))
+        leaf = next((leaf for leaf in leaves if weights == read_leaf(leaf).MODEL.WEIGHTS), None)
+        return ForeignDetector(leaf, COCO_CLASSES) if leaf else None
+    path = Path(weights)
+    if not path.is_file() or not is_darknet_file(path):
+        return None
+    for leaf, (fixed, per_class) in DARKNET_VALUES.items():
+        num_classes, rest = divmod(count_values(path) - fixed, per_class)
+        if num_classes > 0 and not rest:
+            return ForeignDetector(leaf, _darknet_classes(path, num_classes))
+    return None
+
+
+def _darknet_classes(path: Path, num_classes: int) -> tuple[str, ...]:
+    """The names in the file's .names, one a line, as Darknet keeps them; else COCO's eighty or VOC's twenty."""
+    names = path.with_suffix(".names")
+    if names.is_file():
+        found = tuple(line.strip() for line in names.read_text().splitlines() if line.strip())
+    else:
+        found = next((known for known in (COCO_CLASSES, VOC_CLASSES) if len(known) == num_classes), ())
+    if len(found) != num_classes:
+        raise UserError(
+            f"{path}: detects {num_classes} classes, {names} has {len(found)} names; expected that file with a name a "
+            "line, in Darknet's order"
+        )
+    return found
+
+
+def foreign_cfg(weights: str, options: Sequence[str] = ()) -> CfgNode:
+    """The configuration of a whole detector of others, with its classes.
+
+    Args:
+        weights: see `resolve_start`.
+        options: KEY VALUE pairs over it.
+
+    Raises:
+        UserError: it is none that is known.
+    """
+    found = identify(weights)
+    if found is None:
+        known = (
+            "no such file" if not ("://" in weights or Path(weights).exists()) else "no whole detector that is known"
+        )
+        raise UserError(
+            f"{weights}: {known}; expected a run folder or a checkpoint in one, coco, or Darknet's yolov3.weights or "
+            "yolov3-tiny.weights"
+        )
+    cfg = read_leaf(found.leaf, options)
+    cfg.MODEL.WEIGHTS = weights
+    set_classes(cfg, found.classes)
+    return cfg
+
+
+def set_classes(cfg: CfgNode, classes: Sequence[str]) -> None:
+    """Sets names and number of the classes, in the order of their ids."""
+    cfg.MODEL.CLASSES = list(classes)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.YOLOV3.NUM_CLASSES = len(classes)
+
+
+def darknet_file(name: str) -> Path:
+    """One of Darknet's published files: in `weights/`, or torch's cache, which it is fetched into.
+
+    Raises:
+        UserError: it is unknown, or not what was published.
+        OSError: it cannot be fetched.
+    """
+    if name not in DARKNET_MD5:
+        raise UserError(f"darknet://{name}: no such file; expected {' or '.join(DARKNET_MD5)}")
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
+    path = next((path for path in (LOCAL_WEIGHTS / name, cached) if path.is_file()), None)
+    if path is None:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(DARKNET_URL + name, str(cached))
+        path = cached
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "md5").hexdigest()
+    if digest != DARKNET_MD5[name]:
+        raise UserError(f"{path}: its md5 is {digest}, expected {DARKNET_MD5[name]}: delete it and fetch it again")
+    return path
+
+
+def use_backbone(cfg: CfgNode, name: str) -> None:
+    """Puts a timm network below a detector: its ImageNet weights, unless it is to be random, and its normalisation.
+
+    Raises:
+        UserError: timm does not know it.
+    """
+    cfg.MODEL.DARKNET.NAME = name
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = normalisation_of(name)
+    if cfg.MODEL.WEIGHTS:
+        cfg.MODEL.WEIGHTS = f"timm://{name}"
+    if cfg.MODEL.META_ARCHITECTURE == "YOLOv3":
+        cfg.MODEL.BACKBONE.NAME = "Darknet"
+    else:
+        cfg.MODEL.BACKBONE.NAME = "build_timm_fpn_backbone"

@@ -1,0 +1,237 @@
+"""What a detector starts from: files known by what they hold, whole detectors of others, classes carried over."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from safetensors.torch import save_file
+from torch import nn
+
+from common.errors import UserError
+from common.weights import read_checkpoint, save_checkpoint
+from detection import starts
+from detection.checkpoint import load_initial_weights
+from detection.classes import COCO_CLASSES, pair_classes
+from detection.config import CONFIGS, get_cfg, merge_file
+from detection.modeling import load_detector
+from detection.starts import foreign_cfg, identify, read_leaf, resolve_start, set_classes
+from detection.voc import VOC_CLASSES
+from detection.yolov3.darknet_weights import write_darknet_weights
+from tests.detection.runs import assert_one_line
+
+OWN = ["dog", "zebra fish", "couch"]  # two of COCO's and one that no one knows
+
+
+def tiny(classes: list[str] | tuple[str, ...]) -> tuple[nn.Module, CfgNode]:
+    """yolov3-tiny in Darknet's arithmetic, every value drawn."""
+    cfg = read_leaf("yolov3_tiny_coco", ["MODEL.DEVICE", "cpu", "MODEL.PRECISION", "float32"])
+    set_classes(cfg, classes)
+    torch.manual_seed(len(classes))
+    model = build_model(cfg).eval()
+    for name, value in model.state_dict().items():
+        if value.dim() == 1 and value.is_floating_point() and "pixel" not in name:
+            value.uniform_(0.5, 1.5)
+    return model, cfg
+
+
+@pytest.fixture(scope="module")
+def coco_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """yolov3-tiny for COCO as Darknet would have written it, under a name that says nothing."""
+    path = tmp_path_factory.mktemp("darknet") / "weights.bin"
+    write_darknet_weights(path, tiny(COCO_CLASSES)[0])
+    return path
+
+
+def raw_predictions(model: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+    """(anchors, 5 + classes, H, W) of each level."""
+    with torch.no_grad():
+        features = model.backbone(image)
+        levels = model.head([features[name] for name in model.head_in_features])
+    return [level[0].unflatten(0, (3, -1)) for level in levels]
+
+
+def test_cocos_names_and_vocs_are_paired() -> None:
+    pairs = {VOC_CLASSES[new]: COCO_CLASSES[old] for old, new in pair_classes(COCO_CLASSES, VOC_CLASSES)}
+    assert len(pairs) == 20
+    others = {
+        "aeroplane": "airplane",
+        "motorbike": "motorcycle",
+        "diningtable": "dining table",
+        "pottedplant": "potted plant",
+        "sofa": "couch",
+        "tvmonitor": "tv",
+    }
+    assert pairs == {**{name: name for name in VOC_CLASSES}, **others}
+    assert pair_classes(["Dining_Table", "hot-dog"], ["dog", "diningtable", "hot dog", "zebra"]) == [(0, 1), (1, 2)]
+
+
+def test_yolov3_detects_the_classes_it_knows_before_its_first_step(
+    coco_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, _ = tiny(COCO_CLASSES)
+    model, cfg = tiny(OWN)
+    cfg.MODEL.WEIGHTS = str(coco_file)
+    before = raw_predictions(model, image := torch.rand(1, 3, 64, 96))
+    with caplog.at_level(logging.INFO, "detection"):
+        load_initial_weights(model, cfg)
+    assert "Classes carried over by name: dog, couch; random: zebra fish" in caplog.text
+    for mine, theirs, mine_before in zip(
+        raw_predictions(model, image), raw_predictions(source, image), before, strict=True
+    ):
+        for here, there in (*((place, place) for place in range(5)), (5, 5 + 16), (7, 5 + 57)):  # dog, couch
+            torch.testing.assert_close(mine[:, here], theirs[:, there])
+        assert not torch.equal(mine[:, 6], mine_before[:, 6])  # its features are COCO's now, its own rows are not
+    fresh = dict(tiny(OWN)[0].named_parameters())
+    for name, value in model.named_parameters():
+        if name.endswith("prediction.weight"):
+            assert torch.equal(value.view(3, 8, -1)[:, 6], fresh[name].view(3, 8, -1)[:, 6])
+
+
+def test_faster_rcnn_carries_classes_over(tmp_path: Path, tiny_opts: list[str]) -> None:
+    """From a run whose configuration names its classes; box deltas and background go along."""
+
+    def detector(classes: list[str]) -> tuple[nn.Module, CfgNode]:
+        cfg = get_cfg()
+        merge_file(cfg, CONFIGS / "Base-FasterRCNN.yaml")
+        cfg.merge_from_list(tiny_opts)
+        cfg.MODEL.DEVICE, cfg.MODEL.PRECISION = "cpu", "float32"
+        set_classes(cfg, classes)
+        return build_model(cfg).eval(), cfg
+
+    source, source_cfg = detector(["cat", "sofa", "dog"])
+    nn.init.normal_(source.roi_heads.box_predictor.cls_score.bias)
+    save_checkpoint(tmp_path / "model_best.pth", {"model": source.state_dict()})
+    (tmp_path / "config.yaml").write_text(source_cfg.dump())
+    model, cfg = detector(OWN)
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model_best.pth")
+    load_initial_weights(model, cfg)
+    pooled = torch.randn(4, source.roi_heads.box_predictor.cls_score.in_features)
+    scores, deltas = model.roi_heads.box_predictor(pooled)
+    expected_scores, expected_deltas = source.roi_heads.box_predictor(pooled)
+    torch.testing.assert_close(scores[:, [0, 2, 3]], expected_scores[:, [2, 1, 3]])  # dog, couch, background
+    torch.testing.assert_close(deltas.view(4, 3, 4)[:, [0, 2]], expected_deltas.view(4, 3, 4)[:, [2, 1]])
+
+
+def test_equal_numbers_of_other_classes_are_no_equal_classes(coco_file: Path) -> None:
+    """Eighty classes in another order: each gets its own rows."""
+    source, _ = tiny(COCO_CLASSES)
+    model, cfg = tiny(COCO_CLASSES[::-1])
+    cfg.MODEL.WEIGHTS = str(coco_file)
+    load_initial_weights(model, cfg)
+    image = torch.rand(1, 3, 64, 64)
+    for mine, theirs in zip(raw_predictions(model, image), raw_predictions(source, image), strict=True):
+        torch.testing.assert_close(mine[:, 5:].flip(1), theirs[:, 5:])
+
+
+def test_darknets_detectors_are_known_by_their_size(coco_file: Path, tmp_path: Path) -> None:
+    assert identify(str(coco_file)) == ("yolov3_tiny_coco", COCO_CLASSES)
+    own = tmp_path / "own.weights"
+    write_darknet_weights(own, tiny(OWN)[0])
+    with pytest.raises(UserError, match=rf"{own}: detects 3 classes, {own.with_suffix('.names')} has 0 names"):
+        identify(str(own))
+    own.with_suffix(".names").write_text("\n".join(OWN) + "\n")
+    assert identify(str(own)) == ("yolov3_tiny_coco", tuple(OWN))
+    # A backbone alone, as darknet53.conv.74 is one, is no detector.
+    write_darknet_weights(tmp_path / "tiny.conv.13", tiny(OWN)[0].backbone)
+    assert identify(str(tmp_path / "tiny.conv.13")) is None
+
+
+@pytest.mark.parametrize("leaf", sorted(starts.DARKNET_VALUES))
+def test_sizes_are_those_of_the_networks(leaf: str) -> None:
+    counts = []
+    for classes in (1, 3):
+        cfg = read_leaf(leaf, ["MODEL.DEVICE", "meta"])
+        set_classes(cfg, [str(number) for number in range(classes)])
+        state = build_model(cfg).state_dict()
+        counts.append(sum(v.numel() for name, v in state.items() if "num_batches" not in name and "pixel" not in name))
+    fixed, per_class = starts.DARKNET_VALUES[leaf]
+    assert counts == [fixed + per_class, fixed + 3 * per_class]
+
+
+def test_a_detector_of_others_is_used_as_it_is(coco_file: Path) -> None:
+    cfg, model = load_detector(coco_file, ["MODEL.DEVICE", "cpu"])
+    assert list(COCO_CLASSES) == cfg.MODEL.CLASSES
+    (found,) = model([{"image": torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)}])
+    assert found["instances"].pred_classes.max() < 80
+
+
+@pytest.mark.parametrize(
+    ("start", "weights"),
+    [
+        ("imagenet", None),
+        ("random", ""),
+        ("coco", "darknet://yolov3.weights"),
+        ("yolov3-tiny.weights", "darknet://yolov3-tiny.weights"),
+        ("resnet18", "timm://resnet18"),
+        ("fasterrcnn_resnet50_fpn", "torchvision://FasterRCNN_ResNet50_FPN_Weights.COCO_V1"),
+        ("timm://resnet18", "timm://resnet18"),
+        ("somewhere/else.pth", "somewhere/else.pth"),
+    ],
+)
+def test_words_of_a_start(start: str, weights: str | None) -> None:
+    assert resolve_start(start, "yolov3") == weights
+
+
+def test_run_folders_are_starts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no model_best\.pth"):
+        resolve_start(str(tmp_path), "yolov3")
+    (tmp_path / "model_best.pth").touch()
+    assert resolve_start(str(tmp_path), "yolov3") == f"{tmp_path}/model_best.pth"
+
+
+def test_files_in_weights_serve_for_the_hubs(coco_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("weights").mkdir()
+    Path("weights/yolov3-tiny.weights").write_bytes(coco_file.read_bytes())
+    cfg = foreign_cfg("darknet://yolov3-tiny.weights", ["MODEL.DEVICE", "cpu"])
+    with pytest.raises(UserError, match=r"weights/yolov3-tiny\.weights: its md5 is .*, expected 3bcd6b39"):
+        load_initial_weights(build_model(cfg), cfg)
+    torch.save(nn.Linear(1, 1).state_dict(), "weights/resnet18-f37072fd.pth")
+    cfg.MODEL.WEIGHTS = "torchvision://ResNet18_Weights.IMAGENET1K_V1"
+    with pytest.raises(UserError, match="does not fit the model"):  # it was read
+        load_initial_weights(build_model(cfg), cfg)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "is a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html>Not found</html>", "is a web page"),
+    ],
+)
+def test_what_is_saved_instead_of_weights(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=expected):
+        read_checkpoint(path)
+
+
+def test_first_bytes_say_what_a_file_is(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "model.pth")
+    assert torch.equal(read_checkpoint(tmp_path / "model.pth")["model"]["a"], torch.ones(2))
+    torch.save({"a": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert torch.equal(read_checkpoint(tmp_path / "model.safetensors")["model"]["a"], torch.ones(2))
+
+
+def test_evaluated_without_a_run(detector, coco_file: Path) -> None:
+    flags = ("--model", "yolov3", "--eval-only", "--start", str(coco_file))
+    sizes = ("INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "64")
+    code, printed = detector.later("evaluated start", "--data", str(detector.data), *flags, opts=sizes)
+    assert code == 0, printed
+    assert "Classes carried over by name: none" in printed
+    (folder,) = (detector.output / "evaluated start" / "starts").iterdir()
+    assert set(json.loads((folder / "evaluation" / "evaluation.json").read_text())) >= {"AP50_11point"}
+
+
+def test_contradictions_are_refused(detector, coco_file: Path) -> None:
+    whole = ("--model", "yolov3", "--start", str(coco_file))
+    for flags, expected in (
+        ((*whole, "--eval-only", "--recipe", "study"), "has a configuration of its own; leave RECIPE"),
+        (("--start", str(coco_file)), "MODEL.META_ARCHITECTURE is YOLOv3, expected FasterRCNN"),
+        (("--eval-only", "--start", "nowhere.weights"), "nowhere.weights: no such file"),
+    ):
+        assert_one_line(detector.later("contradictions", "--data", str(detector.data), *flags), expected)
