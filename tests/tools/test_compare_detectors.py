@@ -165,7 +165,7 @@ def test_what_is_missing_or_does_not_fit_is_told_in_one_line(runs, tmp_path, cap
     assert "('voc_dev',)" in error_of(capsys, "--split", "voc_dev", *both)
     assert "no such file" in error_of(capsys, tmp_path / "none.jpg", *both)
     photo.write_bytes(b"no image")
-    assert "cannot be read as an image" in error_of(capsys, photo, *both)
+    assert "none of the 1 files could be read" in error_of(capsys, photo, *both)
 
     stranger = ("--frcnn", runs["frcnn"], "--yolov3", runs["other data"], "--out", tmp_path / "out")
     assert "DATA=" in error_of(capsys, *stranger)
