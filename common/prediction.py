@@ -184,6 +184,8 @@ def as_pixels(image: Source) -> Tensor:
         return read_image(Path(image))
     if isinstance(image, Image.Image):
         image = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    if isinstance(image, np.ndarray) and not image.flags.writeable:
+        image = image.copy()  # or torch would warn of a tensor that could write to it
     pixels = torch.as_tensor(image)
     if isinstance(image, np.ndarray) and image.ndim == 2:
         pixels = pixels.expand(3, -1, -1)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from detection.dataset_mapper import DatasetMapper
 from detection.modeling import load_detector
@@ -110,6 +111,22 @@ def test_photographs_of_several_folders(runs, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "b/same.png" not in printed and "same.png" in printed
     assert f"3 pictures, tables and comparison.json are in {out}" in printed
+
+
+def test_an_odd_photograph_is_left_out_and_nothing_is_overwritten(runs, tmp_path, capsys):
+    photos = tmp_path / "pictures"
+    for seed, name in enumerate(("a.png", "b.png")):
+        draw_photograph(photos / name, seed)
+    (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:60])
+    Image.new("RGB", (3000, 2)).save(photos / "thin.png")
+    before = {path: path.read_bytes() for path in photos.iterdir()}
+    words = [photos, "--frcnn", runs["frcnn"], "--yolov3", runs["yolov3"], "--out"]
+    assert "pictures/a.png: is one of the files to read" in error_of(capsys, *words, tmp_path)
+    assert "1 of 4 files could not be read" in error_of(capsys, *words, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())["photographs"]
+    assert [Path(photo["file_name"]).name for photo in found] == ["a.png", "b.png", "thin.png"]
+    assert all((tmp_path / "out" / photo["picture"]).is_file() for photo in found)
+    assert {path: path.read_bytes() for path in photos.iterdir()} == before
 
 
 def test_a_split_gives_the_errors_and_the_ap_of_the_evaluation(runs, tmp_path, capsys):
