@@ -105,7 +105,7 @@ class Picture:
             ink = "white" if np.dot(color, (0.299, 0.587, 0.114)) < 0.6 * 255 else "black"
             draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=tuple(color))
             draw.text((x0 + pad, (y0 + y1) / 2), text, fill=ink, font=font, anchor="lm")
-        self.pixels = np.asarray(canvas).copy()
+        self.pixels = np.array(canvas)
 
 
 def class_colors(names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -129,30 +129,28 @@ def place_labels(boxes: np.ndarray, sizes: np.ndarray, frame: tuple[int, int]) -
         (N, 4), XYXY in whole pixels.
     """
     placed = np.empty((0, 4))
-    for box, size in zip(boxes[::-1], sizes[::-1], strict=True):
-        x0, y0, x1, y1 = box
-        at_corners = [(x, y) for y in (y0 - size[1], y0, y1 - size[1], y1) for x in (x0, x1 - size[0])]
-        most = np.maximum(np.array(frame) - size, 0)
-        spots = np.rint(np.clip(at_corners, 0, most))
-        overlap = _overlaps(spots, size, placed)
-        if overlap.min() > 0:
-            grid = np.meshgrid(
-                *(np.append(np.arange(0, end, step), end) for end, step in zip(most, size / [4, 1], strict=True))
-            )
-            everywhere = np.rint(np.stack([axis.ravel() for axis in grid], axis=1))
-            nearest = np.abs(everywhere - spots[0]).sum(axis=1).argsort(kind="stable")
-            spots = np.concatenate([spots, everywhere[nearest]])
-            overlap = _overlaps(spots, size, placed)
-        spot = spots[overlap.argmin()]  # the first of equals
-        placed = np.concatenate([placed, [[*spot, *(spot + size)]]])
-    return placed[::-1].astype(int)
+    for (x0, y0, x1, y1), (width, height) in zip(boxes[::-1], sizes[::-1], strict=True):
+        most_x, most_y = np.maximum(np.array(frame) - (width, height), 0)
+        left = np.rint(np.clip([x0, x1 - width] * 4, 0, most_x))
+        top = np.rint(np.clip(np.repeat([y0 - height, y0, y1 - height, y1], 2), 0, most_y))
+        shared = (_shared(left, width, placed[:, ::2]) * _shared(top, height, placed[:, 1::2])).sum(axis=1)
+        spot = left[shared.argmin()], top[shared.argmin()]  # the first of equals
+        if shared.min() > 0:
+            columns = np.append(np.arange(0, most_x, width // 4), most_x)
+            rows = np.append(np.arange(0, most_y, height), most_y)
+            shared = _shared(columns, width, placed[:, ::2]) @ _shared(rows, height, placed[:, 1::2]).T
+            distance = np.abs(columns - left[0])[:, None] + np.abs(rows - top[0])
+            if shared.min() == 0:
+                column, row = np.unravel_index(np.where(shared == 0, distance, np.inf).argmin(), shared.shape)
+                spot = columns[column], rows[row]
+        placed = np.concatenate([placed, [[*spot, spot[0] + width, spot[1] + height]]])
+    return np.rint(placed[::-1]).astype(int)
 
 
-def _overlaps(spots: np.ndarray, size: np.ndarray, placed: np.ndarray) -> np.ndarray:
-    """The area that a label of this size, with its upper left corner at each spot (S, 2), shares with others (P, 4)."""
-    low = np.maximum(spots[:, None], placed[None, :, :2])
-    high = np.minimum(spots[:, None] + size, placed[None, :, 2:])
-    return (high - low).clip(min=0).prod(axis=2).sum(axis=1)
+def _shared(starts: np.ndarray, length: float, others: np.ndarray) -> np.ndarray:
+    """What lines of a length, starting at each of (S,), share with others from start to end (P, 2): lengths (S, P)."""
+    shared = np.minimum(starts[:, None] + length, others[:, 1]) - np.maximum(starts[:, None], others[:, 0])
+    return shared.clip(min=0)
 
 
 def beside(panels: Sequence[np.ndarray], captions: Sequence[str], columns: int = 0, title: str = "") -> np.ndarray:
