@@ -13,6 +13,7 @@ from common.errors import UserError, exits_on_user_error
 from common.log import RunLog
 from common.processes import is_main_process, join_processes, leave_processes, on_main_process
 from common.run_folder import create_run_folder, write_atomically, write_results
+from common.runtime import default_device, keep_freed_memory
 from detection.config import LEAF, RecordingCfg, blamed_on, read_run_cfg, refuse_unread
 from detection.experiment import (
     check_classes,
@@ -76,6 +77,8 @@ def eval_only(args: argparse.Namespace) -> None:
     Raises:
         UserError: there are no weights, or data or classes do not fit them.
     """
+    if default_device() == "cpu":
+        keep_freed_memory()
     weights = Path(args.weights) if args.weights else newest_detector(args.output, args.model, args.recipe, args.config)
     if weights is None:
         name = run_names(args.model, args.recipe, args.config)[0]

@@ -29,7 +29,7 @@ from common.images import find_images
 from common.prediction import Prediction, best_weights
 from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import write_atomically
-from common.runtime import available_cores
+from common.runtime import available_cores, keep_freed_memory
 from common.weights import read_checkpoint
 from detection.drawing import Picture, bars, beside, class_colors
 from detection.predict import Detector
@@ -255,6 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: there is no model, or a file that could not be read.
     """
     args = parse_args(argv)
+    keep_freed_memory()
     paths: list[Path] = args.images
     model = load_model(args.weights)
     is_classifier = isinstance(model, BirdClassifier)
