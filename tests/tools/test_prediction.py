@@ -1,5 +1,6 @@
 """Trained models in Python: images in any form, one or many, and what happens to those that are none."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +156,15 @@ def test_the_packages_are_cheap_to_import():
     program = "import sys, detection, classification; print(sorted({'torch', 'detectron2', 'timm'} & {*sys.modules}))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_example_of_the_readme(output, tmp_path, monkeypatch, capsys):
+    (example,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "output").symlink_to(output)
+    draw_scene(48, 64, 0)[0].save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    # Untrained networks are modest.
+    exec(compile(example.replace("score=0.5", "score=0.15"), "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 0
+    assert all(re.fullmatch(r"(red|blue) 0\.\d+ \[.*\]", line) for line in lines)
