@@ -142,8 +142,8 @@ compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs,
 ##@ Use a trained model
 
 .PHONY: predict
-predict: setup ## Runs any trained model: annotated pictures or videos, COCO results, VOC XML [WEIGHTS=run IMAGES="a.jpg dir/ clip.mp4" OUT SCORE=0.5 VOC_XML=1]
-	@$(PY) -m tools.predict $(weights) $(if $(SCORE),--score $(SCORE)) $(if $(filter 1,$(VOC_XML)),--voc-xml) $(out) $(IMAGES)
+predict: setup ## Runs any trained model: annotated pictures or videos, COCO results, VOC XML [WEIGHTS=run IMAGES="a.jpg dir/ clip.mp4" OUT SCORE=0.5 VOC_XML=1 DRAW=0]
+	@$(PY) -m tools.predict $(weights) $(if $(SCORE),--score $(SCORE)) $(if $(filter 1,$(VOC_XML)),--voc-xml) $(if $(filter 0,$(DRAW)),--no-pictures) $(out) $(IMAGES)
 
 .PHONY: app
 app: setup ## Serves a page: drop a photograph, see both detectors, the proposals, the likeliest birds [FRCNN=run YOLOV3=run BIRD=run HOST=127.0.0.1 PORT=7860]

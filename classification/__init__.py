@@ -1,1 +1,22 @@
-"""Bird classification on CUB-200-2011 with timm."""
+"""Bird classification on CUB-200-2011 with timm. In a notebook: `from classification import load`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from classification.predict import BirdClassifier
+
+
+def load(weights: str | Path) -> "BirdClassifier":
+    """A trained classifier: `load("output/resnet18-best").predict("photo.jpg")` gives the likeliest names and scores.
+
+    Args:
+        weights: a run folder, whose `model_best.pth` is meant, or a checkpoint in one.
+
+    Raises:
+        UserError: the file is not a checkpoint of a classifier.
+    """
+    from classification.predict import BirdClassifier  # here, since timm takes seconds to import
+    from common.runtime import default_device
+
+    return BirdClassifier(Path(weights), default_device())

@@ -8,12 +8,14 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from classification.data_loader import read_resized
 from classification.engine import BatchAugmentation
 from classification.model import load_classifier
 from classification.recipe import Recipe, load_recipe
 from common.errors import UserError
+from common.prediction import Prediction, Predictor, best_weights
 from common.run_folder import read_metrics
+
+LONGEST = 16  # times the short side that a photograph is looked at
 
 
 def newest_weights(output: Path) -> Path | None:
@@ -43,19 +45,22 @@ def _validation_top1(weights: Path) -> float:
     return max((row["validation_top1"] for row in read_metrics(weights.parent)), default=0.0)
 
 
-class BirdClassifier:
+class BirdClassifier(Predictor):
     """A trained network with the preparation of images it was trained with.
 
     Args:
-        weights: `model_best.pth` or `model_last.pth` of a run.
+        weights: a run folder, whose `model_best.pth` is meant, or a checkpoint in one.
         device: to compute on.
 
     Raises:
         UserError: the file is not such a checkpoint.
     """
 
+    batch_size = 32
+    min_score = 0.0
+
     def __init__(self, weights: Path, device: torch.device | str = "cpu"):
-        self.model, card = load_classifier(weights)
+        self.model, card = load_classifier(best_weights(weights))
         self.model.to(device)
         self.device = torch.device(device)
         self.class_names: list[str] = card["class_names"]
@@ -63,23 +68,30 @@ class BirdClassifier:
         self._crop = v2.CenterCrop(card["image_size"])
         self._prepare = BatchAugmentation(card["mean"], card["std"])
 
-    def read(self, path: Path) -> Tensor:
-        """The square cut-out of a photograph that the network sees, uint8 (3, S, S).
+    def cut_out(self, pixels: Tensor) -> Tensor:
+        """The square of a photograph, uint8 (3, H, W), RGB, that the network sees, uint8 (3, S, S)."""
+        short, long = sorted(pixels.shape[1:])
+        if long > LONGEST * short:
+            # Resized, the long side would not fit into the memory; what is cut away here is never seen.
+            pixels = v2.functional.center_crop(pixels, [min(side, LONGEST * short) for side in pixels.shape[1:]])
+        return self._crop(v2.functional.resize(pixels, [self._side], antialias=True))
 
-        Raises:
-            UserError: the file is not an image.
-        """
-        return self._crop(read_resized(path, self._side))
+    def prepare(self, pixels: Tensor) -> dict:
+        """The cut-out of an image."""
+        return {"image": self.cut_out(pixels)}
 
-    def cut_out(self, image: Tensor) -> Tensor:
-        """The same of a photograph that is read already, uint8 (3, H, W), RGB."""
-        return self._crop(v2.functional.resize(image, [self._side], antialias=True))
+    def size_of(self, sample: dict) -> tuple[int, ...]:
+        """The same for all."""
+        return tuple(sample["image"].shape)
 
-    def likeliest(self, image: Tensor, count: int = 5) -> dict[str, float]:
-        """The likeliest classes of a cut-out, uint8 (3, S, S), with their probabilities, the likeliest first."""
-        probabilities, labels = self.probabilities(image[None])[0].topk(min(count, len(self.class_names)))
-        names = [self.class_names[label] for label in labels.tolist()]
-        return dict(zip(names, probabilities.tolist(), strict=True))
+    def run(self, samples: list[dict]) -> list[Prediction]:
+        """The five likeliest classes of each image, with their probabilities."""
+        probabilities = self.probabilities(torch.stack([sample["image"] for sample in samples])).double()
+        likeliest = probabilities.topk(min(5, len(self.class_names)))
+        return [
+            Prediction([self.class_names[label] for label in labels], scores.numpy())
+            for labels, scores in zip(likeliest.indices, likeliest.values, strict=True)
+        ]
 
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import to_dtype
 
@@ -25,18 +25,19 @@ def read_image(path: str | Path) -> torch.Tensor:
         uint8 tensor of shape (3, H, W), RGB, 0 to 255; of an animation its first picture.
 
     Raises:
-        UserError: the file is missing or cannot be decoded.
+        UserError: the file is missing, cannot be decoded, or has more than twice Pillow's `MAX_IMAGE_PIXELS`.
     """
     try:
+        with contextlib.suppress(UnidentifiedImageError), Image.open(path) as header:  # the header is all that it reads
+            if header.format == "GIF":  # torchvision would decode all pictures of an animation
+                return torch.from_numpy(np.array(header.convert("RGB"))).permute(2, 0, 1)
         image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, Image.DecompressionBombError) as error:
         # torchvision's message starts with the place in its source.
         reason = "no such file" if not Path(path).exists() else str(error).splitlines()[0].split(", ", 2)[-1]
         raise UserError(
             f"{path}: cannot be read as an image ({reason}); expected a whole JPEG, PNG, GIF or WebP file"
         ) from error
-    if image.dim() == 4:
-        image = image[0]
     return to_dtype(image, torch.uint8, scale=True)  # a PNG may have 16 bits
 
 
@@ -82,10 +83,11 @@ def find_images(names: Sequence[str]) -> list[Path]:
         path = Path(name)
         if path.is_dir():
             matches = sorted(child for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
-        elif "*" in name:
-            matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+        elif path.is_file():  # whatever signs its name has
+            matches = [path]
         else:
-            matches = [path] if path.is_file() else []
+            found_there = Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if "*" in name else ()
+            matches = sorted(child for child in found_there if child.is_file())
         if not matches:
             what = "no image in this folder" if path.is_dir() else "no such file"
             raise UserError(

@@ -1,1 +1,21 @@
-"""Object detection on Pascal VOC with Detectron2."""
+"""Object detection on Pascal VOC with Detectron2. In a notebook: `from detection import load`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detection.predict import Detector
+
+
+def load(weights: str | Path) -> "Detector":
+    """A trained detector: `load("output/faster_rcnn_R_50_FPN").predict("photo.jpg")` gives boxes, scores and names.
+
+    Args:
+        weights: a run folder, whose `model_best.pth` is meant, or a checkpoint in one.
+
+    Raises:
+        UserError: weights or configuration are missing, broken, or do not fit each other.
+    """
+    from detection.predict import Detector  # here, since Detectron2 takes seconds to import
+
+    return Detector(Path(weights))

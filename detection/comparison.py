@@ -1,65 +1,25 @@
 """Two detectors on the same photographs: what each finds, where they agree and where they differ."""
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from detectron2.config import CfgNode
-from torch import nn
 from torchvision.ops import box_iou
 
-from detection.dataset_mapper import DatasetMapper
+from common.prediction import Prediction
 from detection.evaluation import Detections
 
 SAME_PLACE_IOU = 0.5
 
 
-@dataclass
-class Detector:
-    """A trained detector, with the name that tables and pictures give it.
-
-    Attributes:
-        name: a short name.
-        weights: the file of its weights.
-        cfg: its configuration.
-        model: the model in inference mode.
-    """
-
-    name: str
-    weights: Path
-    cfg: CfgNode
-    model: nn.Module
-
-    def detect(self, image: str | Path | torch.Tensor) -> tuple[list[dict], float]:
-        """Finds the objects of a photograph and takes the time.
-
-        Args:
-            image: a file, or its pixels, uint8 (3, H, W), RGB.
-
-        Returns:
-            Dicts of `class` (its name), `score` and `bbox` (x, y, width, height in pixels of the photograph, counted
-            from 0), best first; and milliseconds, from the decoded and resized image to the boxes.
-
-        Raises:
-            UserError: the photograph cannot be read.
-        """
-        source = {"image": image} if isinstance(image, torch.Tensor) else {"file_name": str(image)}
-        entry = DatasetMapper(self.cfg, False)(source)
-        start = time.perf_counter()
-        with torch.inference_mode():
-            instances = self.model([entry])[0]["instances"].to("cpu")  # which waits for a GPU
-        milliseconds = 1000 * (time.perf_counter() - start)
-        instances = instances[instances.scores.argsort(descending=True, stable=True)]
-        boxes = instances.pred_boxes.tensor.double()
-        boxes[:, 2:] -= boxes[:, :2]
-        rows = zip(instances.pred_classes.tolist(), instances.scores.tolist(), boxes.tolist(), strict=True)
-        classes = self.cfg.MODEL.CLASSES
-        return [{"class": classes[label], "score": score, "bbox": box} for label, score, box in rows], milliseconds
+def to_objects(prediction: Prediction) -> list[dict]:
+    """Objects as dicts of `class` (its name), `score` and `bbox` (x, y, width, height), best first."""
+    boxes = np.array(prediction.boxes)
+    boxes[:, 2:] -= boxes[:, :2]
+    rows = zip(prediction.names, prediction.scores.tolist(), boxes.tolist(), strict=True)
+    return [{"class": name, "score": score, "bbox": box} for name, score, box in rows]
 
 
 def corners(objects: Sequence[dict]) -> torch.Tensor:
@@ -93,7 +53,7 @@ def compare(found: Mapping[str, Sequence[dict]]) -> list[dict]:
     pair; of those left over, two of different classes at the same place are paired likewise.
 
     Args:
-        found: name of the detector -> objects as `Detector.detect` gives them, for two detectors.
+        found: name of the detector -> objects as `to_objects` gives them, for two detectors.
 
     Returns:
         Dicts of `agreement` (one of `agreements`), `iou` and, under each detector's name, its object; None where there

@@ -161,6 +161,10 @@ class DatasetMapper:
         entry["image"] = torch.from_numpy(channels)
         return entry
 
+    def test_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what inference makes of an image of this height and width."""
+        return _fit(height, width, self.min_sizes[0], self.max_size)
+
     def square_size(self, batch: int) -> int:
         """Side of the square of this batch, a function of the seed and the batch alone; needs `square_sizes`."""
         if self._is_closing(batch):

@@ -1,112 +1,254 @@
-"""Drawing boxes into photographs: the one routine behind every picture of the project."""
+"""Drawing boxes into photographs: the one routine behind every picture of the project that has no axes."""
 
-from collections.abc import Sequence
+import functools
+import logging
+from collections.abc import Mapping, Sequence
 
+import cv2
+import matplotlib
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from torchvision.ops import box_iou
-from torchvision.transforms.v2.functional import resize
+from matplotlib import colormaps, font_manager
+from matplotlib.colors import Colormap
+from matplotlib.ft2font import FT2Font
+from PIL import Image, ImageDraw, ImageFont
 
-FONT_SIZE = 7  # points
-FULL_FRAME = 5  # inches of the long side of an image alone in its figure
-MIN_SIDE = 640  # pixels of the same, so that labels have room
-MAX_SIDE = 1600  # pixels of an image that a panel can show; a photograph of 50 megapixels takes seconds to draw
+logger = logging.getLogger(__name__)
 
-
-def class_colors(count: int) -> np.ndarray:
-    """One colour a class, as far apart as a colour wheel allows: RGB from 0 to 1, shape (count, 3)."""
-    wheel = colormaps["hsv"](np.arange(count) / max(count, 1))[:, :3]
-    return 0.15 + 0.8 * wheel
+FONT_FILE = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
+MIN_SIDE = 640  # pixels of the long side of a picture, so that labels have room
+MAX_SIDE = 1600  # pixels of the same; more than a screen shows
+LINE = 1 / 320  # thickness of a box, of the long side
+FONT = 1 / 50  # height of the letters of a label, of the long side
+CAPTION = 15  # height of the letters of a caption, in pixels
+GAP = 10  # pixels between panels
 
 
-def side_by_side(image: torch.Tensor, count: int) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels in a row that fit an image (3, H, W), however long or tall, with room for titles."""
-    height, width = image.shape[1:]
-    panel_width = max(min(6.5, 8 * width / height), 3.2)  # inches
-    panel_height = max(min(panel_width * height / width, 8), 1)
-    figure = Figure(figsize=(count * panel_width, panel_height + 0.5), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
-
-
-def full_frame(image: torch.Tensor) -> tuple[Figure, Axes]:
-    """A figure that is the image (3, H, W) and nothing beside it, pixel for pixel between `MIN_SIDE` and `MAX_SIDE`."""
-    height, width = image.shape[1:]
-    side = min(max(height, width, MIN_SIDE), MAX_SIDE)
-    width, height = (max(round(length * side / max(height, width)), 1) for length in (width, height))
-    dpi = side / FULL_FRAME  # lines and labels grow with the image
-    # A hundredth more, since the canvas drops fractions of a pixel.
-    figure = Figure(figsize=((width + 0.01) / dpi, (height + 0.01) / dpi), dpi=dpi)
-    return figure, figure.add_axes((0, 0, 1, 1))
-
-
-def to_pixels(figure: Figure) -> np.ndarray:
-    """Renders a figure: uint8 (H, W, 3), RGB."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def draw_boxes(
-    axes: Axes,
-    image: torch.Tensor | np.ndarray,
-    boxes: torch.Tensor | np.ndarray,
-    colors: np.ndarray,
-    labels: Sequence[str] | None = None,
-) -> None:
-    """Draws an image with boxes over it.
+class Picture:
+    """A photograph to draw on, pixel for pixel where its long side has `MIN_SIDE` to `MAX_SIDE` pixels, else resized.
 
     Args:
-        axes: where to draw; ticks are switched off.
-        image: uint8, (3, H, W) tensor or (H, W, 3) array, RGB.
-        boxes: (N, 4), XYXY in pixels of `image`; the last is drawn on top.
-        colors: (N, 3 or 4), RGB or RGBA from 0 to 1.
-        labels: a text for each box, written at one of its corners; later boxes choose first.
+        image: uint8, (3, H, W), RGB; it is not changed.
+
+    Attributes:
+        height: of the photograph.
+        width: of the photograph.
+        pixels: uint8 (H', W', 3), RGB, with what has been drawn so far.
     """
-    pixels: torch.Tensor = torch.from_numpy(image).permute(2, 0, 1) if isinstance(image, np.ndarray) else image
-    height, width = pixels.shape[1:]
-    if max(height, width) > MAX_SIDE:
-        pixels = resize(pixels, None, max_size=MAX_SIDE)
-    axes.imshow(pixels.permute(1, 2, 0).numpy(), extent=(0, width, height, 0))
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.set_axis_off()
-    boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
-    for (x0, y0, x1, y1), color in zip(boxes, colors, strict=True):
-        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=1.6))
-    if labels is not None:
-        _draw_labels(axes, boxes, colors, labels)
 
+    def __init__(self, image: torch.Tensor) -> None:
+        self.height, self.width = image.shape[1:]
+        pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        side = max(self.height, self.width)
+        if MIN_SIDE <= side <= MAX_SIDE:
+            self.pixels = pixels.copy()
+        else:
+            scale = min(max(side, MIN_SIDE), MAX_SIDE) / side
+            size = max(round(scale * self.width), 1), max(round(scale * self.height), 1)
+            self.pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
-def _draw_labels(axes: Axes, boxes: np.ndarray, colors: np.ndarray, labels: Sequence[str]) -> None:
-    """Writes each label at a corner of its box, inside the image and off the labels of later boxes where it can."""
-    width, height = axes.get_xlim()[1], axes.get_ylim()[0]
-    axes.apply_aspect()
-    pixels_per_point = width / (72 * axes.get_window_extent().width / axes.figure.dpi)
-    line = 1.8 * FONT_SIZE * pixels_per_point
-    placed = np.empty((0, 4))
-    for index in reversed(range(len(boxes))):
-        x0, y0, x1, y1 = boxes[index]
-        length = 0.65 * FONT_SIZE * len(labels[index]) * pixels_per_point
-        corners = [(x, y) for y in (y0, y0 + line, y1, y1 + line) for x in (x0, x1 - length)]
-        left, bottom = np.array(corners).T
-        left, bottom = left.clip(0, max(width - length, 0)), bottom.clip(min(line, height), height)
-        spots = np.stack([left, bottom - line, left + length, bottom], axis=1)
-        overlap = box_iou(torch.from_numpy(spots), torch.from_numpy(placed)).sum(dim=1)
-        spot = spots[overlap.numpy().argmin()]  # the first of equals
-        placed = np.concatenate([placed, spot[None]])
-        color = colors[index]
-        axes.text(
-            spot[0],
-            spot[3],
-            labels[index],
-            fontsize=FONT_SIZE,
-            color="white" if np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.6 else "black",
-            verticalalignment="bottom",
-            bbox={"facecolor": color, "edgecolor": "none", "pad": 1.2, "alpha": 0.9},
-            clip_on=True,
-            zorder=3 + index / len(boxes),
+    def draw_boxes(
+        self, boxes: torch.Tensor | np.ndarray, colors: np.ndarray, labels: Sequence[str] | None = None
+    ) -> None:
+        """Draws boxes.
+
+        Args:
+            boxes: (N, 4), XYXY in pixels of the photograph; the last is drawn on top.
+            colors: (N, 3 or 4), RGB from 0 to 1.
+            labels: a text for each box, written at one of its corners or near it; later boxes choose first.
+        """
+        height, width = self.pixels.shape[:2]
+        side = max(height, width)
+        scale = np.array([width / self.width, height / self.height] * 2)
+        scaled = np.asarray(boxes, dtype=float).reshape(-1, 4) * scale
+        colors = np.rint(255 * np.asarray(colors, dtype=float)[:, :3]).astype(int) if len(scaled) else np.empty((0, 3))
+        thickness = max(round(side * LINE), 2)
+        for box, color in zip(scaled, colors.tolist(), strict=True):
+            # The middle of a line lies on the edge; OpenCV counts from the middle of the first pixel, in sixteenths.
+            x0, y0, x1, y1 = np.rint(16 * (box - 0.5)).clip(-1e6, 1e6).astype(int).tolist()
+            cv2.rectangle(self.pixels, (x0, y0), (x1, y1), color, thickness, cv2.LINE_AA, shift=4)
+        if labels:
+            self._write_labels(scaled, colors, labels, max(round(side * FONT), 11))
+
+    def draw_objects(
+        self,
+        names: Sequence[str],
+        boxes: torch.Tensor | np.ndarray,
+        colors: Mapping[str, np.ndarray],
+        scores: Sequence[float] | np.ndarray | None = None,
+    ) -> None:
+        """Draws objects with their classes and, where they have some, their scores.
+
+        Args:
+            names: of the classes, the best object first; it is drawn on top.
+            boxes: (N, 4), XYXY in pixels of the photograph.
+            colors: name of the class -> RGB from 0 to 1.
+            scores: of the objects.
+        """
+        labels = (
+            [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)] if scores is not None else names
         )
+        edges = np.array([colors[name] for name in names]).reshape(-1, 3)
+        self.draw_boxes(np.asarray(boxes)[::-1], edges[::-1], labels[::-1])
+
+    def _write_labels(self, boxes: np.ndarray, colors: np.ndarray, labels: Sequence[str], font_size: int) -> None:
+        pad = max(font_size // 6, 2)
+        fonts = [_font(text, font_size) for text in labels]
+        sizes = np.array(
+            [(font.getlength(text) + 2 * pad, font_size + 3 * pad) for font, text in zip(fonts, labels, strict=True)]
+        )
+        height, width = self.pixels.shape[:2]
+        places = place_labels(boxes, np.ceil(sizes), (width, height))
+        canvas = Image.fromarray(self.pixels)
+        draw = ImageDraw.Draw(canvas)
+        for (x0, y0, x1, y1), color, text, font in zip(places.tolist(), colors.tolist(), labels, fonts, strict=True):
+            ink = "white" if np.dot(color, (0.299, 0.587, 0.114)) < 0.6 * 255 else "black"
+            draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=tuple(color))
+            draw.text((x0 + pad, (y0 + y1) / 2), text, fill=ink, font=font, anchor="lm")
+        self.pixels = np.array(canvas)
+
+
+def class_colors(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """A colour for each class, as far apart as a colour wheel allows: RGB from 0 to 1."""
+    wheel = 0.15 + 0.8 * colormaps["hsv"](np.arange(len(names)) / max(len(names), 1))[:, :3]
+    return dict(zip(names, wheel, strict=True))
+
+
+def place_labels(boxes: np.ndarray, sizes: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
+    """Where the labels of boxes are written: inside the frame, none over another while there is room.
+
+    The label of the last box chooses first: above or below one of the corners of its box, on either side of the edge,
+    or else the free place nearest to the usual one, which is above the upper left corner.
+
+    Args:
+        boxes: (N, 4), XYXY.
+        sizes: (N, 2), width and height of each label.
+        frame: width and height.
+
+    Returns:
+        (N, 4), XYXY in whole pixels.
+    """
+    placed = np.empty((0, 4))
+    for (x0, y0, x1, y1), (width, height) in zip(boxes[::-1], sizes[::-1], strict=True):
+        most_x, most_y = np.maximum(np.array(frame) - (width, height), 0)
+        left = np.rint(np.clip([x0, x1 - width] * 4, 0, most_x))
+        top = np.rint(np.clip(np.repeat([y0 - height, y0, y1 - height, y1], 2), 0, most_y))
+        shared = (_shared(left, width, placed[:, ::2]) * _shared(top, height, placed[:, 1::2])).sum(axis=1)
+        spot = left[shared.argmin()], top[shared.argmin()]  # the first of equals
+        if shared.min() > 0:
+            columns = np.append(np.arange(0, most_x, width // 4), most_x)
+            rows = np.append(np.arange(0, most_y, height), most_y)
+            shared = _shared(columns, width, placed[:, ::2]) @ _shared(rows, height, placed[:, 1::2]).T
+            distance = np.abs(columns - left[0])[:, None] + np.abs(rows - top[0])
+            if shared.min() == 0:
+                column, row = np.unravel_index(np.where(shared == 0, distance, np.inf).argmin(), shared.shape)
+                spot = columns[column], rows[row]
+        placed = np.concatenate([placed, [[*spot, spot[0] + width, spot[1] + height]]])
+    return np.rint(placed[::-1]).astype(int)
+
+
+def _shared(starts: np.ndarray, length: float, others: np.ndarray) -> np.ndarray:
+    """What lines of a length, starting at each of (S,), share with others from start to end (P, 2): lengths (S, P)."""
+    shared = np.minimum(starts[:, None] + length, others[:, 1]) - np.maximum(starts[:, None], others[:, 0])
+    return shared.clip(min=0)
+
+
+def beside(panels: Sequence[np.ndarray], captions: Sequence[str], columns: int = 0, title: str = "") -> np.ndarray:
+    """Panels on white, row by row, a caption above each.
+
+    Args:
+        panels: uint8 (H, W, 3), RGB.
+        captions: one for each, or none at all.
+        columns: panels in a row; 0: all.
+        title: above all of them.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+    """
+    columns = columns or len(panels)
+    line = 2 * CAPTION
+    font = _font("".join([title, *captions]), CAPTION)
+    captions = captions or [""] * len(panels)
+    needed = [max(panel.shape[1], int(font.getlength(text))) for panel, text in zip(panels, captions, strict=True)]
+    widths = [max(needed[column::columns]) for column in range(columns)]
+    heights = [
+        max(panel.shape[0] for panel in panels[start : start + columns]) for start in range(0, len(panels), columns)
+    ]
+    above = line if any(captions) else 0
+    top = line if title else GAP
+    width = max(sum(widths) + GAP * (columns + 1), int(font.getlength(title)) + 2 * GAP)
+    sheet = Image.new("RGB", (width, sum(heights) + len(heights) * (above + GAP) + top), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((width / 2, line / 2), title, fill="black", font=font, anchor="mm")
+    for index, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
+        row, column = divmod(index, columns)
+        x = GAP + sum(widths[:column]) + GAP * column
+        y = top + sum(heights[:row]) + row * (above + GAP) + above
+        draw.text((x + widths[column] / 2, y - line / 2), caption, fill="black", font=font, anchor="mm")
+        sheet.paste(Image.fromarray(panel), (x + (widths[column] - panel.shape[1]) // 2, y))
+    return np.asarray(sheet)
+
+
+def color_scale(height: int, colormap: Colormap, label: str) -> np.ndarray:
+    """A panel that tells what the colours of values from 0 to 1 are, uint8 (height, W, 3), RGB."""
+    font = _font(label, CAPTION)
+    ramp = np.rint(255 * colormap(np.linspace(1, 0, height))[:, None, :3]).astype(np.uint8)
+    panel = Image.new("RGB", (20 + 3 * CAPTION, height), "white")
+    panel.paste(Image.fromarray(ramp.repeat(16, axis=1)), (0, 0))
+    draw = ImageDraw.Draw(panel)
+    for value, anchor in ((0, "ld"), (0.5, "lm"), (1, "la")):
+        draw.text((20, (1 - value) * height), f"{value:g}", fill="black", font=font, anchor=anchor)
+    upright = Image.new("RGB", (int(font.getlength(label)) + 1, CAPTION + 5), "white")
+    ImageDraw.Draw(upright).text((0, 0), label, fill="black", font=font)
+    upright = upright.rotate(90, expand=True)
+    panel.paste(upright, (20 + CAPTION, max(height // 4 - upright.height // 2, CAPTION)))
+    return np.asarray(panel)
+
+
+def bars(values: Mapping[str, float], size: tuple[int, int]) -> np.ndarray:
+    """A panel with a bar and a text for each value from 0 to 1, in per cent, uint8 (height, width, 3), RGB.
+
+    Args:
+        values: by name, from top to bottom.
+        size: height and width of the panel.
+    """
+    height, width = size
+    step = height / max(len(values), 1)
+    font_size = int(np.clip(step / 4, 11, 2 * CAPTION))
+    panel = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(panel)
+    for place, (name, value) in enumerate(values.items()):
+        text = f"{100 * value:.1f} %  {name}"
+        draw.rectangle(
+            (0, (place + 0.1) * step, max(value * (width - 1), 1), (place + 0.9) * step), fill=(187, 214, 233)
+        )
+        draw.text((GAP, (place + 0.5) * step), text, fill="black", font=_font(text, font_size), anchor="lm")
+    return np.asarray(panel)
+
+
+def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font of this height in pixels that has the characters of a text."""
+    return _load_font(_font_file("".join(sorted({*text} - {*"0123456789. "}))), size)
+
+
+@functools.lru_cache(maxsize=64)
+def _load_font(file: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size)
+
+
+@functools.lru_cache(maxsize=1024)
+def _font_file(characters: str) -> str:
+    """The font of matplotlib where it has all of these characters, else one of the system's that has them."""
+    wanted = {ord(character) for character in characters if character.isprintable()}
+    installed = (font.fname for font in font_manager.fontManager.ttflist if "LastResort" not in font.fname)
+    for file in (FONT_FILE, *sorted(installed)):
+        if wanted <= _characters(file):
+            return file
+    logger.warning("No font here has all characters of %r: install one of that script to read the labels", characters)
+    return FONT_FILE
+
+
+@functools.lru_cache(maxsize=1024)
+def _characters(file: str) -> frozenset[int]:
+    font = FT2Font(file)
+    return frozenset(font.get_charmap()) if font.scalable else frozenset()

@@ -1,5 +1,6 @@
 """What both meta-architectures share, and Faster R-CNN as it runs here: precision, batches, a ROIAlign for CPUs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,13 @@ from torch import Tensor, nn
 
 from common.runtime import autocast
 from detection.roi_align import ROIAlign
+
+
+def padded_size(size: Sequence[int], divisibility: int) -> tuple[int, int]:
+    """Height and width of a batch of images of this height and width: multiples of a number, where it is not 0."""
+    multiple = max(divisibility, 1)
+    height, width = (-(-side // multiple) * multiple for side in size)
+    return height, width
 
 
 class Autocast(nn.Module):
@@ -55,9 +63,8 @@ class Autocast(nn.Module):
         if self.training:
             return [list(range(len(batched_inputs)))]
         groups: dict[tuple[int, ...], list[int]] = {}
-        multiple = max(self.backbone.size_divisibility, 1)
         for index, inputs in enumerate(batched_inputs):
-            padded = tuple(-(-side // multiple) * multiple for side in inputs["image"].shape[-2:])
+            padded = padded_size(inputs["image"].shape[-2:], self.backbone.size_divisibility)
             groups.setdefault(padded, []).append(index)
         return list(groups.values())
 

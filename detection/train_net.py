@@ -16,6 +16,7 @@ from common.errors import UserError, exits_on_user_error
 from common.log import RunLog
 from common.processes import is_main_process, join_processes, leave_processes, on_main_process
 from common.run_folder import create_run_folder, write_atomically, write_results
+from common.runtime import default_device, keep_freed_memory
 from detection.config import LEAF, RECIPES, RecordingCfg, blamed_on, refuse_unread
 from detection.experiment import (
     check_classes,
@@ -80,6 +81,8 @@ def eval_only(args: argparse.Namespace) -> None:
     Raises:
         UserError: there are no weights, or data or classes do not fit them.
     """
+    if default_device() == "cpu":
+        keep_freed_memory()
     start = resolve_start(args.start, args.model) if args.start else None
     source = start or newest_detector(args.output, args.model, args.recipe, args.config)
     if source is None:

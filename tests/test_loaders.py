@@ -8,14 +8,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 
 from common.errors import one_line
 from common.stream import TrainingStream, build_train_loader, worker_count
-from detection.data_loader import BatchLoader, pack, unpack
+from detection.config import get_cfg
+from detection.data_loader import BatchLoader, build_test_loader, pack, unpack
 from tests.conftest import ROOT, ForkServer, environment
 
 CPU = torch.device("cpu")
@@ -67,6 +70,25 @@ def test_a_batch_is_unpacked_as_it_was_packed(batch: list[dict]) -> None:
             assert torch.equal(mine.gt_boxes.tensor, other.gt_boxes.tensor)
             for name in set(fields) - {"gt_boxes"}:
                 assert torch.equal(mine.get(name), other.get(name))
+
+
+def test_test_images_come_once_each_with_others_that_are_padded_to_the_same_size(tmp_path: Path) -> None:
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 100])
+    cfg.merge_from_list(["DATALOADER.NUM_WORKERS", 0, "TEST.IMS_PER_BATCH", 3])
+    rng = np.random.default_rng(0)
+    records = []
+    for number, (height, width) in enumerate(rng.choice([40, 41, 60, 90], (23, 2)).tolist()):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (width, height)).save(path)
+        records.append({"file_name": str(path), "image_id": number, "height": height, "width": width})
+    batches = list(build_test_loader(cfg, records))
+    padded = [{tuple(-(-side // 32) for side in sample["image"].shape[1:]) for sample in batch} for batch in batches]
+    assert all(len(sizes) == 1 for sizes in padded)
+    assert sorted(sample["image_id"] for batch in batches for sample in batch) == list(range(23))
+    # No two lists of a size could be one.
+    short = [size for batch, (size,) in zip(batches, padded, strict=True) if len(batch) < 3]
+    assert len(short) == len(set(short)) <= len(set.union(*padded)) < len(batches)
 
 
 def tiny_sample(index: int, position: int) -> dict:

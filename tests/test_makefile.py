@@ -40,7 +40,7 @@ def test_help_lists_every_target() -> None:
     for target in targets:
         assert re.search(rf"^  {target} +[A-Z].+$", listed, re.MULTILINE), target
     # Every variable that a target takes is named there.
-    used = set(re.findall(r"\$\((?:if \$\(|filter 1,\$\()?([A-Z_]+)\)", text)) | {
+    used = set(re.findall(r"\$\((?:if \$\(|filter [01],\$\()?([A-Z_]+)\)", text)) | {
         "NGPU",
         "NNODES",
         "NODE_RANK",

@@ -27,7 +27,7 @@ from classification.train import build_model_for
 from common.errors import UserError
 from common.run_folder import read_metrics
 from detection import hooks
-from detection.comparison import compare
+from detection.comparison import compare, to_objects
 from detection.experiment import new_experiment
 from detection.proposals import record_proposals
 from detection.trainer import Trainer
@@ -302,10 +302,11 @@ def test_models_answer_as_on_the_cpu(cuda, make_detector, make_classifier, tmp_p
             frcnn, yolov3, bird = (load_model(path) for path in paths.values())
         assert {next(model.parameters()).device.type for model in (frcnn.model, yolov3.model, bird.model)} == {device}
         with record_proposals(frcnn.model) as proposals:
-            found = {each.name: each.detect(image)[0] for each in (frcnn, yolov3)}
+            found = {each.name: to_objects(each.predict(image, 0)) for each in (frcnn, yolov3)}
         boxes = proposals[0].to("cpu").proposal_boxes.tensor
-        cut = bird.cut_out(image)
-        answers.append((found, compare(found), boxes, bird.likeliest(cut), bird.saliency(cut, 3)))
+        cut, birds = bird.cut_out(image), bird.predict(image)
+        likeliest = dict(zip(birds.names, birds.scores.tolist(), strict=True))
+        answers.append((found, compare(found), boxes, likeliest, bird.saliency(cut, 3)))
     for ours, theirs in zip(*(answer[0].values() for answer in answers), strict=True):
         assert len(ours) > 0
         assert [box["score"] for box in ours] == pytest.approx([box["score"] for box in theirs], abs=1e-3)

@@ -19,11 +19,11 @@ from classification.predict import BirdClassifier, newest_weights
 from common.data_root import SAMPLE
 from common.errors import UserError, exits_on_user_error
 from common.images import read_image
-from detection.comparison import Detector
-from detection.drawing import full_frame, to_pixels
+from detection.drawing import Picture
 from detection.experiment import newest_detector
+from detection.predict import Detector
 from detection.proposals import record_proposals, to_original
-from tools.predict import draw_detections, load_model
+from tools.predict import draw, load_model
 from tools.visualize_proposals import draw_proposals
 
 FASTER_RCNN, YOLOV3, BIRDS = "Faster R-CNN", "YOLOv3", "Bird classifier"
@@ -152,7 +152,8 @@ def build_page(models: Models, score: float, examples: Sequence[Path] = ()) -> g
             if yolov3 is not None:
                 results[parts[YOLOV3]] = _show_objects(yolov3, image, score)
             if bird is not None:
-                results[parts[BIRDS]] = bird.likeliest(bird.cut_out(image))
+                likeliest = bird.predict(image)
+                results[parts[BIRDS]] = dict(zip(likeliest.names, likeliest.scores.tolist(), strict=True))
             return results
 
         everything = [photograph, seen, proposed, *parts.values()]
@@ -186,18 +187,18 @@ def _part(name: str, model: Detector | BirdClassifier | None, make: Callable[...
 
 
 def _show_objects(detector: Detector, image: torch.Tensor, score: float) -> gr.Image:
-    objects = [box for box in detector.detect(image)[0] if box["score"] >= score]
-    picture = to_pixels(draw_detections(image, objects, detector.cfg.MODEL.CLASSES))
-    return gr.Image(picture, label=f"{detector.name}: {len(objects)} object{'s' * (len(objects) != 1)}")
+    found = detector.predict(image, score)
+    drawn = draw(detector, Picture(image), found)
+    return gr.Image(drawn, label=f"{detector.name}: {len(found)} object{'s' * (len(found) != 1)}")
 
 
 def _show_proposals(seen: tuple[torch.Tensor, Instances] | None, topk: int) -> gr.Image:
     if seen is None:
         return gr.skip()
     image, proposals = seen
-    figure, axes = full_frame(image)
-    draw_proposals(axes, image, proposals[:topk])
-    return gr.Image(to_pixels(figure), label=f"{PROPOSALS}: {len(proposals[:topk])} best of {len(proposals)}")
+    picture = Picture(image)
+    draw_proposals(picture, proposals[:topk])
+    return gr.Image(picture.pixels, label=f"{PROPOSALS}: {len(proposals[:topk])} best of {len(proposals)}")
 
 
 @exits_on_user_error

@@ -8,28 +8,30 @@ of a test split, whose ground truth is known, and also sorts the errors of both 
 
 import argparse
 import json
-from collections import Counter
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from tqdm import tqdm
 
 from common.errors import UserError, exits_on_user_error
 from common.images import find_images, read_image
+from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import machine, write_atomically
-from detection.comparison import Detector, compare, corners, objects_table, photographs_table, to_detections
+from detection.comparison import compare, corners, objects_table, photographs_table, to_detections, to_objects
 from detection.config import NAMES
-from detection.drawing import class_colors, draw_boxes, side_by_side
+from detection.drawing import Picture, beside, class_colors
 from detection.error_analysis import KINDS, ErrorAnalysis, analyse_errors, plot_errors
 from detection.experiment import check_datasets, newest_detector
-from detection.modeling import load_detector
+from detection.predict import Detector
 from detection.voc import default_splits, register_voc
 
 CHOICE_SEED = 0
@@ -60,11 +62,11 @@ def load_detectors(frcnn: Path | None, yolov3: Path | None, output: Path, recipe
             f"{output}: no trained {' and no '.join(lacking)} in it; expected a run of each: run make "
             f"{' '.join(targets)}, or give {' '.join(f'{variable}=weights' for variable in variables)}"
         )
-    loaded = [(path, *load_detector(path)) for path in paths if path is not None]
-    names = [NAMES[cfg.MODEL.META_ARCHITECTURE] for _, cfg, _ in loaded]
-    if names[0] == names[1]:
-        names = [f"{name} {number}" for number, name in enumerate(names, start=1)]
-    return [Detector(name, *parts) for name, parts in zip(names, loaded, strict=True)]
+    detectors = [Detector(path) for path in paths if path is not None]
+    if detectors[0].name == detectors[1].name:
+        for number, detector in enumerate(detectors, start=1):
+            detector.name += f" {number}"
+    return detectors
 
 
 def read_split(
@@ -106,37 +108,40 @@ def read_split(
     return ", ".join(cfg.DATASETS.TEST), [records[i] for i in np.sort(chosen)], list(dict.fromkeys(classes + known))
 
 
-def draw_objects(axes: Axes, image: torch.Tensor, objects: Sequence[dict], colors: dict[str, np.ndarray]) -> None:
-    """Draws objects with their classes and scores, the best on top.
+def detect(detector: Detector, image: torch.Tensor) -> tuple[list[dict], float]:
+    """What a detector finds in one photograph, as `comparison.to_objects` has it, and the milliseconds that it takes.
 
-    Args:
-        axes: where to draw.
-        image: uint8, (3, H, W), RGB.
-        objects: as `Detector.detect` gives them, best first. True objects have no score.
-        colors: name of the class -> RGB from 0 to 1.
+    They go from the resized image to the boxes.
     """
-    labels = [f"{box['class']} {box['score']:.2f}" if "score" in box else box["class"] for box in objects]
-    edge = np.array([colors[box["class"]] for box in objects]).reshape(-1, 3)
-    draw_boxes(axes, image, corners(objects).flip(0), edge[::-1], labels[::-1])
+    sample = detector.prepare(image)
+    start = time.perf_counter()
+    (prediction,) = detector.run([sample])
+    return to_objects(prediction), 1000 * (time.perf_counter() - start)
 
 
 def picture(
     image: torch.Tensor, found: dict[str, list[dict]], milliseconds: dict[str, float], colors: dict[str, np.ndarray]
-) -> Figure:
+) -> np.ndarray:
     """The picture of one photograph, one panel a detector.
 
     Args:
         image: uint8, (3, H, W), RGB.
-        found: title of the panel -> objects of `Detector.detect`, best first. True objects have no score.
+        found: title of the panel -> objects of `comparison.to_objects`, best first. True objects have no score.
         milliseconds: title of the panel -> time, where it took any.
         colors: name of the class -> RGB from 0 to 1.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
     """
-    figure, panels = side_by_side(image, len(found))
-    for axes, (name, objects) in zip(panels, found.items(), strict=True):
-        draw_objects(axes, image, objects, colors)
-        time = f", {milliseconds[name]:.0f} ms" if name in milliseconds else ""
-        axes.set_title(f"{name}: {len(objects)} object{'s' * (len(objects) != 1)}{time}", fontsize=11)
-    return figure
+    panels, captions = [], []
+    for name, objects in found.items():
+        panel = Picture(image)
+        scores = [box["score"] for box in objects if "score" in box] or None
+        panel.draw_objects([box["class"] for box in objects], corners(objects), colors, scores)
+        took = f", {milliseconds[name]:.0f} ms" if name in milliseconds else ""
+        panels.append(panel.pixels)
+        captions.append(f"{name}: {len(objects)} object{'s' * (len(objects) != 1)}{took}")
+    return beside(panels, captions)
 
 
 def errors_table(analyses: dict[str, ErrorAnalysis]) -> pd.DataFrame:
@@ -216,22 +221,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     split, class_names = None, list(dict.fromkeys(name for d in detectors for name in d.cfg.MODEL.CLASSES))
     if not records:
         split, records, class_names = read_split(detectors, args.data, args.split, args.limit)
-    colors = dict(zip(class_names, class_colors(len(class_names)), strict=True))
+    colors = class_colors(class_names)
     folder = args.out or args.output / ("comparison" if split is None else "errors")
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    paths = [Path(record["file_name"]) for record in records]
+    names_of_pictures = [f"pictures/{name}.png" for name in unique_names(paths)]
+    of_split = ["errors.csv", "errors.json", "errors.png"] if split is not None else []
+    tables = ["photographs.csv", "objects.csv", "comparison.json", *of_split]
+    reserve_results(folder, [*tables, *names_of_pictures], paths)
 
     photographs: list[dict] = []
     found_by: dict[str, list[list[dict]]] = {name: [] for name in names}
-    pictures: Counter[str] = Counter()  # photographs of several folders may have the same name
-    for record in tqdm(records, unit="photograph", disable=None):
-        path = Path(record["file_name"])
+    pictures = 0
+    progress = tqdm(records, unit="image", disable=None)
+    left_out = LeftOut(len(records), progress)
+    for number, record in enumerate(progress):
+        try:
+            image = read_image(paths[number])
+        except UserError as error:
+            if split is not None:
+                raise  # without it the figures would be of another split
+            left_out(number, error)
+            continue
         if not photographs:
             for detector in detectors:
-                detector.detect(path)  # the first pass through a network is slow
-        results = {detector.name: detector.detect(path) for detector in detectors}
+                detect(detector, image)  # the first pass through a network is slow
+        results = {detector.name: detect(detector, image) for detector in detectors}
         shown = {name: [box for box in objects if box["score"] >= args.score] for name, (objects, _) in results.items()}
         photograph: dict = {
-            "file_name": str(path),
+            "file_name": str(paths[number]),
             "milliseconds": {name: milliseconds for name, (_, milliseconds) in results.items()},
             "objects": compare(shown),
         }
@@ -242,12 +259,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, (objects, _) in results.items():
                 found_by[name].append(objects)
             shown = {"annotated": _annotated(record, class_names), **shown}
-        if split is None or (not is_agreed and pictures.total() < MAX_PICTURES):
-            pictures[path.stem] += 1
-            number = pictures[path.stem]
-            photograph["picture"] = f"pictures/{path.stem}{f'-{number}' * (number > 1)}.png"
-            figure = picture(read_image(path), shown, photograph["milliseconds"], colors)
-            _write_figure(figure, folder / photograph["picture"])
+        if split is None or (not is_agreed and pictures < MAX_PICTURES):
+            pictures += 1
+            photograph["picture"] = names_of_pictures[number]
+            drawn = Image.fromarray(picture(image, shown, photograph["milliseconds"], colors))
+            write_atomically(folder / photograph["picture"], partial(drawn.save, format="png"))
+    left_out.refuse_none_left()
 
     table = photographs_table(photographs, names)
     if split is None:
@@ -276,7 +293,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             folder / "errors.json",
         )
         _write_figure(plot_errors(analyses), folder / "errors.png")
-    print(f"{pictures.total()} pictures, tables and comparison.json are in {folder}")
+    print(f"{pictures} pictures, tables and comparison.json are in {folder}")
+    left_out.refuse_any()
 
 
 def _annotated(record: dict, class_names: Sequence[str]) -> list[dict]:

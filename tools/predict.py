@@ -9,30 +9,31 @@ a video is an image of its own, `street_000042`. The bird classifier gives five 
 import argparse
 import json
 import os
-import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
-import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
+import classification
+import detection
 from classification.predict import BirdClassifier
 from common.errors import UserError, exits_on_user_error
-from common.images import find_images, read_image
+from common.images import find_images
+from common.prediction import Prediction, best_weights
+from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import write_atomically
-from common.runtime import default_device
+from common.runtime import available_cores, keep_freed_memory
 from common.weights import read_checkpoint
-from detection.comparison import Detector, corners
-from detection.config import NAMES
-from detection.drawing import class_colors, draw_boxes, full_frame, side_by_side, to_pixels
-from detection.modeling import load_detector
+from detection.drawing import Picture, bars, beside, class_colors
+from detection.predict import Detector
 from detection.voc_annotations import annotation_xml
-from tools.compare_detectors import draw_objects
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 
@@ -49,140 +50,165 @@ def load_model(weights: Path) -> Detector | BirdClassifier:
     Raises:
         UserError: this is no such model, or it is broken.
     """
-    if weights.is_dir():
-        weights = weights / "model_best.pth"
+    weights = best_weights(weights)
     if "model_name" in read_checkpoint(weights):
-        return BirdClassifier(weights, default_device())
+        return classification.load(weights)
     if not (weights.parent / "config.yaml").is_file():
         raise UserError(
             f"{weights}: holds no classifier of this project, and no config.yaml of a detector lies beside it; "
             "expected model_best.pth in its run folder"
         )
-    cfg, model = load_detector(weights)
-    return Detector(NAMES[cfg.MODEL.META_ARCHITECTURE], weights, cfg, model)
+    return detection.load(weights)
 
 
-def draw_detections(image: torch.Tensor, objects: Sequence[dict], classes: Sequence[str]) -> Figure:
-    """The image itself with objects drawn into it.
-
-    Args:
-        image: uint8, (3, H, W), RGB.
-        objects: as `Detector.detect` gives them, best first.
-        classes: all classes of the detector.
-    """
-    figure, axes = full_frame(image)
-    draw_objects(axes, image, objects, dict(zip(classes, class_colors(len(classes)), strict=True)))
-    return figure
-
-
-def draw_species(image: torch.Tensor, likeliest: dict[str, float]) -> Figure:
-    """The image beside the bars of its likeliest species, whose probabilities `likeliest` has, the likeliest first."""
-    figure, (left, right) = side_by_side(image, 2)
-    draw_boxes(left, image, np.empty((0, 4)), np.empty((0, 3)))
-    places = range(len(likeliest))
-    right.barh(places, list(likeliest.values()), color="tab:blue", alpha=0.35)
-    for place, (name, probability) in zip(places, likeliest.items(), strict=True):
-        right.text(0.02, place, f"{100 * probability:.1f} %  {name}", va="center", fontsize=10)
-    right.set(xlim=(0, 1), ylim=(len(likeliest) - 0.4, -0.6), xlabel="probability")
-    right.set_yticks([])
-    right.spines[["top", "left", "right"]].set_visible(False)
-    return figure
-
-
-def predict(model: Detector | BirdClassifier, image: torch.Tensor, score: float) -> tuple[list[dict], Figure]:
-    """What a model says of one image.
+def draw(model: Detector | BirdClassifier, picture: Picture, prediction: Prediction) -> np.ndarray:
+    """The annotated picture: objects in the image, or the image beside the bars of its likeliest species.
 
     Args:
-        model: of `load_model`.
-        image: uint8, (3, H, W), RGB.
-        score: objects have at least this one; the classifier always names five species.
+        model: that has predicted.
+        picture: of the image; it is drawn on.
+        prediction: what is drawn.
 
     Returns:
-        Entries of `predictions.json` without `image_id`, and the annotated picture.
+        uint8 (H, W, 3), RGB.
     """
-    if isinstance(model, BirdClassifier):
-        likeliest = model.likeliest(model.cut_out(image))
-        found: list[dict] = [{"class": name, "score": probability} for name, probability in likeliest.items()]
-        classes, figure = model.class_names, draw_species(image, likeliest)
-    else:
-        found = [box for box in model.detect(image)[0] if box["score"] >= score]
-        classes = model.cfg.MODEL.CLASSES
-        figure = draw_detections(image, found, classes)
-    entries = [
-        {
-            "category_id": classes.index(thing["class"]) + 1,
-            "category": thing["class"],
-            **({"bbox": [round(value, 2) for value in thing["bbox"]]} if "bbox" in thing else {}),
-            "score": thing["score"],
-        }
-        for thing in found
+    if prediction.boxes is None:
+        likeliest = dict(zip(prediction.names, prediction.scores.tolist(), strict=True))
+        height, width = picture.pixels.shape[:2]
+        return beside([picture.pixels, bars(likeliest, (height, max(width, 400)))], [])
+    picture.draw_objects(prediction.names, prediction.boxes, class_colors(model.class_names), prediction.scores)
+    return picture.pixels
+
+
+def to_entries(image_id: str, prediction: Prediction, class_names: Sequence[str]) -> list[str]:
+    """The entries of `predictions.json` for an image, one JSON object each."""
+    boxes: list = [None] * len(prediction)
+    if prediction.boxes is not None:
+        corner, size = prediction.boxes[:, :2], prediction.boxes[:, 2:] - prediction.boxes[:, :2]
+        boxes = np.hstack([corner, size]).round(2).tolist()
+    number = {name: place for place, name in enumerate(class_names, start=1)}
+    return [
+        json.dumps(
+            {
+                "image_id": image_id,
+                "category_id": number[name],
+                "category": name,
+                **({"bbox": box} if box else {}),
+                "score": score,
+            }
+        )
+        for name, score, box in zip(prediction.names, prediction.scores.tolist(), boxes, strict=True)
     ]
-    return entries, figure
 
 
-def predict_video(
-    model: Detector | BirdClassifier, path: Path, target: Path, score: float, progress: tqdm
-) -> Iterator[list[dict]]:
-    """Annotates a video frame by frame.
+class Writers:
+    """Threads that draw and write while the network runs; no more than a few pictures wait for them."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(available_cores())
+        self._pending: deque[tuple[Future, Callable[[Any], object]]] = deque()
+
+    def submit(self, work: Callable[[], Any], then: Callable[[Any], object] = lambda result: None) -> None:
+        """Has work done by a thread; then this one does something with the result, in the order of the calls."""
+        if len(self._pending) > 4 * available_cores():
+            self._finish_first()
+        self._pending.append((self._pool.submit(work), then))
+
+    def finish(self) -> None:
+        """Waits for everything."""
+        while self._pending:
+            self._finish_first()
+
+    def _finish_first(self) -> None:
+        future, then = self._pending.popleft()
+        then(future.result())
+
+    def __enter__(self) -> "Writers":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        self._pool.shutdown(cancel_futures=True)
+
+
+def read_frames(path: Path, warn: Callable[[str], None]) -> Iterator[np.ndarray]:
+    """The frames of a video, uint8 (H, W, 3), RGB.
 
     Args:
-        model: of `load_model`.
         path: the video.
-        target: of the annotated one, in MPEG-4; it appears when it is whole.
-        score: as for `predict`.
-        progress: counts frames.
-
-    Yields:
-        The entries of each frame.
+        warn: is told where it ends before its header says.
 
     Raises:
-        UserError: the video cannot be read, or the annotated one not be written.
+        UserError: it has no frame that can be read.
     """
-    capture, writer = cv2.VideoCapture(str(path)), None
-    unfinished = target.with_name(f".{target.stem}.unfinished{target.suffix}")
+    capture = cv2.VideoCapture(str(path))
     try:
+        count = 0
         while (frame := capture.read()[1]) is not None:
-            image = torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)
-            entries, figure = predict(model, image, score)
-            drawn = cv2.cvtColor(to_pixels(figure), cv2.COLOR_RGB2BGR)
-            if writer is None:
-                size = drawn.shape[1::-1]
-                rate = capture.get(cv2.CAP_PROP_FPS) or 25
-                writer = cv2.VideoWriter(str(unfinished), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
-                if not writer.isOpened():
-                    raise UserError(f"{target}: cannot be written; name another folder with OUT=")
-            writer.write(drawn)
-            progress.update()
-            yield entries
-        if writer is None:
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            count += 1
+        if not count:
             reason = "cannot be read as a video" if path.is_file() else "no such file"
             raise UserError(f"{path}: {reason}; expected one of {', '.join(sorted(VIDEO_SUFFIXES))} with a picture")
-        writer.release()
-        unfinished.replace(target)
+        promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        if count < promised:
+            warn(f"{path}: ends after {count} frames, its header says {promised}; these {count} are used")
     finally:
         capture.release()
-        if writer is not None:
-            writer.release()
-        unfinished.unlink(missing_ok=True)
 
 
-def _write_voc(folder: Path, name: str, path: Path, image: torch.Tensor, entries: Sequence[dict]) -> None:
-    height, width = image.shape[1:]
-    boxes = corners(entries).tolist()
-    objects = [(entry["category"], box) for entry, box in zip(entries, boxes, strict=True)]
-    text = annotation_xml(path.name, height, width, objects)
-    folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"{name}.xml", lambda file: file.write(text.encode()))
+class VideoFile:
+    """An annotated video in MPEG-4, of the size of the first frame that is written; it appears when it is whole.
+
+    Args:
+        path: of the video.
+        rate: frames a second.
+    """
+
+    def __init__(self, path: Path, rate: float) -> None:
+        self.path, self.rate = path, rate
+        self._unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Appends a frame, uint8 (H, W, 3), RGB.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        if self._writer is None:
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(str(self._unfinished), code, self.rate, frame.shape[1::-1])
+            if not self._writer.isOpened():
+                raise UserError(f"{self.path}: cannot be written; name another folder with OUT=")
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    def __enter__(self) -> "VideoFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.release()
+            if kind is None:
+                self._unfinished.replace(self.path)
+        self._unfinished.unlink(missing_ok=True)
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """Stems of the files; those of several folders may be the same, and get numbers."""
-    count: Counter[str] = Counter()
-    names = []
-    for path in paths:
-        count[path.stem] += 1
-        names.append(path.stem if count[path.stem] == 1 else f"{path.stem}-{count[path.stem]}")
-    return names
+def _draw_jpeg(model: Detector | BirdClassifier, picture: Picture, prediction: Prediction, path: Path) -> None:
+    drawn = Image.fromarray(draw(model, picture, prediction))
+    write_atomically(path, partial(drawn.save, format="jpeg", quality=92))
+
+
+def _write_voc(path: Path, file_name: str, size: tuple[int, int], prediction: Prediction) -> None:
+    assert prediction.boxes is not None, "a classifier is refused at the start"
+    objects = list(zip(prediction.names, prediction.boxes.tolist(), strict=True))
+    text = annotation_xml(file_name, *size, objects)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _frames(path: Path) -> int:
@@ -194,15 +220,11 @@ def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-@exits_on_user_error
-def main(argv: Sequence[str] | None = None) -> None:
-    """Predicts, draws and writes; a file that cannot be read is named and left out.
-
-    Args:
-        argv: the command line without the program's name; None takes that of the process.
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line.
 
     Raises:
-        UserError: there is no model, or nothing that could be read.
+        UserError: something is missing, or out of its range.
     """
     parser = argparse.ArgumentParser(prog="tools.predict", description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", help="photographs or videos: files, folders or patterns")
@@ -210,48 +232,93 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("output/predictions"), help="folder of the results")
     parser.add_argument("--score", type=float, default=0.5, help="objects have at least this score")
     parser.add_argument("--voc-xml", action="store_true", help="also write the objects of photographs as VOC XML")
+    parser.add_argument("--no-pictures", action="store_true", help="write predictions.json alone")
     args = parser.parse_args(argv)
     if args.weights is None:
         raise UserError("WEIGHTS is not given; expected WEIGHTS=path of a run folder, such as output/resnet18-best")
-    paths = find_images(args.images)
-    if not paths:
+    args.images = find_images(args.images)
+    if not args.images:
         raise UserError('IMAGES is not given; expected IMAGES="files, folders or patterns" of photographs or videos')
     if not 0 <= args.score <= 1:
         raise UserError(f"SCORE={args.score:g}: expected a number from 0 to 1")
-    model = load_model(args.weights)
-    if args.voc_xml and isinstance(model, BirdClassifier):
-        raise UserError(f"{args.weights}: is a classifier, which finds no boxes; expected a detector for VOC_XML=1")
+    return args
 
-    args.out.mkdir(parents=True, exist_ok=True)
-    predictions, unreadable = [], 0
-    with tqdm(total=sum(map(_frames, paths)), unit="picture", disable=None) as progress:
-        for path, name in zip(paths, _names(paths), strict=True):
-            try:
-                if _is_video(path):
-                    frames = predict_video(model, path, args.out / f"{name}.mp4", args.score, progress)
-                    for number, entries in enumerate(frames):
-                        predictions += [{"image_id": f"{name}_{number:06d}", **entry} for entry in entries]
-                    continue
-                image = read_image(path)
-            except UserError as error:
-                unreadable += 1
-                progress.write(f"warning: {error}; left out", file=sys.stderr)
-                continue
-            entries, figure = predict(model, image, args.score)
-            predictions += [{"image_id": name, **entry} for entry in entries]
-            picture = Image.fromarray(to_pixels(figure))
-            write_atomically(args.out / f"{name}.jpg", partial(picture.save, format="jpeg", quality=92))
+
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Predicts, draws and writes; a file that cannot be read is named and left out, and makes the exit code 2.
+
+    Args:
+        argv: the command line without the program's name; None takes that of the process.
+
+    Raises:
+        UserError: there is no model, or a file that could not be read.
+    """
+    args = parse_args(argv)
+    keep_freed_memory()
+    paths: list[Path] = args.images
+    model = load_model(args.weights)
+    is_classifier = isinstance(model, BirdClassifier)
+    if args.voc_xml and is_classifier:
+        raise UserError(f"{args.weights}: is a classifier, which finds no boxes; expected a detector for VOC_XML=1")
+    score = 0.0 if is_classifier else args.score
+    videos = [path for path in paths if _is_video(path)]
+    names = unique_names(paths, videos)
+    results = [
+        args.out / f"{name}{'.mp4' if _is_video(path) else '.jpg'}" for path, name in zip(paths, names, strict=True)
+    ]
+    annotations = args.out / "Annotations"
+    files = ["predictions.json"]
+    if not args.no_pictures:
+        files += [path.name for path in results]
+    if args.voc_xml:
+        files += [
+            f"{annotations.name}/{name}.xml" for path, name in zip(paths, names, strict=True) if path not in videos
+        ]
+    reserve_results(args.out, files, paths)
+
+    entries: list[list[str]] = [[] for _ in paths]
+    keep = Picture if args.voc_xml or not args.no_pictures else lambda pixels: None
+    photographs = [place for place, path in enumerate(paths) if not _is_video(path)]
+    total = sum(map(_frames, paths))
+    annotated_videos = 0
+    with tqdm(total=total, unit="image", disable=None, smoothing=0.05) as progress, Writers() as writers:
+        left_out = LeftOut(len(paths), progress)
+        for index, picture, prediction in model.stream([paths[i] for i in photographs], keep, left_out):
+            place, prediction = photographs[index], prediction.above(score)
+            entries[place] = to_entries(names[place], prediction, model.class_names)
+            if not args.no_pictures:
+                writers.submit(partial(_draw_jpeg, model, picture, prediction, results[place]))
             if args.voc_xml:
-                _write_voc(args.out / "Annotations", name, path, image, entries)
+                path, size = annotations / f"{names[place]}.xml", (picture.height, picture.width)
+                writers.submit(partial(_write_voc, path, paths[place].name, size, prediction))
             progress.update()
-    if unreadable == len(paths):
-        raise UserError(f"none of the {len(paths)} files could be read; expected photographs or videos")
-    lines = ",\n".join(json.dumps(entry) for entry in predictions)
+
+        for place, path in enumerate(paths):
+            if not _is_video(path):
+                continue
+            rate = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) or 25
+            try:
+                with VideoFile(results[place], rate) as video:
+                    for number, picture, prediction in model.stream(read_frames(path, left_out.warn), keep):
+                        prediction = prediction.above(score)
+                        entries[place] += to_entries(f"{names[place]}_{number:06d}", prediction, model.class_names)
+                        if not args.no_pictures:
+                            writers.submit(partial(draw, model, picture, prediction), then=video.write)
+                        progress.update()
+                    writers.finish()
+                annotated_videos += not args.no_pictures
+            except UserError as error:
+                left_out(place, error)
+
+    left_out.refuse_none_left()
+    lines = ",\n".join(entry for of_file in entries for entry in of_file)
     write_atomically(args.out / "predictions.json", lambda file: file.write(f"[\n{lines}\n]\n".encode()))
     print(
-        f"{len(predictions)} predictions on {len(paths) - unreadable} files, with predictions.json, are in {args.out}"
-        + f"; {unreadable} could not be read" * bool(unreadable)
+        f"{sum(map(len, entries))} predictions on {len(paths) - left_out.count} files, with predictions.json, are in "
+        f"{args.out}" + "; the sound of videos is not kept" * bool(annotated_videos)
     )
+    left_out.refuse_any()
 
 
 if __name__ == "__main__":

@@ -1,41 +1,56 @@
 """Names the bird on photographs: `python -m tools.predict_bird IMAGE ... --weights WEIGHTS [--saliency]`."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib import colormaps
 from PIL import Image
+from tqdm import tqdm
 
-from classification.predict import BirdClassifier
+from classification import load
 from common.errors import exits_on_user_error
 from common.images import find_images
+from common.results import LeftOut, reserve_results, unique_names
+from common.run_folder import write_atomically
 
 
 @exits_on_user_error
 def main() -> None:
-    """Prints the five likeliest species of every image and, when asked, draws what speaks for the first."""
+    """Prints the five likeliest species of every image and, when asked, draws what speaks for the first.
+
+    Raises:
+        UserError: there is no model, or a file that could not be read.
+    """
     parser = argparse.ArgumentParser(description="The five likeliest species on each photograph.")
     parser.add_argument("images", nargs="+", help="photographs: files, folders or patterns")
-    parser.add_argument("--weights", type=Path, required=True, help="model_best.pth of a run")
+    parser.add_argument("--weights", type=Path, required=True, help="run folder, or a checkpoint in it")
     parser.add_argument("--saliency", action="store_true", help="also draw what speaks for the likeliest species")
     parser.add_argument("--output", type=Path, default=Path("output/predictions"), help="folder of those pictures")
     arguments = parser.parse_args()
 
-    classifier = BirdClassifier(arguments.weights, "cuda" if torch.cuda.is_available() else "cpu")
-    for path in find_images(arguments.images):
-        image = classifier.read(path)
-        likeliest = classifier.likeliest(image)
-        print(path)
-        for name, probability in likeliest.items():
-            print(f"  {100 * probability:5.1f} %  {name}")
-        if arguments.saliency:
-            heat = classifier.saliency(image, classifier.class_names.index(next(iter(likeliest))))
-            arguments.output.mkdir(parents=True, exist_ok=True)
-            drawn = arguments.output / f"{path.stem}_saliency.png"
-            _beside(image, heat).save(drawn)
-            print(f"  {drawn}")
+    classifier = load(arguments.weights)
+    paths = find_images(arguments.images)
+    names = [f"{name}_saliency.png" for name in unique_names(paths)]
+    if arguments.saliency:
+        reserve_results(arguments.output, names, paths)
+    with tqdm(total=len(paths), unit="image", disable=None) as progress:
+        left_out = LeftOut(len(paths), progress)
+        for index, image, prediction in classifier.stream(paths, classifier.cut_out, left_out):
+            lines = [str(paths[index])]
+            for name, probability in zip(prediction.names, prediction.scores, strict=True):
+                lines.append(f"  {100 * probability:5.1f} %  {name}")
+            if arguments.saliency:
+                heat = classifier.saliency(image, classifier.class_names.index(prediction.names[0]))
+                drawn = arguments.output / names[index]
+                write_atomically(drawn, partial(_beside(image, heat).save, format="png"))
+                lines.append(f"  {drawn}")
+            progress.write("\n".join(lines))
+            progress.update()
+    left_out.refuse_none_left()
+    left_out.refuse_any()
 
 
 def _beside(image: torch.Tensor, heat: torch.Tensor) -> Image.Image:

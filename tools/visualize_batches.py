@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.structures import ImageList
-from matplotlib.figure import Figure
+from PIL import Image
 
 from common.errors import UserError, exits_on_user_error
 from common.run_folder import write_atomically
 from detection.config import LEAF
 from detection.data_loader import build_training_stream
-from detection.drawing import class_colors, draw_boxes
+from detection.drawing import Picture, beside, class_colors
 from detection.experiment import new_experiment
 
 
-def picture(batch: Sequence[dict], classes: Sequence[str], title: str) -> Figure:
-    """A grid of the images of a batch, all padded to one size at their right and lower edges.
+def picture(batch: Sequence[dict], classes: Sequence[str], title: str) -> np.ndarray:
+    """A grid of the images of a batch, all padded to one size at their right and lower edges, uint8 (H, W, 3), RGB.
 
     Args:
         batch: the mapper's samples, with `image` and `instances`.
@@ -27,21 +27,18 @@ def picture(batch: Sequence[dict], classes: Sequence[str], title: str) -> Figure
         title: written above.
     """
     images = ImageList.from_tensors([sample["image"] for sample in batch], size_divisibility=32).tensor
-    columns = int(np.ceil(len(batch) ** 0.5))
-    rows = -(-len(batch) // columns)
     height, width = images.shape[-2:]
-    figure = Figure(figsize=(3.2 * columns, 3.2 * rows * height / width + 0.4), layout="constrained")
-    figure.suptitle(f"{title}: {len(batch)} images, {width} x {height} pixels", fontsize=11)
-    for axes, image, sample in zip(figure.subplots(rows, columns, squeeze=False).flat, images, batch, strict=False):
+    colors = class_colors(classes)
+    panels = []
+    for image, sample in zip(images, batch, strict=True):
         instances = sample["instances"]
-        colors = class_colors(len(classes))[instances.gt_classes.numpy()]
-        labels = [classes[index] for index in instances.gt_classes]
-        if instances.has("gt_weights"):
-            labels = [f"{label} {weight:.2f}" for label, weight in zip(labels, instances.gt_weights, strict=True)]
-        draw_boxes(axes, image, instances.gt_boxes.tensor, colors, labels)
-    for axes in figure.axes[len(batch) :]:
-        axes.set_axis_off()
-    return figure
+        names = [classes[index] for index in instances.gt_classes]
+        weights = instances.gt_weights.numpy() if instances.has("gt_weights") else None
+        panel = Picture(image)
+        panel.draw_objects(names, instances.gt_boxes.tensor, colors, weights)
+        panels.append(panel.pixels)
+    columns = int(np.ceil(len(batch) ** 0.5))
+    return beside(panels, [], columns, f"{title}: {len(batch)} images, {width} x {height} pixels")
 
 
 @exits_on_user_error
@@ -78,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(args.batches):
         batch = [stream[number * size + place] for place in range(min(size, args.images))]
-        figure = picture(batch, cfg.MODEL.CLASSES, f"{name}, batch {number}")
+        drawn = Image.fromarray(picture(batch, cfg.MODEL.CLASSES, f"{name}, batch {number}"))
         path = folder / f"{number:03d}.png"
-        write_atomically(path, partial(figure.savefig, format="png", dpi=110))
+        write_atomically(path, partial(drawn.save, format="png"))
         print(path)
 
 

@@ -8,31 +8,29 @@ import argparse
 import json
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
-from torch import nn
+from PIL import Image
 from tqdm import tqdm
 
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
 from common.images import find_images, read_image
+from common.prediction import Prediction
+from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import write_atomically
-from detection.dataset_mapper import DatasetMapper
-from detection.drawing import class_colors, draw_boxes, side_by_side
+from detection.drawing import Picture, beside, class_colors, color_scale
 from detection.experiment import newest_detector
-from detection.modeling import load_detector
+from detection.predict import Detector
 from detection.proposals import proposal_recall, record_proposals, to_original
 from detection.voc import register_voc
 
@@ -40,38 +38,39 @@ CHOICE_SEED = 0
 COLORMAP = colormaps["plasma"]  # of objectness
 
 
-def propose_and_detect(cfg: CfgNode, model: nn.Module, path: str | Path) -> tuple[Instances, Instances]:
+def propose_and_detect(detector: Detector, image: torch.Tensor) -> tuple[Instances, Prediction]:
     """Proposals and detections of one image from the same forward pass, both in pixels of the original image."""
-    entry = DatasetMapper(cfg, False)({"file_name": str(path)})
-    with torch.inference_mode(), record_proposals(model) as recorded:
-        detections = model([entry])[0]["instances"].to("cpu")
-    return to_original(recorded[0].to("cpu"), entry["height"], entry["width"]), detections
+    with record_proposals(detector.model) as recorded:
+        (prediction,) = detector.run([detector.prepare(image)])
+    return to_original(recorded[0].to("cpu"), *image.shape[1:]), prediction
 
 
-def draw_proposals(axes: Axes, image: torch.Tensor, proposals: Instances) -> None:
-    """Draws proposals, sorted with the best first, over their image; the brighter, the likelier an object."""
+def draw_proposals(picture: Picture, proposals: Instances) -> None:
+    """Draws proposals, sorted with the best first, into their image; the brighter, the likelier an object."""
     order = torch.arange(len(proposals)).flip(0)  # the best on top
-    draw_boxes(axes, image, proposals.proposal_boxes.tensor[order], COLORMAP(proposals.scores[order].numpy()))
+    picture.draw_boxes(proposals.proposal_boxes.tensor[order], COLORMAP(proposals.scores[order].numpy()))
 
 
 def picture(
-    path: str | Path, proposals: Instances, detections: Instances, classes: Sequence[str], topk: int, score: float
-) -> Figure:
+    image: torch.Tensor,
+    proposals: Instances,
+    prediction: Prediction,
+    colors: Mapping[str, np.ndarray],
+    topk: int,
+    score: float,
+) -> np.ndarray:
     """The picture of one image: the `topk` best proposals left, the detections of at least `score` right."""
-    image = read_image(path)
-    figure, (left, right) = side_by_side(image, 2)
-
-    shown = proposals[:topk]
-    draw_proposals(left, image, shown)
-    left.set_title(f"first stage: {len(shown)} best of {len(proposals)} proposals", fontsize=11)
-    figure.colorbar(ScalarMappable(cmap=COLORMAP), ax=left, label="objectness", fraction=0.03, pad=0.01)
-
-    shown = detections[detections.scores >= score]
-    shown = shown[shown.scores.argsort()]
-    labels = [f"{classes[c]} {s:.2f}" for c, s in zip(shown.pred_classes, shown.scores, strict=True)]
-    draw_boxes(right, image, shown.pred_boxes.tensor, class_colors(len(classes))[shown.pred_classes.numpy()], labels)
-    right.set_title(f"second stage: {len(shown)} detections with score {score:g} or more", fontsize=11)
-    return figure
+    left, right = Picture(image), Picture(image)
+    shown, found = proposals[:topk], prediction.above(score)
+    draw_proposals(left, shown)
+    assert found.boxes is not None, "it is of a detector"
+    right.draw_objects(found.names, found.boxes, colors, found.scores)
+    captions = [
+        f"first stage: {len(shown)} best of {len(proposals)} proposals",
+        "",
+        f"second stage: {len(found)} detections with score {score:g} or more",
+    ]
+    return beside([left.pixels, color_scale(len(left.pixels), COLORMAP, "objectness"), right.pixels], captions)
 
 
 def recall_figure(recall: pd.DataFrame, title: str) -> Figure:
@@ -110,7 +109,7 @@ def main() -> None:
     if args.topk < 1:
         raise UserError(f"TOPK={args.topk}: expected 1 or more")
 
-    paths: list[str | Path] = list(find_images(args.images))
+    paths = find_images(args.images)
     weights = args.weights or newest_detector(args.output, "faster_rcnn", args.recipe, args.config)
     if weights is None:
         if args.data or not resolve_data_root(None, ["VOC2007", "VOC2012"])[1]:
@@ -123,13 +122,13 @@ def main() -> None:
             sys.exit(code)
         weights = newest_detector(args.output, "faster_rcnn", args.recipe)
         assert weights is not None, "the training has just written them"
-    cfg, model = load_detector(weights)
-    if not hasattr(model, "proposal_generator"):
+    detector = Detector(weights)
+    cfg = detector.cfg
+    if not hasattr(detector.model, "proposal_generator"):
         raise UserError(
             f"{weights}: is a {cfg.MODEL.META_ARCHITECTURE}, which has no proposals; expected a Faster R-CNN"
         )
-    folder = weights.parent / "proposals"
-    folder.mkdir(exist_ok=True)
+    folder = detector.weights.parent / "proposals"
 
     measured: list[dict] = []
     if not paths:
@@ -137,18 +136,24 @@ def main() -> None:
         entries = [entry for name in cfg.DATASETS.TEST for entry in DatasetCatalog.get(name)]
         with_objects = [entry for entry in entries if entry["annotations"]]
         order = np.random.default_rng(CHOICE_SEED).permutation(len(with_objects))
-        paths = [with_objects[index]["file_name"] for index in order[:4]]
+        paths = [Path(with_objects[index]["file_name"]) for index in order[:4]]
         measured = [with_objects[index] for index in order[: args.recall_images]]
 
+    names = [f"{name}.png" for name in unique_names(paths)]
+    reserve_results(folder, ["proposals.json", "recall.csv", "recall.png", *names], paths)
     records: list[dict] = []
-    pictures: Counter[str] = Counter()  # images of several folders may have the same name
-    for path in tqdm(paths, unit="image", desc="pictures", disable=None):
-        proposals, detections = propose_and_detect(cfg, model, path)
-        figure = picture(path, proposals, detections, cfg.MODEL.CLASSES, args.topk, args.score)
-        name = Path(path).stem
-        pictures[name] += 1
-        name = f"{name}.png" if pictures[name] == 1 else f"{name}-{pictures[name]}.png"
-        _save(figure, folder / name)
+    colors = class_colors(detector.class_names)
+    progress = tqdm(paths, unit="image", desc="pictures", disable=None)
+    left_out = LeftOut(len(paths), progress)
+    for number, (path, name) in enumerate(zip(progress, names, strict=True)):
+        try:
+            image = read_image(path)
+        except UserError as error:
+            left_out(number, error)
+            continue
+        proposals, prediction = propose_and_detect(detector, image)
+        drawn = Image.fromarray(picture(image, proposals, prediction, colors, args.topk, args.score))
+        write_atomically(folder / name, partial(drawn.save, format="png"))
         boxes = proposals.proposal_boxes.tensor
         records.append(
             {
@@ -162,12 +167,13 @@ def main() -> None:
                 ],
             }
         )
+    left_out.refuse_none_left()
     write_atomically(folder / "proposals.json", lambda file: file.write(json.dumps(records, indent=1).encode()))
 
     if measured:
         found, targets = [], []
         for entry in tqdm(measured, unit="image", desc="recall", disable=None):
-            found.append(propose_and_detect(cfg, model, entry["file_name"])[0].proposal_boxes)
+            found.append(propose_and_detect(detector, read_image(entry["file_name"]))[0].proposal_boxes)
             boxes = [annotation["bbox"] for annotation in entry["annotations"] if not annotation["difficult"]]
             targets.append(Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)))
         recall = pd.DataFrame(proposal_recall(found, targets).items(), columns=["proposals", "recall"])
@@ -176,7 +182,8 @@ def main() -> None:
         _save(recall_figure(recall, title), folder / "recall.png")
         print(f"Recall of the proposals at IoU 0.5 on {title}, difficult ones left out:")
         print(recall.to_string(index=False, float_format="%.3f"))
-    print(f"{len(paths)} pictures and proposals.json (boxes x, y, width, height in pixels, from 0) are in {folder}")
+    print(f"{len(records)} pictures and proposals.json (boxes x, y, width, height in pixels, from 0) are in {folder}")
+    left_out.refuse_any()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,28 @@ def test_saliency_points_at_what_the_network_looks_at(checkpoint):
     assert heat.shape == (32, 32)
     assert (heat[:, :14] > 0.9).all()
     assert (heat[:, 18:] < 0.1).all()
+
+
+def test_predict_bird_keeps_equal_names_apart_and_goes_on_after_an_odd_file(tiny_root, checkpoint, tmp_path, run_main):
+    birds = read_cub(tiny_root).test
+    for name, bird in (("d1/a.jpg", birds[0]), ("d2/a.jpg", birds[-1])):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(bird.path, tmp_path / name)
+    (tmp_path / "d1" / "b.jpg").write_text("no photograph")
+    out = tmp_path / "drawn"
+    files = [str(tmp_path / "d1"), str(tmp_path / "d2")]
+    words = [*files, "--weights", str(checkpoint.parent), "--saliency", "--output"]
+    code, said, complaint = run_main(predict_bird.main, *words, str(out))
+    assert code == 2
+    assert [line for line in said.splitlines() if line.endswith("a.jpg")] == [f"{file}/a.jpg" for file in files]
+    warning, error = complaint.splitlines()
+    assert "d1/b.jpg: cannot be read as an image" in warning
+    assert "1 of 3 files could not be read" in error
+    first, second = (Image.open(out / f"{name}_saliency.png") for name in ("a", "a-2"))
+    assert first.tobytes() != second.tobytes()
+
+    Image.new("RGB", (9, 9)).save(tmp_path / "d2" / "a_saliency.png")
+    code, _, complaint = run_main(predict_bird.main, files[1], *words[2:], files[1])
+    assert code == 2
+    assert "a_saliency.png: is one of the files to read" in complaint
+    assert Image.open(tmp_path / "d2" / "a_saliency.png").size == (9, 9)

@@ -28,6 +28,14 @@ def test_names_folders_and_patterns(folder: Path) -> None:
     assert find_images([]) == []
 
 
+def test_a_name_that_is_there_is_no_pattern(folder: Path) -> None:
+    for name in ("*.jpg", "[1] (a) $b & c.jpg"):
+        (folder / name).touch()
+        assert find_images([str(folder / name)]) == [folder / name]
+    (folder / "b").mkdir()
+    assert find_images([f"{folder}/b*"]) == [folder / "b.jpg"]  # and a folder is none of a pattern's files
+
+
 def test_relative_patterns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert find_images(["*.png", "sub"]) == [Path("c.png"), Path("sub/f.jpg")]
@@ -85,6 +93,22 @@ def test_sixteen_bits_and_animations(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert read_image(tmp_path / "moving.gif")[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_of_an_animation_only_the_first_picture_is_decoded(tmp_path: Path) -> None:
+    """The later ones are spoilt here, which whoever decodes them would notice."""
+    frames = [Image.fromarray(np.random.default_rng(n).integers(0, 255, (40, 60), np.uint8)) for n in range(9)]
+    path = tmp_path / "moving.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert_reads_as(path, frames[0], tolerance=0)
+
+
+def test_what_unfolds_to_too_many_pixels_is_refused(tmp_path: Path) -> None:
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(UserError, match=r"bomb\.png: cannot be read as an image"):
+        read_image(tmp_path / "bomb.png")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from detection.dataset_mapper import DatasetMapper
 from detection.modeling import load_detector
@@ -112,6 +113,22 @@ def test_photographs_of_several_folders(runs, tmp_path, capsys):
     assert f"3 pictures, tables and comparison.json are in {out}" in printed
 
 
+def test_an_odd_photograph_is_left_out_and_nothing_is_overwritten(runs, tmp_path, capsys):
+    photos = tmp_path / "pictures"
+    for seed, name in enumerate(("a.png", "b.png")):
+        draw_photograph(photos / name, seed)
+    (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:60])
+    Image.new("RGB", (3000, 2)).save(photos / "thin.png")
+    before = {path: path.read_bytes() for path in photos.iterdir()}
+    words = [photos, "--frcnn", runs["frcnn"], "--yolov3", runs["yolov3"], "--out"]
+    assert "pictures/a.png: is one of the files to read" in error_of(capsys, *words, tmp_path)
+    assert "1 of 4 files could not be read" in error_of(capsys, *words, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())["photographs"]
+    assert [Path(photo["file_name"]).name for photo in found] == ["a.png", "b.png", "thin.png"]
+    assert all((tmp_path / "out" / photo["picture"]).is_file() for photo in found)
+    assert {path: path.read_bytes() for path in photos.iterdir()} == before
+
+
 def test_a_split_gives_the_errors_and_the_ap_of_the_evaluation(runs, tmp_path, capsys):
     main(
         ["--frcnn", str(runs["frcnn"]), "--yolov3", str(runs["same classes"]), "--score", "0.9", "--out", str(tmp_path)]
@@ -165,7 +182,7 @@ def test_what_is_missing_or_does_not_fit_is_told_in_one_line(runs, tmp_path, cap
     assert "('voc_dev',)" in error_of(capsys, "--split", "voc_dev", *both)
     assert "no such file" in error_of(capsys, tmp_path / "none.jpg", *both)
     photo.write_bytes(b"no image")
-    assert "cannot be read as an image" in error_of(capsys, photo, *both)
+    assert "none of the 1 files could be read" in error_of(capsys, photo, *both)
 
     stranger = ("--frcnn", runs["frcnn"], "--yolov3", runs["other data"], "--out", tmp_path / "out")
     assert "DATA=" in error_of(capsys, *stranger)

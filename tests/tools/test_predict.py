@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from classification.predict import BirdClassifier, newest_weights
+from common.images import read_image
 from detection.dataset_mapper import DatasetMapper
 from detection.modeling import load_detector
 from detection.voc import load_voc_instances
@@ -41,6 +42,17 @@ def run(*words: object) -> list[dict]:
     words = [str(word) for word in words]
     main(words)
     return json.loads((Path(words[words.index("--out") + 1]) / "predictions.json").read_text())
+
+
+def results(folder: Path) -> list[str]:
+    """Names of the files of results, without the hidden list of them."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def ends_with_error(*words: object) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([str(word) for word in words])
+    assert exit.value.code == 2
 
 
 def asked_directly(weights: Path, path: Path) -> list[tuple[int, float, list[float]]]:
@@ -127,7 +139,7 @@ def test_voc_boxes_keep_a_pixel_inside_the_image(tmp_path):
 def test_classifier_names_five_species(output, photographs, tmp_path):
     entries = run(photographs / "0.png", "--weights", output / BIRD, "--out", tmp_path / "out")
     classifier = BirdClassifier(output / BIRD / "model_best.pth")
-    probabilities = classifier.probabilities(classifier.read(photographs / "0.png")[None])[0]
+    probabilities = classifier.probabilities(classifier.cut_out(read_image(photographs / "0.png"))[None])[0]
     order = probabilities.argsort(descending=True)[:5]
     assert [entry["category_id"] - 1 for entry in entries] == order.tolist()
     assert [entry["category"] for entry in entries] == [SPECIES[label] for label in order]
@@ -144,7 +156,72 @@ def test_patterns_and_equal_names(output, photographs, tmp_path):
     shutil.copy(photographs / "1.png", other / "0.png")
     entries = run(f"{photographs}/[0]*.png", f"{other}/*.png", "--weights", output / BIRD, "--out", tmp_path / "out")
     assert sorted({entry["image_id"] for entry in entries}) == ["0", "0-2"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0-2.jpg", "0.jpg", "predictions.json"]
+    assert results(tmp_path / "out") == ["0-2.jpg", "0.jpg", "predictions.json"]
+
+
+def test_equal_names_stay_apart_in_everything_that_is_written(output, tmp_path):
+    """Also where one file is called as another one's result would be."""
+    given = {"d1/a.png": (48, 64), "d2/a.png": (64, 48), "d1/a-2.png": (50, 61)}
+    for number, (name, size) in enumerate(given.items()):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        draw_scene(*size, number)[0].save(tmp_path / name)
+    out = tmp_path / "out"
+    files = [tmp_path / name for name in given]
+    entries = run(*files, "--weights", output / YOLOV3, "--out", out, "--score", 0, "--voc-xml")
+    names = ["a", "a-3", "a-2"]
+    assert list(dict.fromkeys(entry["image_id"] for entry in entries)) == names
+    assert results(out) == sorted([*(f"{name}.jpg" for name in names), "Annotations", "predictions.json"])
+    for name, file, (height, width) in zip(names, files, given.values(), strict=True):
+        drawn = Image.open(out / f"{name}.jpg")
+        assert drawn.width / drawn.height == pytest.approx(width / height, rel=0.01)
+        text = (out / "Annotations" / f"{name}.xml").read_text()
+        assert f"<filename>{file.name}</filename>" in text
+        assert f"<width>{width}</width>" in text
+
+
+def test_nothing_of_the_user_is_overwritten(output, photographs, tmp_path, capsys):
+    """Neither what is read nor what lies in the folder of the results; results of an earlier call are."""
+    draw_scene(48, 64, 0)[0].save(photographs / "holiday.jpg")
+    (photographs / "Annotations").mkdir()
+    (photographs / "Annotations" / "0.xml").write_text("mine")
+    before = {path: path.read_bytes() for path in photographs.rglob("*") if path.is_file()}
+    model = ["--weights", output / YOLOV3]
+    for words in (
+        [photographs / "holiday.jpg", *model, "--out", photographs],
+        [photographs / "0.png", *model, "--out", photographs, "--voc-xml"],
+    ):
+        ends_with_error(*words)
+        assert "is not overwritten: name another folder" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in photographs.rglob("*") if path.is_file()} == before
+
+    first = run(photographs / "1.png", *model, "--out", tmp_path / "out", "--score", 0)
+    assert run(photographs / "1.png", *model, "--out", tmp_path / "out", "--score", 0) == first
+    ends_with_error(tmp_path / "out" / "1.jpg", *model, "--out", tmp_path / "out")
+
+
+def test_without_pictures_there_is_the_list_alone(output, photographs, tmp_path):
+    words = [photographs, "--weights", output / YOLOV3, "--score", SCORE]
+    assert run(*words, "--out", tmp_path / "list", "--no-pictures") == run(*words, "--out", tmp_path / "all")
+    assert results(tmp_path / "list") == ["predictions.json"]
+
+
+@pytest.mark.parametrize("name", [FRCNN, YOLOV3, BIRD])
+def test_photographs_of_many_sizes_are_told_of_in_their_order(name, output, tmp_path):
+    """They run in batches of one size, the batch that is full first."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for number in range(11):
+        draw_scene(*((48, 64) if number % 3 else (64, 48)), number)[0].save(folder / f"{number:02d}.png")
+    entries = run(folder, "--weights", output / name, "--out", tmp_path / "all", "--score", SCORE)
+    seen = list(dict.fromkeys(entry["image_id"] for entry in entries))
+    assert seen == sorted(seen)
+    assert len(seen) > 5
+    for number in (0, 5, 10):
+        path = folder / f"{number:02d}.png"
+        alone = run(path, "--weights", output / name, "--out", tmp_path / "alone", "--score", SCORE)
+        together = [entry for entry in entries if entry["image_id"] == path.stem]
+        assert [entry["category"] for entry in together] == [entry["category"] for entry in alone]
+        assert [entry["score"] for entry in together] == pytest.approx([entry["score"] for entry in alone], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", [FRCNN, YOLOV3, BIRD])
@@ -167,7 +244,25 @@ def test_video_is_annotated_frame_by_frame(name, output, tmp_path):
         frame = [entry for entry in entries if entry["image_id"] == f"clip_{number:06d}"]
         alone = run(tmp_path / "frame.png", "--weights", output / name, "--out", tmp_path / "alone", "--score", SCORE)
         assert [{**entry, "image_id": ""} for entry in frame] == [{**entry, "image_id": ""} for entry in alone]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.mp4", "predictions.json"]
+    assert results(tmp_path / "out") == ["clip.mp4", "predictions.json"]
+
+
+def test_a_video_that_ends_early_is_told_of(output, tmp_path, capsys):
+    """Of an AVI file the head says how many frames there are, and the index at its end is not needed."""
+    clip = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
+    for number in range(20):
+        writer.write(np.asarray(draw_scene(48, 64, number)[0]))
+    writer.release()
+    words = ["--weights", output / BIRD, "--out", tmp_path / "out"]
+    assert len(run(clip, *words)) == 20 * 5
+    assert "warning" not in capsys.readouterr().err
+    clip.write_bytes(clip.read_bytes()[: int(0.6 * clip.stat().st_size)])
+    frames = len({entry["image_id"] for entry in run(clip, *words)})
+    said = capsys.readouterr()
+    assert 5 < frames < 20
+    assert f"warning: {clip}: ends after {frames} frames, its header says 20" in said.err
+    assert "the sound of videos is not kept" in said.out
 
 
 @pytest.fixture
@@ -185,7 +280,8 @@ def broken(tmp_path: Path) -> Path:
 
 def test_unreadable_files_are_named_and_left_out(output, photographs, broken, tmp_path, capsys):
     files = [photographs / "0.png", broken, broken / "text.mp4", photographs / "1.png"]
-    entries = run(*files, "--weights", output / BIRD, "--out", tmp_path / "out")
+    ends_with_error(*files, "--weights", output / BIRD, "--out", tmp_path / "out")
+    entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert {entry["image_id"] for entry in entries} == {"0", "1"}
     said = capsys.readouterr()
     warnings = [line for line in said.err.splitlines() if line.startswith("warning:")]
@@ -193,7 +289,24 @@ def test_unreadable_files_are_named_and_left_out(output, photographs, broken, tm
     for name, warning in zip(("cut.jpg", "empty.png", "text.jpg", "text.mp4"), warnings, strict=True):
         assert name in warning
     assert "2 files" in said.out
-    assert "4 could not be read" in said.out
+    assert "error: 4 of 6 files could not be read" in said.err
+
+
+@pytest.mark.parametrize("name", [FRCNN, YOLOV3, BIRD])
+def test_one_odd_file_ends_nothing(name, output, photographs, tmp_path, capsys):
+    """Pictures of odd shapes are pictures; what unfolds to too much, and folders with the name of one, are named."""
+    for size in ((3000, 2), (2, 3000), (1, 1)):
+        Image.new("RGB", size, "red").save(photographs / f"{size[0]}x{size[1]}.png")
+    Image.new("1", (20_000, 20_000)).save(photographs / "bomb.png")
+    (photographs / "folder.jpg").mkdir()
+    ends_with_error(photographs, "--weights", output / name, "--out", tmp_path / "out", "--score", 0)
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+    assert len(warnings) == 2
+    assert "bomb.png" in warnings[0] and "folder.jpg" in warnings[1]
+    drawn = {path.stem for path in (tmp_path / "out").glob("*.jpg")}
+    assert drawn == {"0", "1", "2", "3000x2", "2x3000", "1x1"}
+    entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {entry["image_id"] for entry in entries} >= {"0", "1", "2"}
 
 
 def test_what_a_user_gets_wrong_is_one_line(output, photographs, broken, tmp_path, capsys):
