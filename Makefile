@@ -150,8 +150,8 @@ app: setup ## Serves a page: drop a photograph, see both detectors, the proposal
 ##@ Report
 
 .PHONY: report
-report: setup ## Every table and figure of the study, from the runs there are [RUNS=output/ OUT=report/]
-	@$(PY) -m tools.report $(if $(RUNS),--runs "$(RUNS)") $(out)
+report: setup ## Every table and figure of the study, from the runs there are; on paper too where a browser is installed [RUNS=output/ OUT=report/]
+	@$(PY) -m tools.report --pdf $(if $(RUNS),--runs "$(RUNS)") $(out)
 
 ##@ Development
 
