@@ -1,6 +1,7 @@
 """The demo's stages: each is a command line that exists, runs once, and says what failed."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.run_folder import append_metrics
 from tools import demo
 from tools.demo import Stage, run_stage
 
@@ -34,6 +36,16 @@ def test_begun_run_is_resumed(tmp_path: Path, bar: tqdm) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="unrecognized arguments: --resume"):
         run_stage(stage, tmp_path / "log.txt", bar)
+
+
+def test_the_loss_shown_is_the_newest_of_the_running_stage(tmp_path: Path) -> None:
+    for name, rows in {"first": [{"train_loss": 4.0}], "second/trial": [{"total_loss": 2.0}, {"AP50": 0.5}]}.items():
+        (tmp_path / name).mkdir(parents=True)
+        for row in rows:
+            append_metrics(tmp_path / name, {"iteration": 0, **row})
+        os.utime(tmp_path / name / "metrics.json", (1000 + len(rows), 1000 + len(rows)))
+    assert demo.latest_loss(tmp_path, since=1000) == "total_loss 2.000"
+    assert demo.latest_loss(tmp_path, since=2000) == ""  # all were written before it began
 
 
 def test_finished_stages_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
