@@ -145,7 +145,7 @@ def summary(output: Path) -> str:
             *(f"  {name}: {figure:.3f} mAP (11 points)" for name, figure in figures.items()),
             *(f"  ResNet-18, {start}: {figure:.1f} % top-1" for start, figure in top1.items()),
             f"Look first at {output / 'report' / 'index.html'}: its second section tells which findings of the study",
-            "were seen here. With the real data: make datasets, then make train-frcnn, make train-yolov3, make finetune.",
+            "were seen here. With real data: make datasets, then make train-frcnn, make train-yolov3, make finetune.",
         ]
     )
 
