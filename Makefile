@@ -41,6 +41,10 @@ help: ## Lists the targets
 demo: setup ## Every experiment on drawn data, and the report of them: fifteen minutes on two cores; called again, it goes on
 	@$(PY) -m tools.demo
 
+.PHONY: study
+study: setup ## Every experiment of the study on real data, and the report of them; called again, it goes on [DATA RECIPE=study|best IMAGES="a.jpg dir/" NGPU PLAN=1]
+	@$(PY) -m tools.study $(data) $(if $(RECIPE),--recipe $(RECIPE)) $(if $(filter 1,$(PLAN)),--plan) $(IMAGES)
+
 ##@ Set-up
 
 .PHONY: setup

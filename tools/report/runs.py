@@ -132,16 +132,18 @@ class Runs:
         self.single.sort(key=lambda run: (not run.is_finished, -run.written))
 
     @cached_property
-    def birds(self) -> Run | None:
-        """The classifier to show: the newest that is no mere source of weights, else of the sweeps' runs the best.
-
-        Of the latter, one that has an evaluation comes first.
-        """
+    def fine_tuned(self) -> list[Run]:
+        """The newest classifier of each network that is of no sweep, and no mere source of weights."""
         birds = [run for run in self.single if not run.is_detector]
-        trials = [trial for sweep in self.sweeps for trial in sweep]
-        shown = [run for run in birds if not any(map(run.is_source_of, birds + trials))]
-        trials = sorted(finished(trials), key=lambda trial: not self.files("report.json", trial))
-        return next(iter(shown + trials), None)
+        others = birds + [trial for sweep in self.sweeps for trial in sweep]
+        shown = [run for run in birds if not any(map(run.is_source_of, others))]
+        return list({run.network: run for run in reversed(shown)}.values())[::-1]
+
+    @cached_property
+    def birds(self) -> Run | None:
+        """The classifier to show: fine-tuned, else the best of the sweeps; one that has an evaluation comes first."""
+        runs = self.fine_tuned + finished([trial for sweep in self.sweeps for trial in sweep])
+        return min(runs, key=lambda run: not self.files("report.json", run), default=None)
 
     @cached_property
     def detectors(self) -> list[Run]:

@@ -63,7 +63,7 @@ def _written(part: Part, runs: Runs, *path: Path) -> list[Block | Missing]:
 
 def _results(runs: Runs) -> Iterator[Block]:
     rows: list[list[str | float | None]] = []
-    classifiers = [("fine-tuned", runs.birds)] if runs.birds in runs.single else []
+    classifiers = [("fine-tuned", run) for run in runs.fine_tuned]
     classifiers += [(f"started {trial.path.name}", trial) for trial in runs.pair]
     classifiers += [("best of the sweep", trial) for trial in finished(runs.grid)[:1]]
     for what, run in classifiers:
