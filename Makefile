@@ -44,6 +44,10 @@ help: ## Lists the targets
 demo: setup ## Every experiment on drawn data, and the report of them: fifteen minutes on two cores; called again, it goes on
 	@$(PY) -m tools.demo
 
+.PHONY: study
+study: setup ## Every experiment of the study on real data, and the report of them; called again, it goes on [DATA RECIPE=study|best IMAGES="a.jpg dir/" NGPU PLAN=1]
+	@$(PY) -m tools.study $(data) $(if $(RECIPE),--recipe $(RECIPE)) $(if $(filter 1,$(PLAN)),--plan) $(IMAGES)
+
 ##@ Set-up
 
 .PHONY: setup
@@ -153,8 +157,8 @@ app: setup ## Serves a page: drop a photograph, see both detectors, the proposal
 ##@ Report
 
 .PHONY: report
-report: setup ## Every table and figure of the study, from the runs there are [RUNS=output/ OUT=report/]
-	@$(PY) -m tools.report $(if $(RUNS),--runs "$(RUNS)") $(out)
+report: setup ## Every table and figure of the study, from the runs there are; on paper too where a browser is installed [RUNS=output/ OUT=report/]
+	@$(PY) -m tools.report --pdf $(if $(RUNS),--runs "$(RUNS)") $(out)
 
 ##@ Development
 

@@ -13,8 +13,7 @@ from classification.recipe import Recipe, save_recipe
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.modeling import build_model
 from tests.tools.scenes import COLOURS
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+from tools.report.document import BROWSERS
 
 SMALL = {
     "faster_rcnn_R_50_FPN": {

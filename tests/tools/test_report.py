@@ -26,7 +26,8 @@ from detection import train_net
 from detection.evaluation import Detections, evaluate_voc
 from tools import compare_detectors, visualize_proposals
 from tools.report.__main__ import main
-from tools.report.sections import VOC07_TEST
+from tools.report.document import BROWSERS
+from tools.report.study import CLASSES, STUDY
 
 COLOURS = {"red_thing_with_a_name_that_is_much_longer_than_a_column": (200, 30, 30), "blue": (30, 30, 200)}
 OBJECT = """<object><name>{}</name><difficult>0</difficult>
@@ -214,7 +215,17 @@ def test_all_parts_are_there(whole: tuple[Path, Page]) -> None:
     out, page = whole
     assert "not there" not in page.text.lower()
     assert "Left out" not in page.text
-    sections = ["results", "runs", "sweep", "pretraining", "classifier", "detectors", "curves", "precision-recall"]
+    sections = [
+        "results",
+        "study",
+        "runs",
+        "sweep",
+        "pretraining",
+        "classifier",
+        "detectors",
+        "curves",
+        "precision-recall",
+    ]
     assert page.ids == [*sections, "proposals", "photographs", "errors", "speed"]
     assert [address for address in page.addresses if address.startswith("#")] == [f"#{id}" for id in page.ids]
     names = {path.stem for path in (out / "figures").iterdir()}
@@ -224,7 +235,7 @@ def test_all_parts_are_there(whole: tuple[Path, Page]) -> None:
 
 
 def test_numbers_by_class_are_those_of_the_evaluation(runs: Path, whole: tuple[Path, Page]) -> None:
-    tables = [table for table in whole[1].tables if table[0][:4] == ["class", "gts", "dets", "recall"]]
+    tables = [table for table in whole[1].tables if table[0][-2:] == ["ap, 11 points", "ap, area"]]
     assert len(tables) == 2
     results = {(row[0], row[3]): row[4] for row in whole[1].table("what", "data", "started from")}
     for table, folder, name in zip(
@@ -328,7 +339,7 @@ def test_pictures_of_the_markdown_exist_and_can_be_opened(whole: tuple[Path, Pag
     for table in tables:
         rows = table.splitlines()
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1
-        assert re.fullmatch(r"\|( -+:? \|)+", rows[1])
+        assert re.fullmatch(r"\|(:?-+:?\|)+", rows[1])
 
 
 def test_made_twice_it_is_the_same_but_for_the_date(runs: Path, whole: tuple[Path, Page], tmp_path: Path) -> None:
@@ -396,7 +407,7 @@ def test_broken_files_are_named_and_the_rest_is_told(copy: Path, tmp_path: Path)
     assert f"{copy / 'empty'}: an empty folder" in page.text
     assert "line 2 is '{broken'" in page.text
     assert page.table("learning rate", "epochs")
-    assert [table[0][0] for table in page.tables].count("class") == 1  # the run's own evaluation stands in
+    assert [table[0][-1] for table in page.tables].count("ap, area") == 1  # the run's own evaluation stands in
 
 
 def test_an_older_file_stands_in_for_a_broken_one_and_a_sweep_tells_how_far_it_is(copy: Path, tmp_path: Path) -> None:
@@ -460,33 +471,130 @@ def test_nothing_at_all_is_a_report_and_no_folder_an_error(tmp_path: Path, capsy
     assert line.startswith(f"error: {tmp_path / 'nowhere'}: no such folder")
 
 
-def test_the_study_stands_beside_its_own_data_only(copy: Path, tmp_path: Path) -> None:
-    page = make(copy, tmp_path / "other data")
-    text = (tmp_path / "other data" / "index.html").read_text() + (tmp_path / "other data" / "report.md").read_text()
-    visible = re.sub(r"data:image/[^\"]+", "", text)
-    assert not re.search(r"0\.754|73\.70|the study's", visible)
-    assert "None of this was measured on the data of the study" in page.text
+def section(page: Path, id: str) -> str:
+    """The text of one section of a page."""
+    (found,) = re.findall(rf'<h2 id="{id}">(.*?)</section>', page.read_text(), re.DOTALL)
+    return " ".join(re.sub("<[^>]+>", " ", found.replace("<wbr>", "")).split())
 
-    # As many objects of each class as VOC07 test has, all found: its figures are 1.
-    assert (len(VOC07_TEST), sum(VOC07_TEST.values())) == (20, 12032)
-    classes = [label for label, name in enumerate(VOC07_TEST) for _ in range(VOC07_TEST[name])]
+
+def test_on_other_data_the_figures_of_the_study_stand_alone(runs: Path, whole: tuple[Path, Page]) -> None:
+    page = whole[0] / "index.html"
+    assert "None of this was measured on the data of the study" in section(page, "results")
+    assert "its figures below stand alone" in section(page, "study")
+    everything = re.sub(r"data:image/[^\"]+", "", page.read_text())
+    elsewhere = everything.replace(re.findall(r'<h2 id="study">.*?</section>', everything, re.DOTALL)[0], "")
+    assert not re.search(r"0\.754|73\.70", elsewhere)
+
+    rows = whole[1].table("class", "gts", "dets", "recall", "ap")
+    assert rows[-1] == ["mAP", "", "", "", "0.754"]
+    assert ["person", "4,528", "12,702", "0.878", "0.776"] in rows
+    assert [row[1] for row in whole[1].table("learning rate", "the study, %")] == ["71.64", "72.45", "73.70"]
+
+    found = dict(whole[1].table("the study", "here"))
+    top1 = pd.read_csv(runs / "pair-pretraining" / "comparison.csv").set_index("start")["test top-1"]
+    (claim,) = [text for text in found if text.startswith("Pretraining is markedly better")]
+    difference = top1["pretrained"] - top1["random"]
+    words = "ahead" if difference > 0 else "behind"
+    assert f"pretrained is {abs(difference):.2f} points {words}, after 2 epochs" in found[claim]
+    (claim,) = [text for text in found if text.startswith("Of the rates")]
+    assert found[claim] == "not tested"  # the grid has one rate
+    (claim,) = [text for text in found if "overfitted by epoch 30" in text]
+    assert found[claim].startswith("Not tested: the run is shorter.")
+
+
+def test_figures_of_the_study_are_those_it_states(shared: Path) -> None:
+    text = (shared / "study.md").read_text()
+    stated = re.findall(r"(\w+) \| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|", text)
+    assert len(stated) == 20
+    for name, *figures in stated:
+        assert CLASSES.loc[name].tolist() == [float(number) for number in figures]
+    assert f"mAP {STUDY['mAP']:.3f}" in text
+    for rate, top1 in STUDY["sweep"].items():
+        assert f"{rate} -> {top1:.4f}" in text
+
+
+def test_on_its_own_data_the_study_stands_beside_ours(copy: Path, tmp_path: Path) -> None:
+    """As many objects of each class as VOC07 test has; of dogs half are found, of all others every one."""
+    assert (len(CLASSES), CLASSES["gts"].sum()) == (20, 12032)
+    names = CLASSES.index.tolist()
+    classes = np.repeat(np.arange(20), CLASSES["gts"])
     box = [0.0, 0.0, 10.0, 10.0]
     truth = [{"annotations": [{"bbox": box, "category_id": label}]} for label in classes]
-    detections = Detections(
-        np.arange(len(classes)), np.array(classes), np.full(len(classes), 0.9), np.array([box] * len(classes))
-    )
+    found = (classes != names.index("dog")) | (np.arange(len(classes)) % 2 == 0)
+    number = found.sum()
+    detections = Detections(np.flatnonzero(found), classes[found], np.full(number, 0.9), np.tile(box, (number, 1)))
     for name in ("faster_rcnn_R_50_FPN", "yolov3_darknet53"):
-        evaluate_voc(truth, detections, list(VOC07_TEST)).write(copy / name / "evaluation")
-    result = json.loads((copy / "finetuned" / "result.json").read_text())
-    recipe = (copy / "finetuned" / "config.yaml").read_text()
-    (copy / "finetuned" / "config.yaml").write_text(recipe.replace("model: test_resnet", "model: resnet18"))
-    official = json.dumps({**result, "test_images": 5794, "classes": 200})
-    (copy / "finetuned" / "result.json").write_text(official)
-    page = make(copy, tmp_path / "the same data")
+        evaluate_voc(truth, detections, names).write(copy / name / "evaluation")
+    for run, settings in (
+        ("finetuned", {}),
+        ("few-grid/lr0.05-epochs1", {"lr": 0.02, "epochs": 20, "top1": 75.0}),
+    ):
+        recipe = (copy / run / "config.yaml").read_text()
+        recipe = recipe.replace("model: test_resnet", "model: resnet18").replace(
+            "pretrained: false", "pretrained: true"
+        )
+        (copy / run / "config.yaml").write_text(recipe)
+        result = json.loads((copy / run / "result.json").read_text())
+        official = json.dumps({**result, "test_images": 5794, "classes": 200, **settings})
+        (copy / run / "result.json").write_text(official)
+    shutil.rmtree(copy / "few-grid" / "lr0.05-epochs2")
+    page = make(copy, tmp_path / "report")
     study = {(row[0], row[3]): row[5] for row in page.table("what", "data", "started from", "metric", "measured")}
     assert study.pop(("Faster R-CNN", "mAP, 11 points")) == "0.754"
     assert study.pop(("resnet18, fine-tuned", "top-1")) == "73.70 %"
+    assert study.pop(("resnet18, best of the sweep", "top-1")) == "73.70 %"
     assert set(study.values()) == {"–"}  # noqa: RUF001
+
+    rows = page.table("class", "gts", "dets", "dets, study", "recall", "recall, study", "ap", "ap, study", "difference")
+    assert len(rows) == 21
+    # 11 points: half of the recall steps 0, 0.1, ..., 1 are reached, 0.5 itself only if half of 489 is rounded up.
+    dogs = sum(step / 10 <= np.mean(found[classes == names.index("dog")]) for step in range(11)) / 11
+    (dog,) = [row for row in rows if row[0] == "dog"]
+    assert dog[1:] == ["489", str(found[classes == 11].sum()), "1,527", f"{found[classes == 11].mean():.3f}",
+                       "0.969", f"{dogs:.3f}", "0.862", f"{dogs - 0.862:+.3f}"]  # fmt: skip
+    mean = (19 + dogs) / 20
+    assert rows[-1] == ["mAP", "", "", "", "", "", f"{mean:.3f}", "0.754", f"{mean - 0.754:+.3f}"]
+    differences = [float(row[-1]) for row in rows[:-1]]
+    assert differences == sorted(differences, reverse=True)
+    assert rows[0][0] == "pottedplant"  # the study's lowest
+    html = (tmp_path / "report" / "index.html").read_text()
+    assert len(re.findall(r'class="difference behind"', html)) == 1  # dogs
+    assert page.table("learning rate", "the study, %", "here, %", "difference")[-1][1:] == ["73.70", "75.00", "+1.30"]
+
+
+def test_the_evaluation_shown_is_that_of_the_run_shown(copy: Path, tmp_path: Path) -> None:
+    """A newer evaluation of another run, here of the random one, is not told of the fine-tuned one."""
+    random = copy / "pair-pretraining" / "random"
+    shutil.copytree(copy / "finetuned" / "evaluation", random / "evaluation")
+    sessions = [{"weights": str(random / "model_best.pth")}]
+    (random / "evaluation" / "environment.json").write_text(json.dumps(sessions))
+    report = json.loads((random / "evaluation" / "report.json").read_text())
+    (random / "evaluation" / "report.json").write_text(json.dumps({**report, "images": 7}))
+    page = make(copy, tmp_path / "one")
+    assert [row[0] for row in page.table("images", "top-1, %", "top-5, %")] == [str(report["images"])]
+    assert "finetuned: test_resnet" in section(tmp_path / "one" / "index.html", "classifier")
+
+    for folder in ("finetuned", "other"):
+        shutil.rmtree(copy / folder)
+    page = make(copy, tmp_path / "two")
+    assert [row[0] for row in page.table("images", "top-1, %", "top-5, %")] == ["7"]
+    assert "pair-pretraining/random: test_resnet" in section(tmp_path / "two" / "index.html", "classifier")
+
+
+def test_on_paper_where_a_browser_is_installed(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--runs", str(copy), "--out", str(tmp_path / "report"), "--pdf"]
+    pdf = tmp_path / "report" / "report.pdf"
+    if any(map(shutil.which, BROWSERS)):
+        main(arguments)
+        assert pdf.read_bytes().startswith(b"%PDF-")
+        assert f"On paper: {pdf}" in capsys.readouterr().out
+        pdf.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    main(arguments)
+    assert not pdf.exists()
+    assert f"not printed: {pdf}: no browser to print it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("width", "colours"), [(360, "dark"), (1280, "light")])
@@ -494,7 +602,7 @@ def test_in_a_browser_it_fits_and_its_contents_lead_there(
     whole: tuple[Path, Page], page, width: int, colours: str
 ) -> None:
     page.set_viewport_size({"width": width, "height": 800})
-    page.emulate_media(color_scheme=colours)
+    page.emulate_media(color_scheme=colours, reduced_motion="reduce")
     page.goto((whole[0] / "index.html").as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")

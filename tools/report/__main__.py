@@ -5,9 +5,9 @@ import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import exits_on_user_error
-from tools.report.document import write_document
-from tools.report.findings import Findings
+from common.errors import UserError, exits_on_user_error
+from tools.report.document import DATE, Document, print_pdf, write_document
+from tools.report.runs import Runs
 from tools.report.sections import compose
 
 
@@ -21,20 +21,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="tools.report", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
+    parser.add_argument("--pdf", action="store_true", help="print the page as report.pdf, where a browser is installed")
     args = parser.parse_args(argv)
 
-    found = Findings(args.runs)
-    sections = compose(found)
-    problems = sorted(found.problems)
+    runs = Runs(args.runs)
+    sections, missing = compose(runs)
+    problems = sorted(runs.problems)
     # The date is the only line that differs from one making to the next.
-    date = f"{datetime.datetime.now():%Y-%m-%d %H:%M}"
-    write_document(args.out, sections, root=args.runs, date=date, problems=problems, missing=len(found.missing))
+    lead = [f"All runs below {args.runs}. Made on {datetime.datetime.now():{DATE}}."]
+    lead.append("Of birds, accuracies are in per cent; of boxes, recall and precision go from 0 to 1.")
+    if missing:
+        lead.append(f"Parts of the study that are not there: {len(missing)}; the last section names them.")
+    write_document(Document("Birds and boxes: report", lead, problems, sections), args.out)
     for problem in problems:
         print(f"left out: {problem}")
-    for part, command in found.missing:
-        print(f"not there: {part}; to make it: {command}")
-    number = len(sections) - bool(found.missing)  # the one of what is missing does not count
+    for what, command in missing:
+        print(f"not there: {what}; to make it: {command}")
+    number = len(sections) - bool(missing)  # the one of what is missing does not count
     print(f"{number} sections: {args.out / 'index.html'} and {args.out / 'report.md'}")
+    if args.pdf:
+        try:
+            print_pdf(args.out / "index.html", args.out / "report.pdf")
+            print(f"On paper: {args.out / 'report.pdf'}")
+        except UserError as error:
+            print(f"not printed: {error}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Finds every run and sweep below a folder and reads what they wrote.
 
-A file that is not what it should be becomes one line of `Findings.problems`; it never stops the report.
+A file that is not what it should be becomes one line of `Runs.problems`; it never stops the report.
 """
 
 import json
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -25,11 +26,20 @@ T = TypeVar("T")
 
 
 class Evaluation(NamedTuple):
-    """Of a detector: its folder, its session if it has its own, and its figures, one class a row and "mAP" the last."""
+    """Of a detector: its folder, its session if it has its own, and `evaluation.json`.
+
+    `table` has one class a row, and "mAP" as the last: gts, dets, recall, AP50_11point, AP50.
+    """
 
     path: Path
     session: dict
     table: pd.DataFrame
+    content: dict
+
+    @property
+    def means(self) -> dict:
+        """The last row of the table."""
+        return dict(self.table.loc["mAP"])
 
 
 class Run:
@@ -81,18 +91,20 @@ class Run:
         """A figure by epoch."""
         return [(row["epoch"], row[key]) for row in self.rows if key in row and "epoch" in row]
 
+    def is_source_of(self, other: "Run") -> bool:
+        """Whether another run started from its weights; known by the names alone, since folders move."""
+        start = Path(other.start)
+        return bool(start.suffix) and start.parent.name == self.path.name and not other.is_detector
 
-class Findings:
+
+class Runs:
     """All runs below a folder, the newest first; one that is still going only after those that came to an end.
 
     Attributes:
-        runs: without those of the sweeps.
+        single: the runs that are of no sweep.
         sweeps: the runs of each sweep.
         grid, pair: of the newest sweep over rates and epochs, and of that from pretrained and random weights.
-        birds: the classifier to show: the newest that is no mere source of weights, else the best of the sweeps.
-        detectors, evaluated: the newest run of each, and which of them have an evaluation, each with it.
         problems: what could not be read.
-        missing: parts of the report that no run has given, and the commands that would make them.
 
     Raises:
         UserError: there is no such folder.
@@ -104,7 +116,6 @@ class Findings:
             raise UserError(f"{root}: no such folder; {expected}")
         self.root = root
         self.problems: set[str] = set()
-        self.missing: list[tuple[str, str]] = []
         self.folders = sorted([root, *(path for path in root.rglob("*") if path.is_dir())])
         runs = {folder: run for folder in self.folders if (run := self._read_run(folder))}
         sweeps: dict[Path, list[Run]] = {}
@@ -117,16 +128,33 @@ class Findings:
         grids = [trials for trials in newest if trials[0].path.name.startswith("lr")]
         pairs = [trials for trials in newest if trials not in grids]
         self.sweeps, self.grid, self.pair = grids + pairs, next(iter(grids), []), next(iter(pairs), [])
-        trials = [trial for sweep in self.sweeps for trial in sweep]
-        self.runs = [run for run in runs.values() if run.path not in sweeps]
-        self.runs.sort(key=lambda run: (not run.is_finished, -run.written))
-        birds = [run for run in self.runs if not run.is_detector]
-        sources = {Path(str(run.config.get("weights"))).parent for run in birds + trials}
-        shown = [run for run in birds if run.path not in sources] + finished(trials)
-        self.birds = shown[0] if shown else None
-        newest_of = {run.network: run for run in reversed(self.runs)}
-        self.detectors = [newest_of[name] for name in dict.fromkeys(DETECTORS.values()) if name in newest_of]
-        self.evaluated = [(run, run.evaluation) for run in self.detectors if run.evaluation]
+        self.single = [run for run in runs.values() if run.path not in sweeps]
+        self.single.sort(key=lambda run: (not run.is_finished, -run.written))
+
+    @cached_property
+    def fine_tuned(self) -> list[Run]:
+        """The newest classifier of each network that is of no sweep, and no mere source of weights."""
+        birds = [run for run in self.single if not run.is_detector]
+        others = birds + [trial for sweep in self.sweeps for trial in sweep]
+        shown = [run for run in birds if not any(map(run.is_source_of, others))]
+        return list({run.network: run for run in reversed(shown)}.values())[::-1]
+
+    @cached_property
+    def birds(self) -> Run | None:
+        """The classifier to show: fine-tuned, else the best of the sweeps; one that has an evaluation comes first."""
+        runs = self.fine_tuned + finished([trial for sweep in self.sweeps for trial in sweep])
+        return min(runs, key=lambda run: not self.files("report.json", run), default=None)
+
+    @cached_property
+    def detectors(self) -> list[Run]:
+        """The newest run of each."""
+        newest_of = {run.network: run for run in reversed(self.single)}
+        return [newest_of[name] for name in dict.fromkeys(DETECTORS.values()) if name in newest_of]
+
+    @property
+    def evaluated(self) -> list[tuple[Run, Evaluation]]:
+        """Which of the detectors have an evaluation, each with it."""
+        return [(run, run.evaluation) for run in self.detectors if run.evaluation]
 
     def _read_run(self, folder: Path) -> Run | None:
         """The run in a folder, if there is one."""
@@ -158,11 +186,21 @@ class Findings:
             self.problems.add(f"{path}: not what was expected ({type(error).__name__}: {reason}); left out")
         return None
 
-    def newest(self, name: str, read: Callable[[Path], list[T]]) -> list[T]:
-        """What `read` makes of the newest file of that name that is whole and has anything to give."""
-        paths = [folder / name for folder in self.folders if (folder / name).exists()]
-        contents = (self.attempt(read, path) for path in sorted(paths, key=lambda path: -path.stat().st_mtime))
+    def newest(self, name: str, read: Callable[[Path], list[T]], run: Run | None = None) -> list[T]:
+        """What `read` makes of the newest file of that name, of a run if one is given, that has anything to give."""
+        contents = (self.attempt(read, path) for path in self.files(name, run))
         return next(filter(None, contents), [])
+
+    def files(self, name: str, run: Run | None = None) -> list[Path]:
+        """The files of that name, the newest first; of a run those in its folder, and those that name its weights."""
+
+        def is_of_run(folder: Path) -> bool:
+            sessions = self.attempt(lambda path: read_sessions(path.parent), folder / ENVIRONMENT) or [{}]
+            weights = sessions[-1].get("weights")
+            return run is None or run.path in folder.parents or Path(str(weights)).parent == run.path
+
+        paths = [folder / name for folder in self.folders if (folder / name).exists() and is_of_run(folder)]
+        return sorted(paths, key=lambda path: -path.stat().st_mtime)
 
 
 def finished(trials: Sequence[Run]) -> list[Run]:
@@ -207,4 +245,4 @@ def _read_evaluation(path: Path) -> Evaluation:
     table = pd.DataFrame.from_dict(content["per_class"], orient="index")[list(types)].astype(types).astype(object)
     table.loc["mAP"] = ["", "", "", *pd.Series([content["AP50_11point"], content["AP50"]], dtype=float)]
     sessions = read_sessions(path.parent) if path.parent.name == "evaluation" else []
-    return Evaluation(path.parent, sessions[-1] if sessions else {}, table)
+    return Evaluation(path.parent, sessions[-1] if sessions else {}, table, content)

@@ -1,0 +1,114 @@
+"""What the report says of the detectors."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from tools.report.document import Block, Missing, Table, figure
+from tools.report.figures import curves, taken_over
+from tools.report.runs import Evaluation, Run, Runs
+from tools.report.study import is_voc07_test
+
+MAX_PROPOSALS, MAX_PHOTOGRAPHS = 4, 6
+TARGETS = {"Faster R-CNN": "frcnn", "YOLOv3": "yolov3"}
+
+
+def by_class(runs: Runs) -> Iterator[Block | Missing]:
+    """The table of each detector."""
+    networks = {run.network: run for run in runs.detectors}
+    for name, target in TARGETS.items():
+        if name not in networks:
+            yield Missing(f"{name}: curves, table by class, PR curves", f"make train-{target}")
+        elif not networks[name].evaluation:
+            command = f"make eval-{target} WEIGHTS={networks[name].path / 'model_best.pth'}"
+            yield Missing(f"{name}: table by class, PR curves", command)
+    tables: list[Block] = []
+    for run, evaluation in runs.evaluated:
+        weights = runs.name(evaluation.session.get("weights") or run.path)
+        state = "" if evaluation.session else ", last evaluation while training"
+        caption = f"{run.network} on {_split(run, evaluation)}: {weights}{state}."
+        table = evaluation.table.rename(columns={"AP50_11point": "ap, 11 points", "AP50": "ap, area"})
+        table = table.rename_axis("class").reset_index()
+        tables.append(Table(table, caption, digits=3, strong=[len(table) - 1]))
+    yield tables
+
+
+def training_curves(runs: Runs) -> Iterator[Block]:
+    """Losses and mAP of each detector by epoch."""
+    losses = {"training": "total_loss", "validation": "validation_loss"}
+    precisions = {"AP50, 11 points": "AP50_11point", "AP50, area": "AP50", "AP75": "AP75", "AP 0.50:0.95": "AP"}
+    for run in runs.detectors:
+        parts = {"loss": losses, "mAP on the test split": precisions}
+        panels = {title: {label: run.points(key) for label, key in keys.items()} for title, keys in parts.items()}
+        state = "" if run.is_finished else " So far: the run has not finished."
+        yield from curves(panels, f"curves-{_slug(run)}", f"{run.network}, {runs.name(run.path)}.{state}")
+
+
+def precision_recall(runs: Runs) -> Iterator[Block]:
+    """The curves of each detector, a class a panel."""
+    for run, evaluation in runs.evaluated:
+        caption = f"{run.network} on {_split(run, evaluation)}, at IoU 0.5."
+        yield from taken_over(runs, evaluation.path / "pr_curves.png", caption, f"pr-curves-{_slug(run)}")
+
+
+def proposals(runs: Runs, path: Path) -> Iterator[Block]:
+    """Recall of the first stage's boxes, and pictures of both stages."""
+    if path.with_name("recall.csv").exists():
+        recall = pd.read_csv(path.with_name("recall.csv"), index_col="proposals", dtype={"recall": float})
+        table = recall.T.rename_axis(index="proposals kept", columns=None).rename({"recall": "recall at IoU 0.5"})
+        yield Table(
+            table.rename(columns=str).reset_index(), f"Recall of the proposals, {runs.name(path.parent)}.", digits=3
+        )
+    for number, record in enumerate(json.loads(path.read_text())[:MAX_PROPOSALS], start=1):
+        picture = path.with_name(Path(record["picture"]).name)
+        caption = f"{picture.stem}: the first stage's best proposals, and what the second made of them."
+        yield from taken_over(runs, picture, caption, f"proposals-{number}")
+
+
+def photographs(runs: Runs, path: Path) -> Iterator[Block]:
+    """What both detectors see where there is no ground truth."""
+    comparison = json.loads(path.read_text())
+    if comparison["split"] is not None:
+        return
+    detectors, rows, pictures = list(comparison["weights"]), [], []
+    kinds = ["both", "other class", *(f"only {name}" for name in detectors)]
+    for number, photo in enumerate(comparison["photographs"], start=1):
+        name, objects = Path(photo["file_name"]).name, Counter(pair["agreement"] for pair in photo["objects"])
+        times = [photo["milliseconds"].get(detector) for detector in detectors]
+        rows.append([name, *(objects[kind] for kind in kinds), *times])
+        if photo.get("picture") and number <= MAX_PHOTOGRAPHS:
+            picture = path.parent / "pictures" / Path(photo["picture"]).name
+            pictures += taken_over(runs, picture, name, f"photograph-{number}")
+    table = pd.DataFrame(rows, columns=["photograph", *kinds, *(f"{name}, ms" for name in detectors)])
+    caption = f"Objects with score {comparison['score']:g} or more, by which detector found them, and time on"
+    yield Table(table, f"{caption} {comparison['machine']}.", digits=0)
+    yield from pictures
+
+
+def errors(runs: Runs, path: Path) -> Iterator[Block]:
+    """Errors of both detectors by kind."""
+    analyses = json.loads(path.read_text())
+    words = f"On {analyses.pop('photographs')} photographs of {analyses.pop('split')}, AP50 (area): "
+    yield words + ", ".join(f"{name} {figure(analysis['ap50'], 3)}" for name, analysis in analyses.items()) + "."
+    columns = {}
+    for name, analysis in analyses.items():
+        columns[f"{name}, number"] = pd.Series(analysis["count"], dtype=int)
+        columns[f"{name}, cost"] = pd.Series(analysis["cost"], dtype=float)
+    yield Table(pd.DataFrame(columns).rename_axis("error").reset_index(), digits=3)
+    yield from taken_over(runs, path.with_name("errors.png"), "What errors cost.")
+
+
+def _split(run: Run, evaluation: Evaluation) -> str:
+    """What a detector was evaluated on."""
+    if is_voc07_test(evaluation):
+        return "VOC07 test"
+    session = evaluation.session or (run.sessions or [{}])[-1]
+    splits = session.get("test") or run.config.get("DATASETS", {}).get("TEST") or []
+    return f"{', '.join(map(str, splits))} of {run.data(session)}"
+
+
+def _slug(run: Run) -> str:
+    return run.network.lower().replace(" ", "-")
