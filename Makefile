@@ -107,7 +107,7 @@ predict-bird: setup ## The five likeliest species on each photograph [IMAGES="a.
 ##@ Detection
 
 .PHONY: train-frcnn
-train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [START=coco|imagenet|random|file|hub name BACKBONE=timm name RECIPE=best|study|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
+train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [START=coco|imagenet|random|file|hub name BACKBONE=timm name RECIPE=best|sgd|study|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
 	@$(detect) --model faster_rcnn $(pretrained) $(resume) $(OPTS)
 
 .PHONY: eval-frcnn
@@ -135,23 +135,23 @@ eval-detections: setup ## Scores any detector's boxes with the same evaluator [D
 	@$(PY) -m tools.eval_detections "$(DETECTIONS)" $(if $(SPLIT),--split $(SPLIT)) $(data) $(out)
 
 .PHONY: visualize-proposals
-visualize-proposals: setup ## Shows RPN proposals beside the final detections [WEIGHTS RECIPE CONFIG DATA IMAGES="a.jpg dir/" TOPK SCORE]
-	@$(PY) -m tools.visualize_proposals $(recipe) $(data) $(weights) $(if $(TOPK),--topk $(TOPK)) $(if $(SCORE),--score $(SCORE)) $(IMAGES)
+visualize-proposals: setup ## Shows RPN proposals beside the final detections [WEIGHTS or START=coco RECIPE CONFIG DATA IMAGES="a.jpg dir/" TOPK SCORE]
+	@$(PY) -m tools.visualize_proposals $(recipe) $(data) $(start) $(if $(TOPK),--topk $(TOPK)) $(if $(SCORE),--score $(SCORE)) $(IMAGES)
 
 .PHONY: compare-detectors
-compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs, or with their kinds of errors on a test split [IMAGES="a.jpg dir/" FRCNN=weights YOLOV3=weights RECIPE SCORE DATA SPLIT LIMIT=100 OUT]
-	@$(PY) -m tools.compare_detectors $(recipe) $(if $(FRCNN),--frcnn "$(FRCNN)") $(if $(YOLOV3),--yolov3 "$(YOLOV3)") $(data) \
+compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs, or with their kinds of errors on a test split [IMAGES="a.jpg dir/" FRCNN=weights YOLOV3=weights START=coco RECIPE SCORE DATA SPLIT LIMIT=100 OUT]
+	@$(PY) -m tools.compare_detectors $(recipe) $(start) $(if $(FRCNN),--frcnn "$(FRCNN)") $(if $(YOLOV3),--yolov3 "$(YOLOV3)") $(data) \
 		$(if $(SPLIT),--split $(SPLIT)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(SCORE),--score $(SCORE)) $(out) $(IMAGES)
 
 ##@ Use a trained model
 
 .PHONY: predict
-predict: setup ## Runs any trained model: annotated pictures or videos, COCO results, VOC XML [WEIGHTS=run IMAGES="a.jpg dir/ clip.mp4" OUT SCORE=0.5 VOC_XML=1 DRAW=0]
-	@$(PY) -m tools.predict $(weights) $(if $(SCORE),--score $(SCORE)) $(if $(filter 1,$(VOC_XML)),--voc-xml) $(if $(filter 0,$(DRAW)),--no-pictures) $(out) $(IMAGES)
+predict: setup ## Runs any trained model: annotated pictures or videos, COCO results, VOC XML [WEIGHTS=run or START=coco IMAGES="a.jpg dir/ clip.mp4" OUT SCORE=0.5 VOC_XML=1 DRAW=0 MODEL=yolov3]
+	@$(PY) -m tools.predict $(start) $(if $(MODEL),--model "$(MODEL)") $(if $(SCORE),--score $(SCORE)) $(if $(filter 1,$(VOC_XML)),--voc-xml) $(if $(filter 0,$(DRAW)),--no-pictures) $(out) $(IMAGES)
 
 .PHONY: app
-app: setup ## Serves a page: drop a photograph, see both detectors, the proposals, the likeliest birds [FRCNN=run YOLOV3=run BIRD=run HOST=127.0.0.1 PORT=7860]
-	@$(PY) -m tools.app $(if $(FRCNN),--frcnn "$(FRCNN)") $(if $(YOLOV3),--yolov3 "$(YOLOV3)") $(if $(BIRD),--bird "$(BIRD)") \
+app: setup ## Serves a page: drop a photograph, see both detectors, the proposals, the likeliest birds [START=coco FRCNN=run YOLOV3=run BIRD=run HOST=127.0.0.1 PORT=7860]
+	@$(PY) -m tools.app $(start) $(if $(FRCNN),--frcnn "$(FRCNN)") $(if $(YOLOV3),--yolov3 "$(YOLOV3)") $(if $(BIRD),--bird "$(BIRD)") \
 		$(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
 ##@ Report

@@ -7,15 +7,17 @@ if TYPE_CHECKING:
     from detection.predict import Detector
 
 
-def load(weights: str | Path) -> "Detector":
+def load(weights: str | Path, model: str = "faster_rcnn") -> "Detector":
     """A trained detector: `load("output/faster_rcnn_R_50_FPN").predict("photo.jpg")` gives boxes, scores and names.
 
     Args:
-        weights: a run folder, whose `model_best.pth` is meant, or a checkpoint in one.
+        weights: a run folder, whose `model_best.pth` is meant, a checkpoint in one, or another whole detector, such as
+            "coco"; see `detection.starts`.
+        model: which detector "coco" means, "faster_rcnn" or "yolov3".
 
     Raises:
         UserError: weights or configuration are missing, broken, or do not fit each other.
     """
     from detection.predict import Detector  # here, since Detectron2 takes seconds to import
 
-    return Detector(Path(weights))
+    return Detector(weights, model)

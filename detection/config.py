@@ -17,7 +17,7 @@ from detection.yolov3.config import add_yolov3_config
 
 CONFIGS = Path(__file__).parent / "configs"
 LEAF = {"faster_rcnn": "faster_rcnn_R_50_FPN", "yolov3": "yolov3_darknet53"}
-RECIPES = ("best", "study", "coco")
+RECIPES = ("best", "sgd", "study", "coco")
 META_ARCHITECTURES = {"faster_rcnn": ("FasterRCNN", "GeneralizedRCNN"), "yolov3": ("YOLOv3",)}
 NAMES = {"FasterRCNN": "Faster R-CNN", "GeneralizedRCNN": "Faster R-CNN", "YOLOv3": "YOLOv3"}
 
@@ -87,6 +87,8 @@ def add_detection_config(cfg: CfgNode) -> None:
     cfg.INPUT.MOSAIC_PROB = 0.0
     # Length of the last phase, without mixup and mosaic and, with SQUARE_SIZES_TRAIN, at MIN_SIZE_TEST.
     cfg.INPUT.CLOSE_ITERS = 0
+
+    cfg.SOLVER.OPTIMIZER = "SGD"  # or "AdamW"
 
     # Lengths in epochs, one pass over the training images; 0 leaves the count in iterations to Detectron2's key.
     cfg.SOLVER.MAX_EPOCHS = 0.0

@@ -8,34 +8,39 @@ from detectron2.modeling import Backbone
 from detectron2.structures import Instances
 from torch import Tensor
 
-from common.prediction import Prediction, Predictor, best_weights
+from common.prediction import Prediction, Predictor
 from detection.config import NAMES
 from detection.dataset_mapper import DatasetMapper
 from detection.meta_arch import padded_size
 from detection.modeling import load_detector
+from detection.starts import folder_of, resolve_start
 
 
 class Detector(Predictor):
     """A trained detector, with the name that tables and pictures give it.
 
     Args:
-        weights: a run folder, whose `model_best.pth` is meant, or a checkpoint in one.
+        weights: a run folder, whose `model_best.pth` is meant, a checkpoint in one, or another whole detector, such as
+            "coco"; see `detection.starts`.
+        model: which detector "coco" means.
 
     Raises:
         UserError: weights or configuration are missing, broken, or do not fit each other.
 
     Attributes:
         name: a short name.
-        weights: the file of its weights.
+        weights: the file of its weights, or their name in a hub.
+        folder: where what is found out about it goes, below `output/` for a detector of others.
         cfg: its configuration.
         model: the model in inference mode.
     """
 
     min_score = 0.5
 
-    def __init__(self, weights: Path) -> None:
-        self.weights = best_weights(weights)
-        self.cfg, self.model = load_detector(self.weights)
+    def __init__(self, weights: str | Path, model: str = "faster_rcnn") -> None:
+        self.cfg, self.model = load_detector(weights, model=model)
+        self.weights = resolve_start(str(weights), model) or ""
+        self.folder = folder_of(self.weights)
         self.name: str = NAMES[self.cfg.MODEL.META_ARCHITECTURE]
         self.class_names: list[str] = list(self.cfg.MODEL.CLASSES)
         self.batch_size: int = self.cfg.TEST.IMS_PER_BATCH

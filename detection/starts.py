@@ -150,6 +150,12 @@ def set_classes(cfg: CfgNode, classes: Sequence[str]) -> None:
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.YOLOV3.NUM_CLASSES = len(classes)
 
 
+def folder_of(weights: str, output: Path = Path("output")) -> Path:
+    """Where what is found out about a detector goes: its run folder, or one below `output` for a detector of others."""
+    path = Path(weights)
+    return path.parent if (path.parent / "config.yaml").is_file() else output / "starts" / path.stem
+
+
 def darknet_file(name: str) -> Path:
     """One of Darknet's published files: in `weights/`, or torch's cache, which it is fetched into.
 

@@ -30,7 +30,7 @@ from detection.experiment import (
 )
 from detection.hooks import METRIC
 from detection.modeling import load_detector, read_detector_cfg
-from detection.starts import resolve_start
+from detection.starts import folder_of, resolve_start
 from detection.trainer import Evaluator, Trainer
 from detection.voc import default_splits, register_voc
 
@@ -84,12 +84,11 @@ def eval_only(args: argparse.Namespace) -> None:
     if default_device() == "cpu":
         keep_freed_memory()
     start = resolve_start(args.start, args.model) if args.start else None
-    source = start or newest_detector(args.output, args.model, args.recipe, args.config)
-    if source is None:
+    source = start or str(newest_detector(args.output, args.model, args.recipe, args.config) or "")
+    if not source:
         name = run_names(args)[0]
         raise UserError(f"{args.output}: no trained {name} in it; expected WEIGHTS=path, START=coco, or train first")
-    weights = Path(source)
-    is_run = (weights.parent / "config.yaml").is_file()
+    is_run = (Path(source).parent / "config.yaml").is_file()
     if not is_run and (args.recipe or args.config or args.backbone):
         raise UserError(f"{args.start}: has a configuration of its own; leave RECIPE, CONFIG and BACKBONE out")
     root, classes = Path(args.data) if args.data else None, None
@@ -107,12 +106,12 @@ def eval_only(args: argparse.Namespace) -> None:
         if "DATASETS.TEST" not in args.opts[::2]:
             cfg.DATASETS.TEST = test
     check_datasets(cfg)
-    check_classes(cfg, weights)
+    check_classes(cfg, source)
     evaluator = Evaluator(cfg)
     refuse_unread(cfg, read_detector_cfg(source), args.opts[::2])
-    folder = (weights.parent if is_run else args.output / "starts" / weights.stem) / "evaluation"
+    folder = folder_of(source, args.output) / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
-    with recorded(folder, cfg, weights=str(source)):
+    with recorded(folder, cfg, weights=source):
         metrics = evaluator.evaluate(model)
         evaluator.write(folder)
     if is_main_process():

@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import SimpleTrainer, create_ddp_model
 from detectron2.engine.hooks import IterationTimer, LRScheduler
 from detectron2.evaluation import inference_on_dataset
-from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.solver import build_lr_scheduler
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -40,6 +40,7 @@ from detection.hooks import (
     validation_loss,
 )
 from detection.modeling import build_model
+from detection.optimizer import build_optimizer
 from detection.schedule import describe_schedule
 
 logger = logging.getLogger(__name__)

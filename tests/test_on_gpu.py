@@ -113,8 +113,8 @@ def make_trainer(voc_folder: Path, tiny_opts: list[str]) -> Callable[..., Traine
         settings = {**EVERYWHERE, **SMALL[model], **{key.replace("__", "."): options[key] for key in options}}
         words = [str(word) for pair in settings.items() for word in pair]
         words = tiny_opts + words if model == "faster_rcnn" else words
-        names = argparse.Namespace(model=model, recipe=recipe, config=None, data=str(voc_folder), weights=None)
-        experiment = new_experiment(argparse.Namespace(**vars(names), pretrained=0, opts=words))
+        names = argparse.Namespace(model=model, recipe=recipe, config=None, data=str(voc_folder), start=None)
+        experiment = new_experiment(argparse.Namespace(**vars(names), backbone=None, pretrained=0, opts=words))
         experiment.resolve()
         return Trainer(experiment.cfg, resumed)
 

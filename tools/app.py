@@ -19,15 +19,19 @@ from classification.predict import BirdClassifier, newest_weights
 from common.data_root import SAMPLE
 from common.errors import UserError, exits_on_user_error
 from common.images import read_image
+from detection.config import NAMES
 from detection.drawing import Picture
 from detection.experiment import newest_detector
+from detection.modeling import read_detector_cfg
 from detection.predict import Detector
 from detection.proposals import record_proposals, to_original
+from detection.starts import resolve_start
 from tools.predict import draw, load_model
 from tools.visualize_proposals import draw_proposals
 
 FASTER_RCNN, YOLOV3, BIRDS = "Faster R-CNN", "YOLOv3", "Bird classifier"
 TARGETS = {FASTER_RCNN: "train-frcnn", YOLOV3: "train-yolov3", BIRDS: "finetune"}
+DETECTORS = {FASTER_RCNN: "faster_rcnn", YOLOV3: "yolov3"}
 VARIABLES = {FASTER_RCNN: "FRCNN", YOLOV3: "YOLOV3", BIRDS: "BIRD"}
 MAX_MEGAPIXELS = 64  # a small file can unfold to pixels that fill the memory
 TITLE = "Birds and boxes"
@@ -43,18 +47,22 @@ class Models(NamedTuple):
     bird: BirdClassifier | None
 
 
-def newest_models(output: Path) -> dict[str, Path]:
+def newest_models(output: Path) -> dict[str, str]:
     """Weights of the newest run of each model that there is, by its name."""
-    recipes = {
-        name: [path for recipe in ("best", "study") if (path := newest_detector(output, model, recipe))]
-        for name, model in ((FASTER_RCNN, "faster_rcnn"), (YOLOV3, "yolov3"))
-    }
-    found = {name: max(paths, key=lambda path: path.stat().st_mtime) for name, paths in recipes.items() if paths}
-    bird = newest_weights(output)
-    return {**found, BIRDS: bird} if bird else found
+    detectors = {name: newest_detector(output, model) for name, model in DETECTORS.items()}
+    found = {**detectors, BIRDS: newest_weights(output)}
+    return {name: str(path) for name, path in found.items() if path}
 
 
-def load_models(weights: dict[str, Path]) -> Models:
+def _started(start: str | None) -> dict[str, str]:
+    """A start under the names of the detectors that it gives."""
+    if start in (None, "coco"):
+        return dict.fromkeys(DETECTORS, start) if start else {}
+    architecture = read_detector_cfg(resolve_start(start, "faster_rcnn") or start).MODEL.META_ARCHITECTURE
+    return {NAMES[architecture]: start}
+
+
+def load_models(weights: dict[str, str]) -> Models:
     """Loads the models of a page.
 
     Raises:
@@ -63,7 +71,7 @@ def load_models(weights: dict[str, Path]) -> Models:
     detectors: dict[str, Detector] = {}
     bird = None
     for name, path in weights.items():
-        model = load_model(path)
+        model = load_model(path, DETECTORS.get(name, "faster_rcnn"))
         kind = model.name if isinstance(model, Detector) else BIRDS
         if kind != name:
             raise UserError(f"{path}: is a {kind}, expected a {name} for {VARIABLES[name]}=")
@@ -214,15 +222,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="tools.app", description=__doc__.splitlines()[0])
     for name, variable in VARIABLES.items():
         parser.add_argument(
-            f"--{variable.lower()}", type=Path, help=f"weights of {name}; default those of the newest run"
+            f"--{variable.lower()}", help=f"weights of {name}, or coco; default those of the newest run"
         )
+    parser.add_argument("--start", help="coco for both detectors of others, or one as a file or a name of a hub")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("--score", type=float, default=0.5, help="objects shown have at least this score")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=7860)
     args = parser.parse_args(argv)
     given = {name: path for name, variable in VARIABLES.items() if (path := getattr(args, variable.lower()))}
-    weights = newest_models(args.output) | given
+    weights = newest_models(args.output) | _started(args.start) | given
     models = load_models(weights)
     for name, target in TARGETS.items():
         print(f"{name}: {weights.get(name, f'not trained yet, make {target}')}")

@@ -27,7 +27,7 @@ from common.images import find_images, read_image
 from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import machine, write_atomically
 from detection.comparison import compare, corners, objects_table, photographs_table, to_detections, to_objects
-from detection.config import NAMES
+from detection.config import LEAF, NAMES, RECIPES
 from detection.drawing import Picture, beside, class_colors
 from detection.error_analysis import KINDS, ErrorAnalysis, analyse_errors, plot_errors
 from detection.experiment import check_datasets, newest_detector
@@ -39,14 +39,16 @@ MAX_PICTURES = 20  # of a split; every photograph that is named gets one
 MAX_ROWS = 60  # of a printed table; the files hold them all
 
 
-def load_detectors(frcnn: Path | None, yolov3: Path | None, output: Path, recipe: str) -> list[Detector]:
+def load_detectors(
+    frcnn: str | Path | None, yolov3: str | Path | None, output: Path, recipe: str | None
+) -> list[Detector]:
     """Loads both detectors; where no weights are given, those of the newest run.
 
     Args:
-        frcnn: weights of Faster R-CNN, or None.
-        yolov3: weights of YOLOv3, or None. Either may be the other network's too: any two detectors compare.
+        frcnn: weights of Faster R-CNN, "coco", or None.
+        yolov3: weights of YOLOv3, "coco", or None. Either may be the other network's too: any two detectors compare.
         output: folder of all runs.
-        recipe: recipe of the newest runs.
+        recipe: recipe of the newest runs; None is any.
 
     Raises:
         UserError: a detector is not trained yet, or its weights do not load.
@@ -62,7 +64,7 @@ def load_detectors(frcnn: Path | None, yolov3: Path | None, output: Path, recipe
             f"{output}: no trained {' and no '.join(lacking)} in it; expected a run of each: run make "
             f"{' '.join(targets)}, or give {' '.join(f'{variable}=weights' for variable in variables)}"
         )
-    detectors = [Detector(path) for path in paths if path is not None]
+    detectors = [Detector(path, model) for path, model in zip(paths, LEAF, strict=True) if path is not None]
     if detectors[0].name == detectors[1].name:
         for number, detector in enumerate(detectors, start=1):
             detector.name += f" {number}"
@@ -82,6 +84,8 @@ def read_split(
         UserError: data or split are not there, or a detector knows none of the classes.
     """
     roots = [detector.cfg.DATASETS.ROOT for detector in detectors]
+    if data is None and not all(roots):
+        raise UserError("DATA is not given; expected the data to compare on, which a detector of others does not name")
     if data is None and roots[0] != roots[1]:
         raise UserError(
             f"{detectors[0].weights} was trained on {roots[0]}, {detectors[1].weights} on {roots[1]}; "
@@ -196,9 +200,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="tools.compare_detectors", description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", help="files, folders or patterns; default: an annotated test split")
-    parser.add_argument("--frcnn", type=Path, help="weights; default those of the newest run of Faster R-CNN")
-    parser.add_argument("--yolov3", type=Path, help="weights; default those of the newest run of YOLOv3")
-    parser.add_argument("--recipe", choices=["best", "study"], default="best", help="of the newest runs")
+    parser.add_argument("--frcnn", help="weights, or coco; default those of the newest run of Faster R-CNN")
+    parser.add_argument("--yolov3", help="weights, or coco; default those of the newest run of YOLOv3")
+    parser.add_argument(
+        "--start", choices=["coco"], help="both as they were trained on COCO, where no weights are given"
+    )
+    parser.add_argument("--recipe", choices=RECIPES, help="of the newest runs; default any")
     parser.add_argument("--score", type=float, default=0.5, help="objects compared have at least this score")
     parser.add_argument("--data", help="data root of the split; default that of the runs")
     parser.add_argument("--split", help="such as voc07_test; default that on which the runs are tested")
@@ -214,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("IMAGES and SPLIT or DATA: expected either photographs or an annotated split; leave one out")
 
     records = [{"file_name": str(path)} for path in find_images(args.images)]
-    detectors = load_detectors(args.frcnn, args.yolov3, args.output, args.recipe)
+    detectors = load_detectors(args.frcnn or args.start, args.yolov3 or args.start, args.output, args.recipe)
     names = [detector.name for detector in detectors]
     for detector in detectors:
         print(f"{detector.name}: {detector.weights}")
@@ -274,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _print_table(table.tail(1), ".0f")
     _write_csv(table, folder / "photographs.csv")
     _write_csv(objects_table(photographs, names), folder / "objects.csv")
-    weights = {detector.name: str(detector.weights) for detector in detectors}
+    weights = {detector.name: detector.weights for detector in detectors}
     comparison = {"weights": weights, "split": split, "score": args.score, "machine": machine()}
     _write_json(comparison | {"photographs": photographs}, folder / "comparison.json")
 

@@ -1,4 +1,7 @@
-"""Converts YOLOv3's weights between Darknet's files (.weights) and ours (.pth), in the direction that the names say."""
+"""Converts YOLOv3's weights between Darknet's files (.weights) and ours (.pth), in the direction that the names say.
+
+A whole detector becomes a run folder: its configuration, with the names of its classes, is written beside the weights.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -8,8 +11,10 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from common.errors import UserError, exits_on_user_error
+from common.run_folder import write_atomically
 from common.weights import read_checkpoint, save_checkpoint
 from detection.config import CONFIGS, get_cfg, merge_file, merge_options
+from detection.starts import foreign_cfg, identify
 from detection.yolov3.darknet_weights import read_darknet_weights, write_darknet_weights
 
 
@@ -34,36 +39,47 @@ def load_part(path: Path, part: nn.Module, prefix: str) -> int:
 
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    """Converts a file and prints how many values were in it.
+    """Converts a file and prints how many values were in it; the folder of the target is made.
 
     Args:
         argv: the command line without the program's name; None takes that of the process.
 
     Raises:
         UserError: the names do not say a direction, the file and the configuration do not belong together, or the
-            target cannot be written.
+            target cannot be written, or its folder is that of another run.
     """
-    parser = argparse.ArgumentParser(prog="tools.convert_darknet", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tools.convert_darknet", description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="Darknet's .weights or our .pth")
     parser.add_argument("target", type=Path, help="file of the other kind")
-    parser.add_argument("--config", type=Path, default=CONFIGS / "Base-YOLOv3.yaml", help="the network's configuration")
+    parser.add_argument("--config", type=Path, help="the network's configuration; default that of Darknet's detector")
     parser.add_argument("--backbone", action="store_true", help="the backbone only, also out of a whole detector")
     parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE pairs over the configuration")
     args = parser.parse_args(argv)
     if {args.source.suffix, args.target.suffix} != {".weights", ".pth"}:
         raise UserError(f"{args.source} to {args.target}: expected one name in .weights and the other in .pth")
 
-    cfg = get_cfg()
-    merge_file(cfg, args.config)
-    merge_options(cfg, ["MODEL.DEVICE", "cpu", *args.opts])
+    options = ["MODEL.DEVICE", "cpu", *args.opts]
+    is_whole = args.source.suffix == ".weights" and not args.backbone
+    if is_whole and args.source.is_file() and not args.config and identify(str(args.source)):
+        cfg = foreign_cfg(str(args.source), options)
+    else:
+        cfg = get_cfg()
+        merge_file(cfg, args.config or CONFIGS / "Base-YOLOv3.yaml")
+        merge_options(cfg, options)
+    beside = args.target.parent / "config.yaml"
+    if is_whole and beside.exists():
+        raise UserError(f"{beside}: the folder is that of another run; name a new one for {args.target.name}")
     model = build_model(cfg)
     part, prefix = (model.backbone, "backbone.") if args.backbone else (model, "")
     left = 0
     try:
+        args.target.parent.mkdir(parents=True, exist_ok=True)
         if args.source.suffix == ".weights":
             images_seen, count, left = read_darknet_weights(args.source, part, partly=args.backbone)
             state = {prefix + name: value for name, value in part.state_dict().items()}
             save_checkpoint(args.target, {"model": state, "images_seen": images_seen})
+            if is_whole:
+                write_atomically(beside, lambda file: file.write(cfg.dump().encode()))
         else:
             count = write_darknet_weights(args.target, part, load_part(args.source, part, prefix))
     except OSError as error:

@@ -31,9 +31,11 @@ from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import write_atomically
 from common.runtime import available_cores, keep_freed_memory
 from common.weights import read_checkpoint
+from detection.config import LEAF
 from detection.drawing import Picture, bars, beside, class_colors
 from detection.predict import Detector
 from detection.voc_annotations import annotation_xml
+from detection.yolov3.darknet_weights import is_darknet_file
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 
@@ -41,24 +43,21 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a vi
 import cv2  # noqa: E402
 
 
-def load_model(weights: Path) -> Detector | BirdClassifier:
-    """Loads any trained model of the project.
+def load_model(weights: str, model: str = "faster_rcnn") -> Detector | BirdClassifier:
+    """Loads any trained model.
 
     Args:
-        weights: a run folder, whose `model_best.pth` is meant, or a file in one.
+        weights: a run folder, whose `model_best.pth` is meant, a file in one, or a whole detector of others, such as
+            "coco"; see `detection.starts`.
+        model: which detector "coco" means.
 
     Raises:
         UserError: this is no such model, or it is broken.
     """
-    weights = best_weights(weights)
-    if "model_name" in read_checkpoint(weights):
-        return classification.load(weights)
-    if not (weights.parent / "config.yaml").is_file():
-        raise UserError(
-            f"{weights}: holds no classifier of this project, and no config.yaml of a detector lies beside it; "
-            "expected model_best.pth in its run folder"
-        )
-    return detection.load(weights)
+    path = best_weights(Path(weights))
+    if path.is_file() and not is_darknet_file(path) and "model_name" in read_checkpoint(path):
+        return classification.load(path)
+    return detection.load(weights, model)
 
 
 def draw(model: Detector | BirdClassifier, picture: Picture, prediction: Prediction) -> np.ndarray:
@@ -228,14 +227,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(prog="tools.predict", description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", help="photographs or videos: files, folders or patterns")
-    parser.add_argument("--weights", type=Path, help="run folder of any model, or a checkpoint in it")
+    parser.add_argument("--start", "--weights", help="run folder of any model, a checkpoint in it, or coco")
+    parser.add_argument("--model", choices=LEAF, default="faster_rcnn", help="which detector coco means")
     parser.add_argument("--out", type=Path, default=Path("output/predictions"), help="folder of the results")
     parser.add_argument("--score", type=float, default=0.5, help="objects have at least this score")
     parser.add_argument("--voc-xml", action="store_true", help="also write the objects of photographs as VOC XML")
     parser.add_argument("--no-pictures", action="store_true", help="write predictions.json alone")
     args = parser.parse_args(argv)
-    if args.weights is None:
-        raise UserError("WEIGHTS is not given; expected WEIGHTS=path of a run folder, such as output/resnet18-best")
+    if args.start is None:
+        raise UserError("WEIGHTS is not given; expected WEIGHTS=path of a run folder, or START=coco")
     args.images = find_images(args.images)
     if not args.images:
         raise UserError('IMAGES is not given; expected IMAGES="files, folders or patterns" of photographs or videos')
@@ -257,10 +257,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     keep_freed_memory()
     paths: list[Path] = args.images
-    model = load_model(args.weights)
+    model = load_model(args.start, args.model)
     is_classifier = isinstance(model, BirdClassifier)
     if args.voc_xml and is_classifier:
-        raise UserError(f"{args.weights}: is a classifier, which finds no boxes; expected a detector for VOC_XML=1")
+        raise UserError(f"{args.start}: is a classifier, which finds no boxes; expected a detector for VOC_XML=1")
     score = 0.0 if is_classifier else args.score
     videos = [path for path in paths if _is_video(path)]
     names = unique_names(paths, videos)

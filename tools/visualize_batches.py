@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=16, help="images drawn of each batch at most")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs over the configuration")
-    args = parser.parse_args(argv, argparse.Namespace(weights=None, pretrained=0))
+    args = parser.parse_args(argv, argparse.Namespace(start=None, backbone=None, pretrained=0))
     if args.batches < 1 or args.images < 1:
         raise UserError(f"--batches {args.batches} --images {args.images}: expected 1 or more of each")
 

@@ -28,6 +28,7 @@ from common.images import find_images, read_image
 from common.prediction import Prediction
 from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import write_atomically
+from detection.config import RECIPES
 from detection.drawing import Picture, beside, class_colors, color_scale
 from detection.experiment import newest_detector
 from detection.predict import Detector
@@ -96,9 +97,9 @@ def main() -> None:
     """Draws the pictures into the run folder of the weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", help="files, folders or patterns; default four test images")
-    parser.add_argument("--weights", type=Path, help="default: the best weights of the newest run")
+    parser.add_argument("--start", "--weights", help="default: the best weights of the newest run; or coco")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--recipe", choices=["best", "study"], default="best")
+    choice.add_argument("--recipe", choices=RECIPES, help="of the run; default any")
     choice.add_argument("--config", type=Path, help="configuration of one's own that the run was trained with")
     parser.add_argument("--data", help="data root; default that of the run")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
@@ -110,14 +111,15 @@ def main() -> None:
         raise UserError(f"TOPK={args.topk}: expected 1 or more")
 
     paths = find_images(args.images)
-    weights = args.weights or newest_detector(args.output, "faster_rcnn", args.recipe, args.config)
+    weights = args.start or newest_detector(args.output, "faster_rcnn", args.recipe, args.config)
     if weights is None:
         if args.data or not resolve_data_root(None, ["VOC2007", "VOC2012"])[1]:
             raise UserError(
                 f"{args.output}: no trained Faster R-CNN in it; expected WEIGHTS=path: run make train-frcnn"
             )
         print("Nothing is trained yet: training on the drawn sample first, a few minutes.", flush=True)
-        train = ["detection.train_net", "--recipe", args.recipe, "--output", str(args.output)]
+        recipe = ["--recipe", args.recipe] if args.recipe else []
+        train = ["detection.train_net", *recipe, "--output", str(args.output)]
         if code := subprocess.run([sys.executable, "-m", "tools.launch", *train], check=False).returncode:
             sys.exit(code)
         weights = newest_detector(args.output, "faster_rcnn", args.recipe)
@@ -128,7 +130,7 @@ def main() -> None:
         raise UserError(
             f"{weights}: is a {cfg.MODEL.META_ARCHITECTURE}, which has no proposals; expected a Faster R-CNN"
         )
-    folder = detector.weights.parent / "proposals"
+    folder = detector.folder / "proposals"
 
     measured: list[dict] = []
     if not paths:

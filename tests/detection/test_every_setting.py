@@ -101,6 +101,7 @@ VALID = {
     "INPUT.CLOSE_ITERS": 2,
     "DATASETS.TRAIN": ("voc_test",),
     "DATASETS.TEST": ("voc_trainval",),
+    "SOLVER.OPTIMIZER": "AdamW",
     "SOLVER.LR_SCHEDULER_NAME": "WarmupStepWithFixedGammaLR",
     "SOLVER.BASE_LR_END": 0.001,
     "SOLVER.STEPS": (2,),

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from detection.classes import COCO_CLASSES
+from detection.modeling import build_model, load_detector
+from detection.starts import read_leaf, set_classes
+from detection.yolov3.darknet_weights import write_darknet_weights
 from tools.convert_darknet import main
 
 CONFIG = ["--config", "detection/configs/yolov3_tiny.yaml"]
@@ -43,6 +47,7 @@ def test_there_and_back(tmp_path, capsys):
     main([str(ours), str(back), *CONFIG])
     assert source.read_bytes() == back.read_bytes()
     assert f"{NUM_VALUES:,} values" in capsys.readouterr().out
+    assert "the folder is that of another run" in error_of(capsys, source, tmp_path / "again.pth", *CONFIG)
     # Layout by hand: shift, scale, mean and variance of the first BatchNorm (16 channels), then its kernel.
     state = torch.load(ours, weights_only=True)["model"]
     first = [state[f"backbone.dark4.0.{name}"].flatten() for name in
@@ -70,6 +75,26 @@ def test_backbone_only(tmp_path, capsys):
     assert all(name.startswith("backbone.") for name in torch.load(ours, weights_only=True)["model"])
     main([str(ours), str(back), "--backbone", *CONFIG])
     assert back.read_bytes() == source.read_bytes()[: 20 + 4 * NUM_BACKBONE_VALUES]
+
+
+def test_a_whole_detector_becomes_a_run_folder(tmp_path):
+    source, ours = tmp_path / "tiny.weights", tmp_path / "new" / "run" / "model_best.pth"
+    write_darknet_weights(source, untrained())
+    main([str(source), str(ours)])
+    cfg, model = load_detector(ours.parent)
+    expected_cfg, expected = load_detector(source)
+    assert cfg.MODEL.CLASSES == expected_cfg.MODEL.CLASSES == list(COCO_CLASSES)
+    image = {"image": torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)}
+    found, wanted = (network([image])[0]["instances"] for network in (model, expected))
+    assert torch.equal(found.pred_boxes.tensor, wanted.pred_boxes.tensor)
+
+
+def untrained() -> torch.nn.Module:
+    """yolov3-tiny for COCO with random weights."""
+    cfg = read_leaf("yolov3_tiny_coco", ["MODEL.DEVICE", "cpu"])
+    set_classes(cfg, COCO_CLASSES)
+    torch.manual_seed(0)
+    return build_model(cfg)
 
 
 def test_real_file(tmp_path, shared):

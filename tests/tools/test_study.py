@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.run_folder import append_metrics
 from common.sample import sample_seed
 from detection.experiment import run_names
+from detection.train_net import parse_args
 from tools import demo, study
 from tools.study import Stage, latest_loss, run_stage, run_stages
 
@@ -110,7 +111,9 @@ def test_stages_look_for_runs_where_training_puts_them(tmp_path: Path, recipe: s
     path = Path("classification/recipes") / f"{recipe}.yaml"
     pair = f"{run_name(load_recipe(path), path, is_sample=False)}-pretraining"
     assert str(tmp_path / pair / "pretrained" / "model_best.pth") in stages["evaluating the classifier"].arguments
-    assert stages["training YOLOv3"].run == tmp_path / run_names("yolov3", recipe)[0]
+    assert (
+        stages["training YOLOv3"].run == tmp_path / run_names(parse_args(["--model", "yolov3", "--recipe", recipe]))[0]
+    )
 
 
 def test_the_demo_is_the_same_list_on_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,4 +124,4 @@ def test_the_demo_is_the_same_list_on_the_sample(tmp_path: Path, monkeypatch: py
     path = Path("classification/recipes/sample.yaml")
     pair = f"{run_name(load_recipe(path), path, is_sample=True)}-pretraining"
     assert str(tmp_path / pair / "pretrained" / "model_best.pth") in stages["evaluating the classifier"].arguments
-    assert stages["training Faster R-CNN"].run == tmp_path / run_names("faster_rcnn")[1]
+    assert stages["training Faster R-CNN"].run == tmp_path / run_names(parse_args(["--model", "faster_rcnn"]))[1]
