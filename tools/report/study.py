@@ -51,7 +51,8 @@ def beside_ours(runs: Runs) -> Iterator[Block]:
         )
     rows = [(claim, find(runs) or "not tested") for claim, find in FINDINGS]
     yield Table(pd.DataFrame(rows, columns=["the study", "here"]), "Its findings, and what was found here.")
-    yield [_classes(evaluation), _sweep(grid)]
+    tables: list[Block] = [_classes(evaluation), _sweep(grid)]
+    yield from tables if evaluation else [tables]  # two evaluations in one table need the whole width
 
 
 def _sweep(grid: list[Run]) -> Table:
@@ -147,7 +148,7 @@ def _longer(runs: Runs) -> str:
     lower = sum(long.result["validation_top1"] < short.result["validation_top1"] for short, long in pairs)
     if not pairs:
         return ""
-    return f"Of {len(pairs)} pairs of runs that differ in their length alone, the longer one is lower in {lower}."
+    return f"Pairs of runs that differ in their length alone: {len(pairs)}; the longer one is lower in {lower}."
 
 
 def _yolov3_behind(runs: Runs) -> str:
@@ -155,7 +156,7 @@ def _yolov3_behind(runs: Runs) -> str:
     if len(evaluations) < 2 or len({data for data, _ in evaluations.values()}) > 1:
         return ""
     (data, yolov3), (_, frcnn) = evaluations["YOLOv3"], evaluations["Faster R-CNN"]
-    means = [found.means["AP50_11point"] for found in (yolov3, frcnn)]
+    means = [found.table.loc["mAP", "AP50_11point"] for found in (yolov3, frcnn)]
     return (
         f"mAP (11 points) of YOLOv3 is {means[0]:.3f}, of Faster R-CNN {means[1]:.3f}: YOLOv3 is "
         f"{_apart(means[0] - means[1], 3)} on {'VOC07 test' if is_voc07_test(frcnn) else data}."
