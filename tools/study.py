@@ -120,7 +120,7 @@ def run_stage(stage: Stage, output: Path, bar: tqdm) -> float:
         while process.poll() is None:
             time.sleep(0.2)
             if not bar.disable:
-                bar.set_description_str(f"{stage.name} {latest_loss(output, began)}", refresh=False)
+                bar.set_description_str(f"{stage.name} {latest_loss(output, began)}")
             progress = min(time.perf_counter() - start, stage.seconds) - shown
             shown += progress
             bar.update(progress)
