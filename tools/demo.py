@@ -72,7 +72,7 @@ def main() -> None:
 
     draw_sample(SAMPLE, seed=0)
     draw_sample(OTHER_SAMPLE, seed=1)
-    run_stages(plan(output), output, "demo")
+    run_stages(plan(output), output, "demo", times="{elapsed}, {remaining} to go")
     print(summary(output))
 
 

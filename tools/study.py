@@ -120,7 +120,7 @@ def run_stage(stage: Stage, output: Path, bar: tqdm) -> float:
         while process.poll() is None:
             time.sleep(0.2)
             if not bar.disable:
-                bar.set_description_str(f"{stage.name} {latest_loss(output, began)}", refresh=False)
+                bar.set_description_str(f"{stage.name} {latest_loss(output, began)}")
             progress = min(time.perf_counter() - start, stage.seconds) - shown
             shown += progress
             bar.update(progress)
@@ -130,20 +130,21 @@ def run_stage(stage: Stage, output: Path, bar: tqdm) -> float:
     return time.perf_counter() - start
 
 
-def run_stages(stages: Sequence[Stage], output: Path, target: str) -> None:
+def run_stages(stages: Sequence[Stage], output: Path, target: str, times: str = "{elapsed}") -> None:
     """Runs what is not finished yet, and the report of all there is.
 
     Args:
         stages: in their order.
         output: folder of all runs.
         target: of make, that runs these stages again.
+        times: what the bar says of time, in tqdm's words; `{remaining}` is right where the stages take their seconds.
 
     Raises:
         UserError: stages failed; each has been named, and the others have run.
     """
     (output / "logs").mkdir(parents=True, exist_ok=True)
     finished, failed = finished_stages(output), []
-    bar_format = "{percentage:3.0f}% |{bar}| {elapsed}: {desc}"
+    bar_format = f"{{percentage:3.0f}}% |{{bar}}| {times}: {{desc}}"
     with tqdm(total=sum(stage.seconds for stage in stages), bar_format=bar_format, disable=None) as bar:
         for number, stage in enumerate(stages, start=1):
             if finished.get(stage.name) == stage.arguments:

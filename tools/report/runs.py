@@ -26,20 +26,11 @@ T = TypeVar("T")
 
 
 class Evaluation(NamedTuple):
-    """Of a detector: its folder, its session if it has its own, and `evaluation.json`.
-
-    `table` has one class a row, and "mAP" as the last: gts, dets, recall, AP50_11point, AP50.
-    """
+    """Of a detector: its folder, its session if it has its own, and its figures, one class a row and "mAP" the last."""
 
     path: Path
     session: dict
     table: pd.DataFrame
-    content: dict
-
-    @property
-    def means(self) -> dict:
-        """The last row of the table."""
-        return dict(self.table.loc["mAP"])
 
 
 class Run:
@@ -245,4 +236,4 @@ def _read_evaluation(path: Path) -> Evaluation:
     table = pd.DataFrame.from_dict(content["per_class"], orient="index")[list(types)].astype(types).astype(object)
     table.loc["mAP"] = ["", "", "", *pd.Series([content["AP50_11point"], content["AP50"]], dtype=float)]
     sessions = read_sessions(path.parent) if path.parent.name == "evaluation" else []
-    return Evaluation(path.parent, sessions[-1] if sessions else {}, table, content)
+    return Evaluation(path.parent, sessions[-1] if sessions else {}, table)

@@ -75,7 +75,7 @@ def _results(runs: Runs) -> Iterator[Block]:
             )
     for run, evaluation in runs.evaluated:
         data = "VOC07 test" if study.is_voc07_test(evaluation) else run.data(evaluation.session)
-        row, means = [run.network, data, runs.name(run.start)], evaluation.means
+        row, means = [run.network, data, runs.name(run.start)], dict(evaluation.table.loc["mAP"])
         rows.append([*row, "mAP, 11 points", means["AP50_11point"], study.mean_ap(run)])
         rows.append([*row, "mAP, area", means["AP50"], None])
     if rows:

@@ -51,17 +51,18 @@ def beside_ours(runs: Runs) -> Iterator[Block]:
         )
     rows = [(claim, find(runs) or "not tested") for claim, find in FINDINGS]
     yield Table(pd.DataFrame(rows, columns=["the study", "here"]), "Its findings, and what was found here.")
-    yield [_classes(evaluation), _sweep(grid)]
+    tables: list[Block] = [_classes(evaluation), _sweep(grid)]
+    yield from tables if evaluation else [tables]  # two evaluations in one table need the whole width
 
 
 def _sweep(grid: list[Run]) -> Table:
     ours = {(trial.result["lr"], trial.result["epochs"]): trial.result["top1"] for trial in grid}
-    table = pd.DataFrame({"learning rate": STUDY["sweep"], "the study, %": 100 * pd.Series(STUDY["sweep"])})
-    table["learning rate"] = table.index
+    rates, top1s = zip(*STUDY["sweep"].items(), strict=True)
+    table = pd.DataFrame({"learning rate": rates, "the study, %": [100 * top1 for top1 in top1s]})
     caption = f"Top-1 of the study's sweep, ResNet-18 on CUB-200-2011, {STUDY['epochs']} epochs"
     if not grid:
         return Table(table, f"{caption}: the study's figures alone.")
-    table["here, %"] = [ours.get((float(rate), STUDY["epochs"])) for rate in table.index]
+    table["here, %"] = [ours.get((float(rate), STUDY["epochs"])) for rate in rates]
     table["difference"] = table["here, %"] - table["the study, %"]
     return Table(table, f"{caption}, beside ours.", differences=["difference"])
 
@@ -73,16 +74,13 @@ def _classes(evaluation: Evaluation | None) -> Table:
         study.loc["mAP"] = ["", "", "", STUDY["mAP"]]
         caption += ": the study's figures alone."
         return Table(study.reset_index(), caption, digits=3, strong=[len(CLASSES)])
-    ours = evaluation.table.rename(columns={"AP50_11point": "ap"})
-    table = pd.DataFrame({"gts": CLASSES["gts"]}).rename_axis("class")
+    ours = evaluation.table.drop("mAP").rename(columns={"AP50_11point": "ap"}).infer_objects()
+    table = study[["gts"]].copy()
     for column in ("dets", "recall", "ap"):
-        table[column], table[f"{column}, study"] = (
-            ours[column].astype(CLASSES[column].dtype, errors="ignore"),
-            study[column],
-        )
+        table[column], table[f"{column}, study"] = ours[column], study[column]
     table["difference"] = table["ap"] - table["ap, study"]
     table = table.sort_values("difference", ascending=False, kind="stable").astype(object)
-    means = [ours.loc["mAP", "ap"], STUDY["mAP"]]
+    means = [float(evaluation.table["AP50_11point"].iloc[-1]), STUDY["mAP"]]
     table.loc["mAP"] = ["", "", "", "", "", *means, means[0] - means[1]]
     caption += (
         ", ours beside the study's (11 points), the class that is furthest ahead first. gts agree in every class."
@@ -147,7 +145,7 @@ def _longer(runs: Runs) -> str:
     lower = sum(long.result["validation_top1"] < short.result["validation_top1"] for short, long in pairs)
     if not pairs:
         return ""
-    return f"Of {len(pairs)} pairs of runs that differ in their length alone, the longer one is lower in {lower}."
+    return f"Pairs of runs that differ in their length alone: {len(pairs)}; the longer one is lower in {lower}."
 
 
 def _yolov3_behind(runs: Runs) -> str:
@@ -155,7 +153,7 @@ def _yolov3_behind(runs: Runs) -> str:
     if len(evaluations) < 2 or len({data for data, _ in evaluations.values()}) > 1:
         return ""
     (data, yolov3), (_, frcnn) = evaluations["YOLOv3"], evaluations["Faster R-CNN"]
-    means = [found.means["AP50_11point"] for found in (yolov3, frcnn)]
+    means = [float(found.table["AP50_11point"].iloc[-1]) for found in (yolov3, frcnn)]
     return (
         f"mAP (11 points) of YOLOv3 is {means[0]:.3f}, of Faster R-CNN {means[1]:.3f}: YOLOv3 is "
         f"{_apart(means[0] - means[1], 3)} on {'VOC07 test' if is_voc07_test(frcnn) else data}."
