@@ -124,6 +124,9 @@ def hold_out(birds: Sequence[Bird], share: float, seed: int) -> tuple[list[Bird]
 
     Returns:
         The two parts, each in the order of `birds`.
+
+    Raises:
+        UserError: every class has one image, so that the second part would be empty.
     """
     by_class = defaultdict(list)
     for index, bird in enumerate(birds):
@@ -134,4 +137,9 @@ def hold_out(birds: Sequence[Bird], share: float, seed: int) -> tuple[list[Bird]
         members = by_class[label]
         count = min(max(round(share * len(members)), 1), len(members) - 1)
         held.update(generator.permutation(members)[:count].tolist())
+    if not held:
+        raise UserError(
+            f"holdout={share:g}: none of the {len(by_class)} classes has two training images, so that none can "
+            "be held out; expected more images, or OPTS=holdout=0, which chooses on the test split"
+        )
     return [bird for i, bird in enumerate(birds) if i not in held], [birds[i] for i in sorted(held)]

@@ -175,10 +175,11 @@ def _draw_pairs(pairs: list[dict], birds: list[Bird], labels: Tensor, class_name
         other = int((labels == pair["predicted"]).int().argmax())
         taken, real = panels[row, 2 * column], panels[row, 2 * column + 1]
         taken.imshow(_square(birds[pair["example"]].path))
-        taken.set_title(f"{class_names[pair['true']]}\n{pair['images']} x taken for", fontsize=8)
+        title = f"{class_names[pair['true']]}\n{pair['images']} x taken for"
+        taken.set_title(title, fontsize=8, parse_math=False)
         if labels[other] == pair["predicted"]:
             real.imshow(_square(birds[other].path))
-        real.set_title(f"{class_names[pair['predicted']]}\n", fontsize=8)
+        real.set_title(f"{class_names[pair['predicted']]}\n", fontsize=8, parse_math=False)
     return figure
 
 
@@ -223,19 +224,25 @@ def main() -> None:
     model, card = load_classifier(weights)
     root, _ = resolve_data_root(arguments.data, [FOLDER])
     cub = read_cub(root)
-    if cub.class_names != card["class_names"]:
+    names = card["class_names"]
+    is_same = cub.class_names == names
+    if not is_same and (sorted(cub.class_names) != sorted(names) or len(set(names)) < len(names)):
         raise UserError(
             f"{weights}: knows {len(card['class_names'])} classes ({', '.join(card['class_names'][:3])}, ...), "
             f"{root / FOLDER} has {len(cub.class_names)} ({', '.join(cub.class_names[:3])}, ...): name the data it was "
             "trained on with DATA="
         )
-    loader = build_test_loader(cub.test, card["image_size"], card["crop_pct"], batch_size=64, workers=2)
+    # The same classes may be numbered otherwise: the network's numbers count.
+    test = cub.test
+    if not is_same:
+        test = [bird._replace(label=names.index(cub.class_names[bird.label])) for bird in test]
+    loader = build_test_loader(test, card["image_size"], card["crop_pct"], batch_size=64, workers=2)
     model.to(device).to(memory_format=torch.channels_last)
     folder = arguments.output or weights.parent / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     with record_session(folder, **data_facts(root), weights=str(weights)):
         logits, labels = predict_logits(model, loader, BatchAugmentation(card["mean"], card["std"]), "float32")
-        report = write_report(folder, logits, labels, cub.test, cub.class_names)
+        report = write_report(folder, logits, labels, test, names)
     print(f"{weights} on the test split of {root / FOLDER}, {report.images} images:")
     print(
         f"  top-1 {report.top1:.2f} %   top-5 {report.top5:.2f} %   mean of classes {report.mean_class_accuracy:.2f} %"

@@ -9,13 +9,16 @@ import cv2
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.ImageOps import exif_transpose
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import to_dtype
 
 from common.errors import UserError
 
 SHRUNK = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+# What torchvision does not read, or not turned as EXIF says, or, of an animation, with all its pictures.
+BY_PILLOW = {"BMP", "TIFF", "WEBP", "GIF"}
 
 
 def read_image(path: str | Path) -> torch.Tensor:
@@ -29,14 +32,14 @@ def read_image(path: str | Path) -> torch.Tensor:
     """
     try:
         with contextlib.suppress(UnidentifiedImageError), Image.open(path) as header:  # the header is all that it reads
-            if header.format == "GIF":  # torchvision would decode all pictures of an animation
-                return torch.from_numpy(np.array(header.convert("RGB"))).permute(2, 0, 1)
+            if header.format in BY_PILLOW:
+                return torch.from_numpy(np.array(exif_transpose(header).convert("RGB"))).permute(2, 0, 1)
         image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
-    except (RuntimeError, OSError, Image.DecompressionBombError) as error:
+    except (RuntimeError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # torchvision's message starts with the place in its source.
         reason = "no such file" if not Path(path).exists() else str(error).splitlines()[0].split(", ", 2)[-1]
         raise UserError(
-            f"{path}: cannot be read as an image ({reason}); expected a whole JPEG, PNG, GIF or WebP file"
+            f"{path}: cannot be read as an image ({reason}); expected a whole JPEG, PNG, GIF, WebP, BMP or TIFF file"
         ) from error
     return to_dtype(image, torch.uint8, scale=True)  # a PNG may have 16 bits
 
@@ -83,10 +86,13 @@ def find_images(names: Sequence[str]) -> list[Path]:
         path = Path(name)
         if path.is_dir():
             matches = sorted(child for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
-        elif path.is_file():  # whatever signs its name has
+        elif path.is_file():
             matches = [path]
         else:
-            found_there = Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if "*" in name else ()
+            # What stands before the first part with a * is a folder's name, whatever brackets it holds.
+            first = next((n for n, part in enumerate(path.parts) if "*" in part), len(path.parts))
+            pattern = path.parts[first:]
+            found_there = Path(*path.parts[:first]).glob(str(Path(*pattern))) if pattern else ()
             matches = sorted(child for child in found_there if child.is_file())
         if not matches:
             what = "no image in this folder" if path.is_dir() else "no such file"

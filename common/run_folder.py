@@ -16,6 +16,7 @@ Every file that a later step depends on is written aside and renamed, so a run k
 
 import datetime
 import json
+import logging
 import os
 import platform
 import re
@@ -33,6 +34,8 @@ from common.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
 ENVIRONMENT = "environment.json"
@@ -240,8 +243,21 @@ def write_results(run: Path) -> None:
     # Rows of one iteration (losses and, later, the evaluation) become one line of the table.
     table = pd.DataFrame(rows).groupby("iteration", as_index=False).last()
     write_atomically(run / "results.csv", lambda file: table.to_csv(file, index=False, float_format="%.6g"))
-    figure = _plot(table, run.name)
-    write_atomically(run / "results.png", lambda file: figure.savefig(file, format="png", dpi=110))
+    with failures_as_warnings(run / "results.png"):
+        figure = _plot(table, run.name)
+        write_atomically(run / "results.png", lambda file: figure.savefig(file, format="png", dpi=110))
+
+
+@contextmanager
+def failures_as_warnings(picture: Path) -> Iterator[None]:
+    """What the block, which draws a picture, raises is a warning: no training ends for it; a full disk ends it yet."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.warning("%s: not drawn (%s); the figures are in the tables beside it", picture, reason)
 
 
 def _plot(table: "pd.DataFrame", title: str) -> "Figure":
@@ -255,7 +271,7 @@ def _plot(table: "pd.DataFrame", title: str) -> "Figure":
     }
     panels = {name: keys for name, keys in panels.items() if keys}
     figure = Figure(figsize=(4.8 * len(panels), 3.8), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     for axes, (name, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for key in keys:
             points = table[["iteration", key]].dropna()

@@ -167,7 +167,7 @@ def merge_file(cfg: CfgNode, path: Path) -> tuple[CfgNode, list[str]]:
             raise UserError(f"{path}: {BASE_KEY} {base}: no such file, expected one beside it or in {CONFIGS}")
         merge_file(cfg, found)
     from_bases = cfg.clone()
-    _make_floats(leaf, cfg)
+    _fit_types(leaf, cfg)
     try:
         cfg.merge_from_other_cfg(CfgNode(leaf))
     except Exception as error:  # yacs raises a dozen kinds
@@ -196,6 +196,8 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> list[str]:
             known = functools.reduce(lambda node, part: node.get(part, {}), key.split("."), cfg)
             if value.removeprefix("-").isdecimal() and isinstance(known, float):
                 value = f"{value}.0"  # yacs would refuse the integer
+            if isinstance(known, str) and value[:1] not in ("'", '"'):
+                value = repr(value)
             cfg.merge_from_list([key, value])
             if key in IN_EPOCHS:
                 _forget_epochs(cfg, key)
@@ -204,14 +206,19 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> list[str]:
     return list(options[::2])
 
 
-def _make_floats(leaf: dict, cfg: CfgNode) -> None:
-    """Turns whole numbers into floats, in place, where the configuration has floats: yacs would refuse them."""
+def _fit_types(leaf: dict, cfg: CfgNode) -> None:
+    """Makes values, in place, what yacs takes for the configuration's floats and strings.
+
+    It refuses whole numbers for floats, and would read a string, such as a folder `2024`, as a number.
+    """
     for key, value in leaf.items():
         known = cfg.get(key)
         if isinstance(value, dict) and isinstance(known, CfgNode):
-            _make_floats(value, known)
+            _fit_types(value, known)
         elif type(value) is int and isinstance(known, float):
             leaf[key] = float(value)
+        elif isinstance(value, str) and isinstance(known, str):
+            leaf[key] = repr(value)
 
 
 def _forget_epochs(cfg: CfgNode, key: str) -> None:

@@ -31,11 +31,12 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from matplotlib.figure import Figure
 
-from common.run_folder import write_atomically
+from common.run_folder import failures_as_warnings, write_atomically
 
 logger = logging.getLogger(__name__)
 
 IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
+MOST_PANELS = 40  # of the PR curves: a panel takes a twentieth of a second
 METRICS = ("AP50_11point", "AP50", "AP75", "AP")
 LEGEND = """
 
@@ -100,8 +101,9 @@ class Evaluation:
             folder / "evaluation.md",
             f"# Evaluation\n\n{self.format_table('github')}\n\n![Precision against recall at IoU 0.5](pr_curves.png)\n",
         )
-        figure = self._plot_curves()
-        write_atomically(folder / "pr_curves.png", lambda file: figure.savefig(file, format="png", dpi=120))
+        with failures_as_warnings(folder / "pr_curves.png"):
+            figure = self._plot_curves()
+            write_atomically(folder / "pr_curves.png", lambda file: figure.savefig(file, format="png", dpi=120))
 
     def _as_json(self) -> dict:
         def figures(row: dict[str, float], keys: Sequence[str]) -> dict[str, float | None]:
@@ -116,11 +118,19 @@ class Evaluation:
         return pd.concat([table, pd.DataFrame(self.metrics, index=["mAP"])]).rename_axis("class")
 
     def _plot_curves(self) -> Figure:
-        columns = min(len(self.curves), 5)
-        rows = math.ceil(len(self.curves) / columns)
+        names, which = list(self.curves), ""
+        if len(names) > MOST_PANELS:
+            half = MOST_PANELS // 2
+            with_objects = [name for name in names if not math.isnan(self.per_class[name]["AP50"])]
+            ranked = sorted(with_objects, key=lambda name: self.per_class[name]["AP50"])
+            which = f"\nthe worst and the best {half} of {len(names)} classes"
+            names = [*ranked[:half], *ranked[half:][-half:]] or names[:MOST_PANELS]
+        columns = min(len(names), 5)
+        rows = math.ceil(len(names) / columns)
         figure = Figure(figsize=(max(2.4 * columns, 5), 2.2 * rows + 0.8), layout="constrained")
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
-        for (name, (recall, precision)), axes in zip(self.curves.items(), panels, strict=False):
+        for name, axes in zip(names, panels, strict=False):
+            recall, precision = self.curves[name]
             if len(recall):
                 # From recall 0 on, and down to 0 where the detections end: what is filled is the AP.
                 envelope = _envelope(precision)
@@ -128,7 +138,7 @@ class Evaluation:
                 axes.fill_between(*edge, step="pre", color="tab:blue", alpha=0.15, linewidth=0)
                 axes.step(*edge, where="pre", color="tab:blue", linewidth=1.2)
             ap = self.per_class[name]["AP50"]
-            axes.set_title(f"{name}  {'no objects' if math.isnan(ap) else f'{ap:.3f}'}", fontsize=9)
+            axes.set_title(f"{name}  {'no objects' if math.isnan(ap) else f'{ap:.3f}'}", fontsize=9, parse_math=False)
             axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
             axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
             axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
@@ -138,7 +148,9 @@ class Evaluation:
             axes.spines[:].set_color("0.8")
         for axes in panels:  # those left over
             axes.set_axis_off()
-        figure.suptitle(f"Precision against recall at IoU 0.5, mean area {self.metrics['AP50']:.3f}", fontsize=11)
+        figure.suptitle(
+            f"Precision against recall at IoU 0.5, mean area {self.metrics['AP50']:.3f}{which}", fontsize=11
+        )
         figure.supxlabel("recall", fontsize=9)
         figure.supylabel("precision", fontsize=9)
         return figure

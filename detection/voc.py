@@ -8,6 +8,7 @@ import difflib
 import gc
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,8 +48,19 @@ VOC_CLASSES: tuple[str, ...] = (
 )
 """The 20 classes of VOC, in its alphabetical order; `category_id` is the index."""
 
+LABELLED = re.compile(r"(.*\S)\s+(?:-1|0|1)")  # a line of VOC's lists of one class
 SPLITS = ("train", "val", "trainval", "test")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")  # the first one found wins
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".gif",
+)  # in any case; the first found wins
+UNDIVIDED = "default"  # the one list that CVAT writes
 OFFICIAL_FOLDERS = {"voc07": "VOC2007", "voc12": "VOC2012"}
 
 
@@ -85,7 +97,7 @@ def load_voc_instances(dirname: Path, split: str, class_names: Sequence[str]) ->
     Raises:
         UserError: the list, an image or an annotation is missing or wrong; the message names the file.
     """
-    ids = _read_ids(dirname, split)
+    ids = read_ids(dirname, split)
     file_names = _find_images(dirname, split, ids)
     annotations = read_annotations(dirname, split, ids)
     images, objects = annotations.images, annotations.objects
@@ -131,8 +143,8 @@ def read_labels(root: Path) -> tuple[str, ...]:
         if repeated := _repeated(lines):
             raise UserError(f"{path}: class {repeated!r} is named twice; leave one of the lines")
         return tuple(lines)
-    splits = [split for split in SPLITS if _split_file(root, split).is_file()]
-    found = {name for split in splits for name in read_annotations(root, split, _read_ids(root, split)).names.tolist()}
+    splits = present_splits(root)
+    found = {name for split in splits for name in read_annotations(root, split, read_ids(root, split)).names.tolist()}
     if not found:
         raise UserError(
             f"{root}: the annotations of its splits ({', '.join(splits) or 'none'}) hold no object to take class names "
@@ -191,7 +203,7 @@ def default_splits(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
                     f"see `make check-datasets DATA={root}`"
                 )
         return ("voc07_trainval", "voc12_trainval"), ("voc07_test",)
-    present = [split for split in SPLITS if _split_file(root, split).is_file()]
+    present = present_splits(root)
     # Never trainval against val, which it contains.
     for train, test in (("trainval", "test"), ("train", "test"), ("train", "val")):
         if train in present and test in present:
@@ -200,6 +212,12 @@ def default_splits(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
         f"{root / 'ImageSets' / 'Main'}: lists of {', '.join(present) or 'no split'} found; expected trainval.txt (or "
         "train.txt) with test.txt, or train.txt with val.txt, one image id a line"
     )
+
+
+def present_splits(dirname: Path) -> list[str]:
+    """The splits of a VOC-layout folder that have a list; `train` and `val` where there is but CVAT's undivided one."""
+    present = [split for split in SPLITS if _split_file(dirname, split).is_file()]
+    return present or (["train", "val"] if _split_file(dirname, UNDIVIDED).is_file() else [])
 
 
 def _is_official(root: Path) -> bool:
@@ -236,8 +254,24 @@ def _repeated(lines: Sequence[str]) -> str | None:
     return Counter(lines).most_common(1)[0][0]
 
 
-def _read_ids(dirname: Path, split: str) -> list[str]:
+def read_ids(dirname: Path, split: str) -> list[str]:
+    """The image ids of a split, in the order of its list; one may lie in a subfolder: `folder/id`.
+
+    A label behind an id, as in VOC's lists of one class (`000001 -1`), is left out. Where the folder has no list but
+    CVAT's undivided one, every fifth image of that is `val` and the others are `train`.
+
+    Raises:
+        UserError: the list is missing or empty, or an id is a path or comes twice.
+    """
     path = _split_file(dirname, split)
+    undivided = _split_file(dirname, UNDIVIDED)
+    if split in ("train", "val") and undivided.is_file() and not any(_split_file(dirname, s).is_file() for s in SPLITS):
+        ids = _ids_of(dirname, undivided)
+        if len(ids) < 2:
+            raise UserError(f"{undivided}: one image, expected two or more, to train on and to test on")
+        logger.warning("%s is the only list: every fifth image is for validation, the others for training", undivided)
+        every = min(5, len(ids))
+        return [ids[n] for n in range(len(ids)) if (n % every == every - 1) == (split == "val")]
     for part in (dirname, *reversed(path.parents[:2]), path):
         if not part.exists():
             root = dirname.parent if dirname.name in OFFICIAL_FOLDERS.values() else dirname
@@ -245,36 +279,58 @@ def _read_ids(dirname: Path, split: str) -> list[str]:
                 f"{path}: {'no such file' if part == path else f'{part} is missing'}; expected the image ids of this "
                 f"split, one a line; see `make check-datasets DATA={root}`"
             )
+    return _ids_of(dirname, path)
+
+
+def _ids_of(dirname: Path, path: Path) -> list[str]:
     ids = _read_lines(path)
     if not ids:
         raise UserError(f"{path}: empty; expected one image id a line")
-    if outside := next((image_id for image_id in ids if "/" in image_id or "\\" in image_id), None):
-        raise UserError(f"{path}: image id {outside!r} is a path; expected a file name without folder and extension")
+    for place, line in enumerate(ids):
+        # An id may end like that itself: the annotations know.
+        if (match := LABELLED.fullmatch(line)) and not (dirname / "Annotations" / f"{line}.xml").is_file():
+            ids[place] = match[1]
+    if outside := next((i for i in ids if "\\" in i or i.startswith("/") or ".." in i.split("/")), None):
+        raise UserError(
+            f"{path}: image id {outside!r} is a path; expected a file name below JPEGImages/, without extension"
+        )
     if repeated := _repeated(ids):
         raise UserError(f"{path}: image id {repeated!r} is listed twice; leave one of the lines")
     return ids
 
 
+def find_pictures(folder: Path, ids: Sequence[str]) -> list[str | None]:
+    """Gives each id its image file below `folder`, or None, from one listing: asking for 16,551 one by one is slow.
+
+    Raises:
+        UserError: the folder cannot be listed.
+    """
+    names: dict[str, str] = {}
+    for part in sorted({image_id.rpartition("/")[0] for image_id in ids}):
+        try:
+            with os.scandir(folder / part) as entries:
+                for entry in entries:
+                    stem, dot, suffix = entry.name.rpartition(".")
+                    names[(f"{part}/" if part else "") + stem + dot + suffix.lower()] = entry.path
+        except OSError as error:
+            raise UserError(f"{folder / part}: {error.strerror}; expected the folder of the images") from error
+    return [
+        next((names[image_id + suffix] for suffix in IMAGE_SUFFIXES if image_id + suffix in names), None)
+        for image_id in ids
+    ]
+
+
 def _find_images(dirname: Path, split: str, ids: Sequence[str]) -> list[str]:
-    """Gives each id its image file, from one listing of the folder: asking for 16,551 files one by one is slow."""
     folder = dirname / "JPEGImages"
-    try:
-        with os.scandir(folder) as entries:
-            names = {entry.name for entry in entries}
-    except OSError as error:
-        raise UserError(f"{folder}: {error.strerror}; expected the folder of the images") from error
-    prefix = f"{folder}{os.sep}"
     found = []
-    for image_id in ids:
-        for suffix in IMAGE_SUFFIXES:
-            if image_id + suffix in names:
-                found.append(prefix + image_id + suffix)
-                break
-        else:
+    for image_id, path in zip(ids, find_pictures(folder, ids), strict=True):
+        if path is None:
             raise UserError(
                 f"{folder / image_id}.jpg: no such image, but {_split_file(dirname, split)} lists {image_id!r}; "
-                "add the image (.jpg, .jpeg or .png) or remove the line (an id is a file name without its extension)"
+                f"add the image ({', '.join(IMAGE_SUFFIXES)}) or remove the line (an id is a file name without its "
+                "extension)"
             )
+        found.append(path)
     return found
 
 

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 TOLERANCE = 1.0  # pixels by which a box may leave its image: tools disagree on counting from 0 or from 1
 
+# What annotation tools write for <difficult> and <truncated> besides numbers.
+FLAGS = {"": 0, "0": 0, "1": 1, "unspecified": 0, "false": 0, "true": 1}
+
 # Rows of a cache file; another row type makes a cache unreadable, so it is built anew.
 IMAGE = np.dtype([("file_size", "i8"), ("mtime_ns", "i8"), ("height", "i8"), ("width", "i8"), ("num_objects", "i8")])
 OBJECT = np.dtype([("bbox", "f8", 4), ("label", "i8"), ("difficult", "u1"), ("truncated", "u1")])
@@ -98,6 +101,8 @@ def _parse_annotation(path: Path) -> tuple[int, int, list[tuple]]:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: an encoding it cannot read
         raise UserError(f"{path}: not well-formed XML ({error}); mend the file or fetch it again") from error
+    for element in root.iter():
+        element.tag = element.tag.lower()  # labelImg once wrote <Difficult>
     size = root.find("size")
     try:
         height, width = _number(size, "height"), _number(size, "width")
@@ -105,7 +110,15 @@ def _parse_annotation(path: Path) -> tuple[int, int, list[tuple]]:
         raise UserError(f"{path}: <size> with <width> and <height> is missing or holds no numbers") from error
     if not (height >= 1 and width >= 1 and height.is_integer() and width.is_integer()):
         raise UserError(f"{path}: the image size is {width:g} x {height:g}; expected two whole numbers above 0")
-    return int(height), int(width), [_parse_object(path, obj, height, width) for obj in root.findall("object")]
+    objects = root.findall("object")
+    elsewhere = sum(1 for _ in root.iter("object")) - len(objects)
+    boxes = sum(1 for _ in root.iter("bndbox")) - len(root.findall("object/part/bndbox")) - len(objects)
+    if elsewhere or boxes > 0:
+        raise UserError(
+            f"{path}: {max(elsewhere, boxes)} objects or boxes lie elsewhere than VOC has them and would be "
+            "lost; expected each <object> directly in <annotation>, with one <bndbox>"
+        )
+    return int(height), int(width), [_parse_object(path, obj, height, width) for obj in objects]
 
 
 def _number(parent: ElementTree.Element | None, name: str) -> float:
@@ -125,6 +138,11 @@ def _parse_object(path: Path, obj: ElementTree.Element, height: float, width: fl
         raise UserError(
             f"{path}: object {name!r} has no <bndbox> with four numbers <xmin>, <ymin>, <xmax> and <ymax>"
         ) from error
+    if max(x1, y1) <= 1 < max(width, height) and min(x0, y0) < 0:
+        raise UserError(
+            f"{path}: the box of object {name!r}, xmin {x0 + 1:g} ymin {y0 + 1:g} xmax {x1:g} ymax {y1:g}, seems to be "
+            f"in shares of its image; expected pixels: multiply by the image size of {width:g} x {height:g}"
+        )
     bbox = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
     overhang = -min(x0, y0, width - x1, height - y1)
     if not (bbox[0] < bbox[2] and bbox[1] < bbox[3] and overhang <= TOLERANCE):  # so written, NaN is refused too
@@ -136,10 +154,19 @@ def _parse_object(path: Path, obj: ElementTree.Element, height: float, width: fl
 
 
 def _parse_flag(path: Path, obj: ElementTree.Element, tag: str) -> int:
-    text = (obj.findtext(tag) or "0").strip()
-    if text not in ("0", "1"):
-        raise UserError(f"{path}: an <object> has <{tag}> {text!r}; expected 0 or 1")
-    return int(text)
+    text = (obj.findtext(tag) or "").strip()
+    flag = FLAGS.get(text.lower())
+    if flag is None:
+        try:
+            share = float(text)
+        except ValueError:
+            share = -1.0
+        # Some exporters write how much of an object is cut off.
+        is_flag = share in (0, 1) or (tag == "truncated" and 0 <= share <= 1)
+        if not is_flag:
+            raise UserError(f"{path}: an <object> has <{tag}> {text!r}; expected 0 or 1")
+        flag = int(share > 0)
+    return flag
 
 
 def parts(images: np.ndarray) -> list[slice]:

@@ -2,9 +2,9 @@
 
     python -m tools.check_datasets [voc2007 voc2012 cub] --root datasets [--deep]     # make check-datasets
 
-The lists of a data set say which files it must have. Folders are listed and no file of theirs is opened (but for
-`--deep`), so the whole of VOC07+12 and CUB takes a second. A root that is itself a folder in VOC's layout, with any
-classes and lists, is checked alike.
+The lists of a data set say which files it must have. Lists, names and annotations are read by what reads them for
+training; no picture is opened (but for `--deep`). A root that is itself a folder in VOC's layout, with any classes and
+lists, is checked alike, and its objects are counted by class and size.
 """
 
 import argparse
@@ -16,11 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from PIL import Image
+import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from common.errors import exits_on_user_error
+from common.errors import UserError, exits_on_user_error
+from common.images import read_image
+from detection.voc import find_pictures, present_splits, read_ids
+from detection.voc_annotations import Annotations, read_annotations
 
 OFFICIAL_SPLITS: dict[str, tuple[str, dict[str, int]]] = {
     "voc2007": ("VOC2007", {"trainval": 5011, "test": 4952}),
@@ -28,9 +31,6 @@ OFFICIAL_SPLITS: dict[str, tuple[str, dict[str, int]]] = {
     "cub": ("CUB_200_2011", {"train": 5994, "test": 5794}),
 }
 """Folder of every official data set, and the number of images in each of its splits."""
-
-VOC_SPLITS = ("train", "val", "trainval", "test")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass
@@ -43,6 +43,7 @@ class Report:
     found: int = 0  # of these, with all their files
     missing: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    annotations: Annotations | None = None  # of a complete split in VOC's layout
 
     @property
     def state(self) -> str:
@@ -76,7 +77,7 @@ def main() -> None:
 
     root, deep = arguments.root, arguments.deep
     if (root / "JPEGImages").is_dir() or (root / "Annotations").is_dir():
-        lists = {split: None for split in VOC_SPLITS if _voc_list(root, split).is_file()}
+        lists = dict.fromkeys(present_splits(root))
         data_sets = [check_voc(root, lists or {"trainval": None}, deep)]
     else:
         data_sets = [check_official(root, name, deep) for name in arguments.names or OFFICIAL_SPLITS]
@@ -89,8 +90,25 @@ def main() -> None:
             found = f"{report.found:,} of {report.expected or report.official or 0:,}"
             rows.append([report.name, report.state, found, report.remark, "" if report.state == "complete" else mend])
     print(tabulate(rows, ["data set", "state", "images", "remark", "mend it with"], disable_numparse=True))
+    for report in (report for reports in data_sets for report in reports):
+        if report.annotations is not None and not report.official:
+            print(f"\n{report.name}: {describe_objects(report.annotations)}")
     if any(report.state != "complete" for reports in data_sets for report in reports):
         sys.exit(2)
+
+
+def describe_objects(annotations: Annotations) -> str:
+    """Objects by class and by size (COCO's: below 32 and 96 pixels square), and images without any."""
+    objects, names = annotations.objects, annotations.names.tolist()
+    counts = np.bincount(objects["label"], minlength=len(names)).tolist()
+    sides = objects["bbox"][:, 2:] - objects["bbox"][:, :2]
+    small, middle, large = np.bincount(np.digitize(sides.prod(axis=1), [32**2, 96**2]), minlength=3).tolist()
+    empty = int((annotations.images["num_objects"] == 0).sum())
+    classes = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
+    return (
+        f"{len(objects):,} objects ({classes or 'none'}); {small:,} small, {middle:,} middle-sized, {large:,} large; "
+        f"{empty:,} of {len(annotations.images):,} images without objects"
+    )
 
 
 def data_set_name(text: str) -> str:
@@ -121,33 +139,46 @@ def is_downloadable(reports: Sequence[Report]) -> bool:
 
 
 def check_voc(folder: Path, splits: dict[str, int] | dict[str, None], deep: bool = False) -> list[Report]:
-    """Checks that every image of the lists has its picture and its annotation, neither of them empty.
+    """Checks that every image of the lists has its picture and its annotation, and reads these as training does.
 
     Args:
         folder: folder with `Annotations/`, `ImageSets/Main/` and `JPEGImages/`.
         splits: the lists, each with its official length or None.
         deep: decode every image as well.
     """
-    sizes = _file_sizes(folder, ["JPEGImages", "Annotations"])
-    pictures = {}
-    for file in sizes:
-        picture = PurePosixPath(file)
-        if picture.parts[0] == "JPEGImages" and picture.suffix.lower() in IMAGE_SUFFIXES:
-            pictures[picture.stem] = file
     reports = []
     for split, official in splits.items():
-        path = _voc_list(folder, split)
+        path = folder / "ImageSets" / "Main" / f"{split}.txt"
         report = Report(f"{folder.resolve().name} {split}", official)
-        try:
-            ids = path.read_text(encoding="utf-8", errors="replace").split()
-        except OSError:
-            report.missing.append(str(path.relative_to(folder)))
-        else:
-            items = [(pictures.get(id_, f"JPEGImages/{id_}.jpg"), f"Annotations/{id_}.xml") for id_ in ids]
-            if not ids or len(ids) != len(set(ids)):
-                report.broken.append(f"{path.relative_to(folder)} ({'an id twice' if ids else 'empty'})")
-            _look_for(report, folder, items, sizes, deep)
         reports.append(report)
+        try:
+            ids = read_ids(folder, split)
+        except UserError as error:
+            name = str(path.relative_to(folder))
+            if path.is_file():
+                report.broken.append(str(error).replace(str(path), name, 1))
+            else:
+                report.missing.append(name)
+            continue
+        try:
+            pictures = find_pictures(folder / "JPEGImages", ids)
+        except UserError:
+            pictures = [None] * len(ids)
+        items = [
+            (
+                str(PurePosixPath(picture).relative_to(folder)) if picture else f"JPEGImages/{image_id}.jpg",
+                f"Annotations/{image_id}.xml",
+            )
+            for image_id, picture in zip(ids, pictures, strict=True)
+        ]
+        folders = sorted({str(PurePosixPath(file).parent) for files in items for file in files})
+        _look_for(report, folder, items, _file_sizes(folder, folders), deep)
+        if report.state == "complete":
+            try:
+                report.annotations = read_annotations(folder, split, ids)
+            except UserError as error:
+                report.broken.append(str(error).removeprefix(f"{folder}{os.sep}"))
+                report.found -= 1
     return reports
 
 
@@ -191,10 +222,6 @@ def check_cub(folder: Path, splits: dict[str, int], deep: bool = False) -> list[
     return list(reports.values())
 
 
-def _voc_list(folder: Path, split: str) -> Path:
-    return folder / "ImageSets" / "Main" / f"{split}.txt"
-
-
 def _file_sizes(folder: Path, subfolders: Sequence[str]) -> dict[str, int]:
     """Sizes in bytes by path, from one listing a folder: asking for each file by its name is slow on a network disk."""
     sizes = {}
@@ -228,9 +255,8 @@ def _look_for(
 
 def _decodes(path: Path) -> bool:
     try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError):  # what PIL raises for damaged files, depending on the format
+        read_image(path)
+    except UserError:
         return False
     return True
 

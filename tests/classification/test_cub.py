@@ -74,3 +74,8 @@ def test_hold_out_takes_its_share_of_every_class():
     lonely = [Bird(Path("a.jpg"), 0), Bird(Path("b.jpg"), 1), Bird(Path("c.jpg"), 1)]
     rest, held = hold_out(lonely, 0.01, seed=0)
     assert Counter(bird.label for bird in rest) == {0: 1, 1: 1}
+
+
+def test_nothing_to_hold_out_is_said():
+    with pytest.raises(UserError, match=r"holdout=0\.1: none of the 3 classes has two training images"):
+        hold_out([Bird(Path(f"{label}.jpg"), label) for label in range(3)], 0.1, seed=0)

@@ -79,6 +79,10 @@ def assert_reads_as(path: Path, picture: Image.Image, tolerance: int) -> None:
         ("a.png", "LA"),
         ("a.gif", "P"),
         ("a.webp", "RGB"),
+        ("a.bmp", "RGB"),
+        ("a.tif", "RGB"),
+        ("a.tiff", "CMYK"),
+        ("a.tif", "L"),
     ],
 )
 def test_every_colour_mode_becomes_rgb(tmp_path: Path, name: str, mode: str) -> None:
@@ -111,12 +115,13 @@ def test_what_unfolds_to_too_many_pixels_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "bomb.png")
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
+def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / "turned.jpg"
-    gradient().save(path, exif=exif, quality=95, subsampling=0)
+    path = tmp_path / f"turned.{suffix}"
+    gradient().save(path, exif=exif, **({"quality": 95, "subsampling": 0} if suffix == "jpg" else {}))
     assert_reads_as(path, ImageOps.exif_transpose(Image.open(path)), tolerance=4)
 
 
@@ -185,3 +190,11 @@ def test_a_truncated_jpeg_is_refused_when_shrunk_too(tmp_path: Path, share: floa
     path.unlink()
     with pytest.raises(UserError, match="no such file"):
         read_shrunk_image(path, 4)
+
+
+def test_a_suffix_does_not_decide_and_brackets_of_a_folder_are_letters(tmp_path: Path) -> None:
+    folder = tmp_path / "o [1]"
+    folder.mkdir()
+    gradient().save(folder / "x*.jpg", format="BMP")
+    assert_reads_as(folder / "x*.jpg", gradient(), tolerance=0)
+    assert find_images([f"{folder}/*.jpg"]) == find_images([f"{folder}/x*.jpg"]) == [folder / "x*.jpg"]

@@ -219,3 +219,13 @@ def test_saved_configuration_reads_back_the_same(tmp_path: Path, leaf: str) -> N
     again = read_run_cfg(tmp_path)
     again.MODEL.DEVICE = "cpu"
     assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+
+
+@pytest.mark.parametrize("name", ["2024", "1e5", "None", "True", "my 'quoted' folder", "[1, 2]"])
+def test_names_that_read_as_something_else_stay_names(tmp_path: Path, name: str) -> None:
+    cfg = get_cfg()
+    cfg.DATASETS.ROOT, cfg.MODEL.CLASSES = name, [name]
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    read_back = read_run_cfg(tmp_path, ["MODEL.WEIGHTS", name])
+    found = read_back.DATASETS.ROOT, read_back.MODEL.WEIGHTS, *read_back.MODEL.CLASSES
+    assert set(found) == {name}

@@ -443,3 +443,28 @@ def test_detections_of_a_batch_are_copied_from_a_gpu_at_once(gpu):
         assert rows[:, 4:].tolist() == [
             list(pair) for pair in zip(found.scores.tolist(), range(len(found)), strict=True)
         ]
+
+
+def test_class_names_with_dollars_and_hundreds_of_classes_are_drawn(tmp_path):
+    """Of 300 classes the picture shows 40, by twenties from either end: 20 are not found, the others are."""
+    names = [f"price_$1_$2_{number}" for number in range(300)]
+    boxes = [{"bbox": [0, 0, 9, 9], "category_id": number, "difficult": 0} for number in range(300)]
+    found = np.arange(20, 300)
+    detections = Detections(np.zeros(280, int), found, np.ones(280), np.tile([0, 0, 9, 9.0], (280, 1)))
+    evaluation = evaluate_voc([{"annotations": boxes}], detections, names)
+    figure = evaluation._plot_curves()
+    titles = [axes.get_title().split("  ") for axes in figure.axes if axes.get_title()]
+    assert [float(ap) for _, ap in titles] == [0.0] * 20 + [1.0] * 20
+    assert {name for name, _ in titles[:20]} == set(names[:20])
+    evaluation.write(tmp_path)
+    assert (tmp_path / "pr_curves.png").stat().st_size > 10_000
+
+
+def test_a_picture_that_fails_is_a_warning(tmp_path, monkeypatch, caplog):
+    def fail(self: Evaluation) -> None:
+        raise ValueError("no such font\nat all")
+
+    monkeypatch.setattr(Evaluation, "_plot_curves", fail)
+    evaluate_voc(*scene(0), CLASSES).write(tmp_path)
+    assert (tmp_path / "evaluation.json").is_file() and not (tmp_path / "pr_curves.png").exists()
+    assert "pr_curves.png: not drawn (no such font)" in caplog.text

@@ -10,7 +10,7 @@ from detectron2.data.datasets.pascal_voc import load_voc_instances as detectron2
 from detectron2.structures import BoxMode
 
 from common.errors import UserError
-from detection.voc import VOC_CLASSES, default_splits, load_voc_instances, read_labels, register_voc
+from detection.voc import VOC_CLASSES, default_splits, load_voc_instances, read_ids, read_labels, register_voc
 
 DOG_AND_CAT = """<?xml version="1.0"?>
 <annotation>
@@ -92,7 +92,7 @@ def test_second_reading_equals_the_first(voc):
     assert load(voc) == first
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".png", ".JPG"])
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".png", ".JPG", ".Jpg", ".bmp", ".TIF", ".webp"])
 def test_finds_images_by_their_stem(tmp_path, suffix):
     (entry,) = load(write(tmp_path, "train", {"x.1": annotation()}, suffix))
     assert entry["file_name"] == str(tmp_path / "JPEGImages" / f"x.1{suffix}")
@@ -130,6 +130,41 @@ def test_keeps_difficult_of_real_annotations(shared, tmp_path):
     for flag in ("difficult", "truncated"):
         expected = sum(text.count(f"<{flag}>1</{flag}>") for text in texts)
         assert sum(o[flag] for o in objects) == expected > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("<truncated>Unspecified</truncated><difficult>Unspecified</difficult>", (0, 0)),
+        ("<truncated>0.0597</truncated><difficult>0.0</difficult>", (1, 0)),
+        ("<truncated>False</truncated><difficult>true</difficult>", (0, 1)),
+        ("<Truncated>1.0</Truncated><Difficult>1</Difficult>", (1, 1)),
+        ("<truncated/><difficult></difficult>", (0, 0)),
+    ],
+)
+def test_flags_as_annotation_tools_write_them(tmp_path, flags, expected):
+    xml = annotation(("dog", 1, 1, 9, 9)).replace("</name>", f"</name>{flags}")
+    (entry,) = load(write(tmp_path, "train", {"x": xml}))
+    assert (entry["annotations"][0]["truncated"], entry["annotations"][0]["difficult"]) == expected
+
+
+def test_labels_behind_ids_are_no_part_of_them_but_where_a_file_is_named_so(tmp_path):
+    write(tmp_path, "train", {name: annotation() for name in ("000001", "a photo 1", "000002", "000003")})
+    (tmp_path / "ImageSets/Main/train.txt").write_bytes(b"000001 -1\r\na photo 1\r\n000002  1\r\n000003  0\r\n")
+    assert read_ids(tmp_path, "train") == ["000001", "a photo 1", "000002", "000003"]
+
+
+def test_cvats_undivided_list_with_subfolders_is_divided(tmp_path):
+    names = [f"day {number % 2}/{number}" for number in range(11)]
+    for folder in ("Annotations", "JPEGImages"):
+        for part in ("day 0", "day 1"):
+            (tmp_path / folder / part).mkdir(parents=True)
+    write(tmp_path, "default", {name: annotation(("cat", 1, 1, 9, 9)) for name in names})
+    assert default_splits(tmp_path) == (("voc_train",), ("voc_val",))
+    held = load_voc_instances(tmp_path, "val", VOC_CLASSES)
+    assert [entry["image_id"] for entry in held] == ["day 0/4", "day 1/9"]
+    assert held[0]["file_name"] == str(tmp_path / "JPEGImages/day 0/4.jpg")
+    assert sorted([*read_ids(tmp_path, "train"), "day 0/4", "day 1/9"]) == sorted(names)
 
 
 # cache
@@ -314,6 +349,19 @@ NO_NUMBER = (
         (annotation(("dog", "one", 1, 9, 9)), "object 'dog' has no <bndbox> with four numbers"),
         (NO_NUMBER.format(""), "object 'dog' has no <bndbox> with four numbers"),
         (NO_NUMBER.format("<bndbox><xmin>1</xmin></bndbox>"), "object 'dog' has no <bndbox> with four numbers"),
+        (annotation(("dog", 0.1, 0.2, 0.5, 1)), "seems to be in shares of its image; expected pixels"),
+        (annotation(("dog", 0, 0, 1, 1)), "seems to be in shares of its image; expected pixels"),
+        (
+            annotation(("dog", 1, 1, 9, 9))
+            .replace("<object>", "<objects><object>")
+            .replace("</object>", "</object></objects>"),
+            "1 objects or boxes lie elsewhere than VOC has them and would be lost",
+        ),
+        (
+            annotation(("dog", 1, 1, 9, 9)).replace("</object>", "<bndbox/></object>"),
+            "1 objects or boxes lie elsewhere than VOC has them",
+        ),
+        (DOG_AND_CAT.replace("<difficult>1<", "<difficult>0.5<"), "has <difficult> '0.5'; expected 0 or 1"),
         (
             DOG_AND_CAT.replace("<difficult>1<", "<difficult>\nyes<"),
             "an <object> has <difficult> 'yes'; expected 0 or 1",

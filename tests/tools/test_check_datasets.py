@@ -10,6 +10,7 @@ from PIL import Image
 from tools import check_datasets
 
 ROOT = Path(__file__).resolve().parents[2]
+ANNOTATION = "<annotation><size><width>40</width><height>30</height></size></annotation>"
 
 
 def write_voc(folder: Path, splits: dict[str, list[str]]) -> None:
@@ -19,7 +20,7 @@ def write_voc(folder: Path, splits: dict[str, list[str]]) -> None:
         (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{id_}\n" for id_ in ids))
         for id_ in ids:
             Image.new("RGB", (40, 30), "teal").save(folder / "JPEGImages" / f"{id_}.jpg")
-            (folder / "Annotations" / f"{id_}.xml").write_text("<annotation/>")
+            (folder / "Annotations" / f"{id_}.xml").write_text(ANNOTATION)
 
 
 def write_cub(folder: Path) -> None:
@@ -78,7 +79,7 @@ def test_everything_complete(root):
             "broken: JPEGImages/000001.jpg",
         ),
         (lambda voc: (voc / "ImageSets/Main/trainval.txt").unlink(), ("missing", 0, 0), "ImageSets/Main/trainval.txt"),
-        (lambda voc: (voc / "ImageSets/Main/trainval.txt").write_text(""), ("broken", 0, 0), "trainval.txt (empty)"),
+        (lambda voc: (voc / "ImageSets/Main/trainval.txt").write_text(""), ("broken", 0, 0), "trainval.txt: empty"),
         (
             lambda voc: [path.unlink() for path in (voc / "Annotations").iterdir()],
             ("incomplete", 0, 3),
@@ -147,7 +148,31 @@ def test_a_root_that_is_one_folder_in_voc_layout(tmp_path):
     write_voc(tmp_path, {"train": ["a", "b"], "val": ["c"]})
     process = run("--root", str(tmp_path))
     assert process.returncode == 0
-    assert [line.split()[1:] for line in process.stdout.splitlines()[2:]] == [
+    assert [line.split()[1:] for line in process.stdout.splitlines()[2:4]] == [
         ["train", "complete", "2", "of", "2"],
         ["val", "complete", "1", "of", "1"],
     ]
+
+
+OBJECT = (
+    """<object><name>{}</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>30</ymax></bndbox></object>"""
+)
+
+
+def test_objects_of_ones_own_folder_are_counted_and_a_wrong_annotation_is_named(tmp_path):
+    write_voc(tmp_path, {"train": ["a photo 1", "b"], "val": ["c"]})
+    (tmp_path / "ImageSets/Main/train.txt").write_bytes(b"\xef\xbb\xbfa photo 1\r\nb -1\r\n")
+    (tmp_path / "JPEGImages/b.jpg").rename(tmp_path / "JPEGImages/b.Jpg")
+    # 30 x 30 and 40 x 30 pixels, on either side of 32 x 32.
+    objects = OBJECT.format("cat", 30) + OBJECT.format("cat", 40) + OBJECT.format("dog", 40)
+    (tmp_path / "Annotations/b.xml").write_text(ANNOTATION.replace("</size>", f"</size>{objects}"))
+    process = run("--root", str(tmp_path), "--deep")
+    assert process.returncode == 0, process.stdout
+    assert (
+        "train: 3 objects (cat 2, dog 1); 1 small, 2 middle-sized, 0 large; 1 of 2 images without objects"
+        in process.stdout
+    )
+    (tmp_path / "Annotations/c.xml").write_text(ANNOTATION.replace(">40<", ">no<"))
+    process = run("--root", str(tmp_path))
+    assert process.returncode == 2
+    assert "Annotations/c.xml: <size> with <width> and <height> is missing" in process.stdout
