@@ -160,7 +160,7 @@ def test_page_without_models_says_what_makes_them(page, serve, tmp_path):
 
 
 def test_newest_runs_are_found(output, tmp_path):
-    found = {name: path.parent.name for name, path in newest_models(output).items()}
+    found = {name: Path(path).parent.name for name, path in newest_models(output).items()}
     assert found == {
         "Faster R-CNN": "faster_rcnn_R_50_FPN-sample",
         "YOLOv3": "yolov3_darknet53_study",

@@ -1,6 +1,7 @@
 """The command on two very small untrained detectors, which find something everywhere."""
 
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -162,9 +163,14 @@ def test_a_limit_takes_the_same_photographs_each_time_and_two_of_a_kind_are_numb
 def test_without_weights_the_newest_runs_are_taken(runs, tmp_path, capsys):
     draw_photograph(tmp_path / "photo.png", 0)
     output = runs["frcnn"].parents[1]
-    main([str(tmp_path / "photo.png"), "--output", str(output), "--out", str(tmp_path / "out")])
+    words = ["--recipe", "best", "--output", str(output), "--out", str(tmp_path / "out")]
+    main([str(tmp_path / "photo.png"), *words])
     weights = json.loads((tmp_path / "out" / "comparison.json").read_text())["weights"]
     assert weights == {"Faster R-CNN": str(runs["frcnn"]), "YOLOv3": str(runs["yolov3"])}
+    os.utime(runs["same classes"])
+    main([str(tmp_path / "photo.png"), *words[2:]])  # of any recipe, and of a name of one's own
+    weights = json.loads((tmp_path / "out" / "comparison.json").read_text())["weights"]
+    assert weights == {"Faster R-CNN": str(runs["frcnn"]), "YOLOv3": str(runs["same classes"])}
 
 
 def test_what_is_missing_or_does_not_fit_is_told_in_one_line(runs, tmp_path, capsys, data):

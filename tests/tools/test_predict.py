@@ -317,7 +317,7 @@ def test_what_a_user_gets_wrong_is_one_line(output, photographs, broken, tmp_pat
     for words, expected in (
         ([photograph], "WEIGHTS is not given"),
         (bird, "IMAGES is not given"),
-        ([photograph, "--weights", tmp_path / "nowhere.pth"], "nowhere.pth: no such weights file"),
+        ([photograph, "--weights", tmp_path / "nowhere.pth"], "nowhere.pth: no such file"),
         ([photograph, "--weights", tmp_path], "model_best.pth: no such weights file"),
         ([photograph, "--weights", bare], "no config.yaml of a detector lies beside it"),
         ([photograph, *bird, "--voc-xml"], "is a classifier, which finds no boxes"),
