@@ -115,7 +115,7 @@ VALID = {
     "TEST.EVAL_EPOCHS": 1.0,
     "TEST.DETECTIONS_PER_IMAGE": 1,
     "TEST.VALIDATION_LOSS_IMAGES": 4,
-    "TEST.IMS_PER_BATCH": 2,
+    "TEST.IMS_PER_BATCH": 1,  # of four images no more than two have one size
     "INPUT.CLOSE_EPOCHS": 0.7,
 }
 # What must be set besides for a key to mean anything.
