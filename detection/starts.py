@@ -131,11 +131,14 @@ def foreign_cfg(weights: str, options: Sequence[str] = ()) -> CfgNode:
     """
     found = identify(weights)
     if found is None:
-        known = (
-            "no such file" if not ("://" in weights or Path(weights).exists()) else "no whole detector that is known"
+        is_there = "://" in weights or Path(weights).exists()
+        reason = (
+            "no whole detector that is known, and no config.yaml of a run lies beside it"
+            if is_there
+            else "no such file"
         )
         raise UserError(
-            f"{weights}: {known}; expected a run folder or a checkpoint in one, coco, or Darknet's yolov3.weights or "
+            f"{weights}: {reason}; expected a run folder or a checkpoint in one, coco, or Darknet's yolov3.weights or "
             "yolov3-tiny.weights"
         )
     cfg = read_leaf(found.leaf, options)
