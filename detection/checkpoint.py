@@ -1,7 +1,6 @@
 """Weights into a detector: those of a run, and of torchvision, timm or Darknet for the backbones."""
 
 import logging
-import re
 from pathlib import Path
 
 import torch
@@ -11,11 +10,10 @@ from torch import nn
 from common.errors import UserError
 from common.weights import load_state, locate_weights, read_checkpoint, weights_of
 from detection.timm_backbone import TimmBackbone
+from detection.torchvision_detectors import BACKBONE, convert_resnet
 from detection.yolov3.darknet_weights import read_darknet_weights
 
 logger = logging.getLogger(__name__)
-
-BACKBONE = "backbone.bottom_up."
 
 
 def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
@@ -69,29 +67,6 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 def is_class_layer(name: str) -> bool:
     """Whether a parameter's shape depends on the number of classes."""
     return "box_predictor" in name or ".prediction" in name
-
-
-def convert_resnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Renames the tensors of torchvision's and timm's ResNet to Detectron2's `backbone.bottom_up`.
-
-    `conv1`, `bn1` become the stem; `layer1` to `layer4` become `res2` to `res5`; a block's `bnK` becomes `convK.norm`
-    and its `downsample` the `shortcut`. The classifier (`fc`) and BatchNorm's step counters are the only ones dropped.
-
-    Raises:
-        UserError: a tensor has a name that no ResNet has.
-    """
-    converted = {}
-    for name, value in state.items():
-        if name.startswith("fc.") or name.endswith("num_batches_tracked"):
-            continue
-        new = re.sub(r"^(conv1|bn1)\.", lambda match: f"stem.{match[1]}.", name)
-        new = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", new)
-        new = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", new)
-        new = new.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-        if not re.match(r"(stem|res[2-5])\.", new):
-            raise UserError(f"weights: tensor {name} belongs to no plain ResNet; expected conv1, bn1, layer1-4, fc")
-        converted[BACKBONE + new] = value
-    return converted
 
 
 def _fetch(source: str) -> dict[str, torch.Tensor]:
