@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +15,11 @@ from detection.classes import carry_over, is_class_layer, pair_classes
 from detection.config import read_run_cfg
 from detection.starts import darknet_file, identify
 from detection.timm_backbone import TimmBackbone
+from detection.torchvision_detectors import BACKBONE, convert_resnet, convert_torchvision, is_torchvision
 from detection.yolov3.darknet_weights import is_darknet_file, read_darknet_weights
 from detection.yolov3.meta_arch import YOLOv3
 
 logger = logging.getLogger(__name__)
-
-BACKBONE = "backbone.bottom_up."
 
 
 def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
@@ -78,6 +76,8 @@ def _read(source: str, model: nn.Module) -> tuple[dict[str, torch.Tensor], str, 
         return {f"{prefix}{name}": value for name, value in network.convert_timm(state).items()}, prefix, None
     if "layer1.0.conv1.weight" in state:
         return convert_resnet(state), BACKBONE, None
+    if is_torchvision(state):
+        state = convert_torchvision(state)
     if found := identify(source):
         return state, "", list(found.classes)
     run = path.parent
@@ -111,29 +111,6 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         UserError: the file is not a checkpoint of this model and number of classes.
     """
     load_state(model, weights_of(read_checkpoint(path)), path)
-
-
-def convert_resnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Renames the tensors of torchvision's and timm's ResNet to Detectron2's `backbone.bottom_up`.
-
-    `conv1`, `bn1` become the stem; `layer1` to `layer4` become `res2` to `res5`; a block's `bnK` becomes `convK.norm`
-    and its `downsample` the `shortcut`. The classifier (`fc`) and BatchNorm's step counters are the only ones dropped.
-
-    Raises:
-        UserError: a tensor has a name that no ResNet has.
-    """
-    converted = {}
-    for name, value in state.items():
-        if name.startswith("fc.") or name.endswith("num_batches_tracked"):
-            continue
-        new = re.sub(r"^(conv1|bn1)\.", lambda match: f"stem.{match[1]}.", name)
-        new = re.sub(r"^layer(\d)", lambda match: f"res{int(match[1]) + 1}", new)
-        new = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", new)
-        new = new.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
-        if not re.match(r"(stem|res[2-5])\.", new):
-            raise UserError(f"weights: tensor {name} belongs to no plain ResNet; expected conv1, bn1, layer1-4, fc")
-        converted[BACKBONE + new] = value
-    return converted
 
 
 def _fetch(source: str) -> dict[str, torch.Tensor]:

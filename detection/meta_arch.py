@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ROIAlign as Detectron2ROIAlign
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, GeneralizedRCNN
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN
@@ -87,8 +88,8 @@ class FasterRCNN(Autocast, GeneralizedRCNN):
         for module in self.modules():
             if isinstance(module, ROIPooler):
                 module.level_poolers = nn.ModuleList(
-                    ROIAlign(level.output_size[0], level.spatial_scale, level.sampling_ratio)
-                    if getattr(level, "aligned", False)
+                    ROIAlign(level.output_size[0], level.spatial_scale, level.sampling_ratio, level.aligned)
+                    if isinstance(level, Detectron2ROIAlign)
                     else level
                     for level in module.level_poolers
                 )

@@ -12,7 +12,7 @@ from torchvision.ops import roi_align
 
 
 class ROIAlign(nn.Module):
-    """Takes the place of Detectron2's `ROIAlign` with `aligned=True`.
+    """Takes the place of Detectron2's `ROIAlign`.
 
     Two differences. On CPUs it is an `embedding_bag`, which is about fifteen times as fast as torchvision's operator,
     forward and backward. And boxes stay in float32 whatever the type of the features: bfloat16 knows a coordinate
@@ -22,13 +22,16 @@ class ROIAlign(nn.Module):
         output_size: cells along either side of the output.
         spatial_scale: pixels of the feature map to a pixel of the boxes.
         sampling_ratio: samples along either side of a cell; 0 takes one for each pixel that the cell spans.
+        aligned: whether the centre of the first pixel lies at half a pixel, as it does, or at 0, as first published;
+            then boxes are also widened to a pixel of the features.
     """
 
-    def __init__(self, output_size: int, spatial_scale: float, sampling_ratio: int) -> None:
+    def __init__(self, output_size: int, spatial_scale: float, sampling_ratio: int, aligned: bool = True) -> None:
         super().__init__()
         self.output_size = output_size
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
 
     def forward(self, features: Tensor, rois: Tensor) -> Tensor:
         """Pools the features below each box.
@@ -43,7 +46,7 @@ class ROIAlign(nn.Module):
         """
         rois = rois.detach().float()
         if features.device.type != "cpu":
-            options = self.output_size, self.spatial_scale, self.sampling_ratio, True
+            options = self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
             return roi_align(features.float(), rois, *options).to(features.dtype)
         channels, size = features.shape[1], self.output_size
         pixels = features.permute(0, 2, 3, 1).reshape(-1, channels).float()
@@ -54,7 +57,9 @@ class ROIAlign(nn.Module):
     def _terms(self, rois: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """The sums of all cells, one after another: index of each pixel, its weight, and where each cell begins."""
         size = self.output_size
-        x0, y0, x1, y1 = (rois[:, 1:] * self.spatial_scale - 0.5).unbind(1)
+        x0, y0, x1, y1 = (rois[:, 1:] * self.spatial_scale - 0.5 * self.aligned).unbind(1)
+        if not self.aligned:
+            x1, y1 = torch.maximum(x1, x0 + 1), torch.maximum(y1, y0 + 1)
         row, row_weight, rows = self._axis_terms(y0, y1, height)
         column, column_weight, columns = self._axis_terms(x0, x1, width)
         row = row + (rois[:, 0].int() * height)[:, None, None]

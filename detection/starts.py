@@ -17,15 +17,17 @@ from detectron2.config import CfgNode
 
 from common.errors import UserError
 from common.runtime import default_device
-from common.weights import LOCAL_WEIGHTS
+from common.weights import LOCAL_WEIGHTS, read_checkpoint, weights_of
 from detection.classes import COCO_CLASSES
 from detection.config import CONFIGS, get_cfg, leaf_name, merge_file, merge_options
 from detection.timm_backbone import normalisation_of
+from detection.torchvision_detectors import is_torchvision, is_torchvision_v2
 from detection.voc import VOC_CLASSES
 from detection.yolov3.darknet_weights import count_values, is_darknet_file
 
 # Of Darknet's detectors: how many values a file holds that belong to no class, and how many more for each class.
 DARKNET_VALUES = {"yolov3_darknet53_coco": (61_570_957, 5_385), "yolov3_tiny_coco": (8_673_934, 2_310)}
+TORCHVISION_CLASSES = 91  # of COCO's categories, the unused ones and the background among them
 DARKNET_URL = "https://data.pjreddie.com/files/"
 DARKNET_MD5 = {
     "yolov3.weights": "c84e5b99d0e52cd466ae710cadf6d84c",
@@ -95,8 +97,14 @@ def identify(weights: str) -> ForeignDetector | None:
         leaf = next((leaf for leaf in leaves if weights == read_leaf(leaf).MODEL.WEIGHTS), None)
         return ForeignDetector(leaf, COCO_CLASSES) if leaf else None
     path = Path(weights)
-    if not path.is_file() or not is_darknet_file(path):
+    if not path.is_file() or (path.parent / "config.yaml").is_file():
         return None
+    if not is_darknet_file(path):
+        state = weights_of(read_checkpoint(path))
+        if not is_torchvision(state) or len(state["roi_heads.box_predictor.cls_score.bias"]) != TORCHVISION_CLASSES:
+            return None
+        version = "_v2" if is_torchvision_v2(state) else ""
+        return ForeignDetector(f"faster_rcnn_R_50_FPN{version}_coco", COCO_CLASSES)
     for leaf, (fixed, per_class) in DARKNET_VALUES.items():
         num_classes, rest = divmod(count_values(path) - fixed, per_class)
         if num_classes > 0 and not rest:
@@ -138,8 +146,8 @@ def foreign_cfg(weights: str, options: Sequence[str] = ()) -> CfgNode:
             else "no such file"
         )
         raise UserError(
-            f"{weights}: {reason}; expected a run folder or a checkpoint in one, coco, or Darknet's yolov3.weights or "
-            "yolov3-tiny.weights"
+            f"{weights}: {reason}; expected a run folder or a checkpoint in one, coco, Darknet's yolov3.weights or "
+            "yolov3-tiny.weights, or torchvision's fasterrcnn_resnet50_fpn or fasterrcnn_resnet50_fpn_v2"
         )
     cfg = read_leaf(found.leaf, options)
     cfg.MODEL.WEIGHTS = weights

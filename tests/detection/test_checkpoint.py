@@ -13,8 +13,9 @@ from torch import nn
 
 from common.errors import UserError
 from common.weights import save_checkpoint
-from detection.checkpoint import convert_resnet, load_initial_weights, load_weights
+from detection.checkpoint import load_initial_weights, load_weights
 from detection.config import CONFIGS, get_cfg
+from detection.torchvision_detectors import convert_resnet
 
 BACKBONE = "backbone.bottom_up."
 

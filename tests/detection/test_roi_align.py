@@ -40,10 +40,11 @@ def features(memory_format: torch.memory_format = torch.channels_last) -> torch.
 
 @pytest.mark.parametrize("sampling_ratio", [0, 1, 2, 3])
 @pytest.mark.parametrize("output_size", [1, 2, 7])
-def test_values_are_those_of_torchvision(output_size: int, sampling_ratio: int) -> None:
+@pytest.mark.parametrize("aligned", [True, False])
+def test_values_are_those_of_torchvision(output_size: int, sampling_ratio: int, aligned: bool) -> None:
     boxes = torch.cat([torch.tensor(list(BOXES.values())), rois(200)])
-    pooled = ROIAlign(output_size, SCALE, sampling_ratio)(features(), boxes)
-    expected = roi_align(features(), boxes, output_size, SCALE, sampling_ratio, True)
+    pooled = ROIAlign(output_size, SCALE, sampling_ratio, aligned)(features(), boxes)
+    expected = roi_align(features(), boxes, output_size, SCALE, sampling_ratio, aligned)
     torch.testing.assert_close(pooled, expected, atol=2e-5, rtol=0)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
@@ -150,6 +151,21 @@ def test_sizes_are_those_of_the_networks(leaf: str) -> None:
         counts.append(sum(v.numel() for name, v in state.items() if "num_batches" not in name and "pixel" not in name))
     fixed, per_class = starts.DARKNET_VALUES[leaf]
     assert counts == [fixed + per_class, fixed + 3 * per_class]
+
+
+@pytest.mark.parametrize("version", ["", "_v2"])
+def test_torchvisions_detectors_are_known_by_their_tensors(tmp_path: Path, version: str) -> None:
+    """As a file of another name; what they then compute is in test_torchvision_detectors.py."""
+    torch.manual_seed(0)
+    original = torchvision.models.get_model(f"fasterrcnn_resnet50_fpn{version}", weights=None, weights_backbone=None)
+    torch.save(original.state_dict(), tmp_path / "file.bin")
+    cfg, model = load_detector(tmp_path / "file.bin", ["MODEL.DEVICE", "cpu"])
+    assert list(COCO_CLASSES) == cfg.MODEL.CLASSES
+    categories = torchvision.models.detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    theirs = original.roi_heads.box_predictor.cls_score.weight
+    ours = model.roi_heads.box_predictor.cls_score.weight
+    for name in ("person", "zebra", "toothbrush"):
+        assert torch.equal(ours[COCO_CLASSES.index(name)], theirs[categories.index(name)])
 
 
 def test_a_detector_of_others_is_used_as_it_is(coco_file: Path) -> None:
