@@ -193,7 +193,7 @@ def evaluate_voc(ground_truth: Sequence[dict], detections: Detections, class_nam
         )
         curves[name] = np.empty(0), np.empty(0)
         if asked:
-            points = [_precision_recall(true, counts, asked) for true, counts in at_thresholds]
+            points = [precision_recall(true, counts, asked) for true, counts in at_thresholds]
             areas = [area_ap(recall, precision) for recall, precision in points]
             recall, precision = curves[name] = points[0]
             per_class[name] |= {
@@ -238,7 +238,7 @@ def _envelope(precision: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(precision[::-1])[::-1]
 
 
-def _precision_recall(true: np.ndarray, counts: np.ndarray, gts: int) -> tuple[np.ndarray, np.ndarray]:
+def precision_recall(true: np.ndarray, counts: np.ndarray, gts: int) -> tuple[np.ndarray, np.ndarray]:
     """Recall and precision at each true positive, from what `Matches.judge` says and the number of objects."""
     found = np.arange(1, len(true) + 1)
     return found / gts, found / np.cumsum(counts)[true]
