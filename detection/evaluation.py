@@ -7,9 +7,6 @@ The devkit measures inclusive pixels counted from 1, hence its `xmax - xmin + 1`
 from 0, `[xmin - 1, ymin - 1, xmax, ymax]`, so that the plain `xmax - xmin` is the same number.
 
 A class without ground truth to find has no recall: its figures are nan, and the means leave it out.
-
-Sources: Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010, section 4.2 (11 points);
-development kit of VOC2010, section 3.4.1 (area under the curve).
 """
 
 import json
@@ -31,6 +28,14 @@ from matplotlib.figure import Figure
 
 from common.errors import UserError
 from common.run_folder import write_atomically
+from detection.average_precision import (
+    IOU_THRESHOLDS,
+    area_ap,
+    eleven_point_ap,
+    evaluate_sizes,
+    highest_beyond,
+    precision_recall,
+)
 from detection.confusion import (
     ALL,
     ConfidenceCurve,
@@ -45,15 +50,14 @@ from detection.matching import Detections, list_objects, match_classes
 
 logger = logging.getLogger(__name__)
 
-IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
 METRICS = ("AP50_11point", "AP50", "AP75", "AP")
 BEST = ("F1", "threshold")
 FALLBACK_THRESHOLD = 0.5  # of the confusion matrix where nothing is found
-LEGEND = """
-
+LEGEND = """\
 AP50_11point is the 11-point AP at IoU 0.5; AP50, AP75 and AP (mean over IoU 0.50:0.95) are areas under the curve.
 Difficult objects are ignored; classes without objects are left out of the means. F1 is the best at IoU 0.5, reached by
-the detections whose score is at least the threshold; in the last row, of all classes together."""
+the detections whose score is at least the threshold; in the last row, of all classes together. Small, medium and large
+are COCO's areas: up to 32 x 32 pixels, up to 96 x 96, and beyond."""
 PICTURES = """![Precision against recall at IoU 0.5](pr_curves.png)
 
 ![Precision, recall and F1 against the score](f1_curves.png)
@@ -72,6 +76,7 @@ class Evaluation:
             IoU 0.5), the four metrics, and the best `F1` with the `threshold` of the score that gives it.
         curves: class name -> (recall, precision) at IoU 0.5, one point for each true positive, recall ascending.
         confidence: class name, then `ALL` -> precision, recall and F1 against the score.
+        sizes: "small", "medium" and "large" -> the figures of `evaluate_sizes`.
         confusion: which class was taken for which, at the threshold with the best F1 of all classes.
     """
 
@@ -79,16 +84,21 @@ class Evaluation:
     per_class: dict[str, dict[str, float]]
     curves: dict[str, tuple[np.ndarray, np.ndarray]]
     confidence: dict[str, ConfidenceCurve]
+    sizes: dict[str, dict[str, float]]
     confusion: Confusion
 
     def format_table(self, style: str = "psql") -> str:
-        """The table `class | gts | dets | recall | AP ...`, its last row the means, and below it what the columns mean.
+        """The table `class | gts | dets | recall | AP ...`, its last row the means, what it means, and that of sizes.
 
         Args:
             style: one of tabulate's, such as "psql" for a terminal and "github" for Markdown.
         """
-        table = self._table().astype(object)
-        return table.where(table.notna(), None).to_markdown(tablefmt=style, floatfmt=".3f", missingval="-") + LEGEND
+        sizes = pd.DataFrame.from_dict(self.sizes, orient="index").astype({"gts": "Int64"}).rename_axis("size")
+        texts = [
+            table.astype(object).where(table.notna(), None).to_markdown(tablefmt=style, floatfmt=".3f", missingval="-")
+            for table in (self._table(), sizes)
+        ]
+        return f"\n\n{LEGEND}\n\n".join(texts)
 
     def write(self, folder: Path) -> None:
         """Writes the figures and pictures into `folder`, which is made if missing.
@@ -127,7 +137,9 @@ class Evaluation:
         per_class_keys = ("gts", "dets", "recall", "AP50_11point", "AP50", *BEST)
         per_class = {name: figures(row, per_class_keys) for name, row in self.per_class.items()}
         confusion = self.confusion.as_json(list(self.per_class))
-        return figures(self.metrics | self.best, (*METRICS, *BEST)) | {"confusion": confusion, "per_class": per_class}
+        sizes = {name: figures(row, list(row)) for name, row in self.sizes.items()}
+        parts = {"sizes": sizes, "confusion": confusion, "per_class": per_class}
+        return figures(self.metrics | self.best, (*METRICS, *BEST)) | parts
 
     def _table(self) -> pd.DataFrame:
         table = pd.DataFrame.from_dict(self.per_class, orient="index").astype({"gts": "Int64", "dets": "Int64"})
@@ -141,7 +153,7 @@ class Evaluation:
         for (name, (recall, precision)), axes in zip(self.curves.items(), panels, strict=False):
             if len(recall):
                 # From recall 0 on, and down to 0 where the detections end: what is filled is the AP.
-                envelope = _envelope(precision)
+                envelope = highest_beyond(precision)
                 edge = np.concatenate([[0], recall, recall[-1:]]), np.concatenate([envelope[:1], envelope, [0]])
                 axes.fill_between(*edge, step="pre", color="tab:blue", alpha=0.15, linewidth=0)
                 axes.step(*edge, where="pre", color="tab:blue", linewidth=1.2)
@@ -208,40 +220,8 @@ def evaluate_voc(ground_truth: Sequence[dict], detections: Detections, class_nam
     confidence[ALL] = confidence_curve(detections.score, is_true, does_count, int(gts.sum()))
     threshold = confidence[ALL].best[1]
     confusion = confuse(objects, detections, matches, FALLBACK_THRESHOLD if math.isnan(threshold) else threshold)
-    return Evaluation(metrics, per_class, curves, confidence, confusion)
-
-
-def eleven_point_ap(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Mean over the recalls 0, 0.1, ..., 1 of the highest precision at that recall or beyond (VOC2007).
-
-    The recalls are the devkit's floating-point numbers: its 0.3, for one, is just above 3/10 and not reached by it.
-
-    Args:
-        recall: (N,) ascending.
-        precision: (N,) precision at these recalls.
-    """
-    beyond = np.append(_envelope(precision), 0.0)
-    return float(beyond[np.searchsorted(recall, np.arange(0.0, 1.1, 0.1))].mean())
-
-
-def area_ap(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Area under the highest precision at each recall or beyond (VOC2010 and later).
-
-    Args:
-        recall: (N,) ascending.
-        precision: (N,) precision at these recalls.
-    """
-    return float((np.diff(recall, prepend=0.0) * _envelope(precision)).sum())
-
-
-def _envelope(precision: np.ndarray) -> np.ndarray:
-    return np.maximum.accumulate(precision[::-1])[::-1]
-
-
-def precision_recall(true: np.ndarray, counts: np.ndarray, gts: int) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision at each true positive, from what `Matches.judge` says and the number of objects."""
-    found = np.arange(1, len(true) + 1)
-    return found / gts, found / np.cumsum(counts)[true]
+    sizes = evaluate_sizes(objects, detections, matches)
+    return Evaluation(metrics, per_class, curves, confidence, sizes, confusion)
 
 
 def read_threshold(weights: Path) -> float:
@@ -300,7 +280,8 @@ class VOCEvaluator(DatasetEvaluator):
         """Scores what all processes have gathered; every process must call it.
 
         Returns:
-            `{"bbox": metrics}` with the four metrics of `Evaluation` as fractions in the main process, else empty.
+            In the main process `bbox`, the four metrics of `Evaluation` as fractions, and `per_class`, the 11-point AP
+            at IoU 0.5 of each class that has objects; else empty.
         """
         gathered = comm.gather(self._by_image, dst=0)
         if not comm.is_main_process():
@@ -316,7 +297,8 @@ class VOCEvaluator(DatasetEvaluator):
         evaluation = evaluate_voc(records, detections, MetadataCatalog.get(self._dataset_name).thing_classes)
         logger.info("Evaluation on %s:\n%s", self._dataset_name, evaluation.format_table())
         self._result = evaluation, detections, records
-        return OrderedDict(bbox=dict(evaluation.metrics))
+        per_class = {name: row["AP50_11point"] for name, row in evaluation.per_class.items() if row["gts"]}
+        return OrderedDict(bbox=dict(evaluation.metrics), per_class=per_class)
 
     def write(self, folder: Path) -> None:
         """Writes what `evaluate` found last, in the main process.

@@ -1,5 +1,7 @@
 """Random scenes for the evaluation, with everything in them that its rules tell apart."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from detection.matching import Detections
@@ -48,3 +50,16 @@ def scene(seed: int, images: int = 40, tied: bool = True) -> tuple[list[dict], D
     return records, Detections(
         np.concatenate(image)[order], np.concatenate(category)[order].astype(np.int64), score[order], box[order]
     )
+
+
+def area(box: Sequence[float]) -> float:
+    """Area of a box, XYXY."""
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes, XYXY; 0 where both are empty."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    union = area(a) + area(b) - shared
+    return shared / union if union else 0.0

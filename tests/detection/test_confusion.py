@@ -13,17 +13,10 @@ from common.errors import UserError
 from detection.confusion import ALL, confuse
 from detection.evaluation import Evaluation, evaluate_voc, read_threshold
 from detection.matching import Detections, list_objects, match_classes
-from tests.detection.scenes import CLASSES, scene
+from tests.detection.scenes import CLASSES, iou, scene
 
 PLACE, ELSEWHERE = (0, 0, 10, 10), (50, 50, 60, 60)
 CAT, DOG = range(2)
-
-
-def iou(a: list[float], b: list[float]) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0) * max(height, 0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
-    return shared / union if union else 0.0
 
 
 def best_of(box: list[float], annotations: list[dict], numbers: list[int]) -> int | None:

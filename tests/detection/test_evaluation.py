@@ -4,9 +4,11 @@ import csv
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -16,10 +18,12 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from pytest import approx
 
-from detection.evaluation import Evaluation, VOCEvaluator, area_ap, eleven_point_ap, evaluate_voc
+from detection.average_precision import area_ap, eleven_point_ap
+from detection.evaluation import Evaluation, VOCEvaluator, evaluate_voc
 from detection.matching import Detections
-from tests.detection.scenes import CLASSES, scene
+from tests.detection.scenes import CLASSES, area, iou, scene
 
 ONE_BASED = np.array([1, 1, 0, 0])  # from continuous pixels counted from 0 to inclusive ones counted from 1
 THRESHOLDS = [percent / 100 for percent in range(50, 100, 5)]
@@ -140,6 +144,59 @@ def test_agrees_with_detectron2_on_its_own_files(tmp_path: Path):
         assert [row["AP50"], row["AP75"], row["AP"]] == pytest.approx([areas[0], areas[5], np.mean(areas)], abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sizes_are_the_plain_devkit_with_other_sizes_made_difficult(seed: int):
+    records, detections = scene(seed)
+    detections = replace(detections, box=3 * detections.box)
+    for record in records:
+        for annotation in record["annotations"]:
+            annotation["bbox"] = [3 * side for side in annotation["bbox"]]
+    evaluation = evaluate_voc(records, detections, CLASSES)
+    for size, (low, high) in {"small": (0, 1024), "medium": (1024, 9216), "large": (9216, math.inf)}.items():
+        judged = [
+            {
+                "annotations": [
+                    a | {"difficult": a["difficult"] or not low <= area(a["bbox"]) <= high} for a in annotations
+                ]
+            }
+            for annotations in (record["annotations"] for record in records)
+        ]
+        at = {}
+        for threshold in THRESHOLDS:
+            # A detection of another size stays only where it has found something.
+            rows = [
+                row
+                for row, box in enumerate(detections.box)
+                if low <= area(box) <= high
+                or any(
+                    iou(box, a["bbox"]) > threshold
+                    for a in records[detections.image[row]]["annotations"]
+                    if a["category_id"] == detections.category[row]
+                )
+            ]
+            kept = Detections(*(array[rows] for array in vars(detections).values()))
+            found = [plain_devkit(judged, kept, category, threshold) for category in range(len(CLASSES))]
+            at[threshold] = pd.DataFrame(found).query("gts > 0")
+        assert (len(at[0.5]) > 0) and evaluation.sizes[size] == approx(
+            {
+                "gts": at[0.5]["gts"].sum(),
+                "recall": at[0.5]["recall"].mean(),
+                "AP50": at[0.5]["area"].mean(),
+                "AP": np.mean([table["area"].mean() for table in at.values()]),
+            },
+            abs=1e-9,
+        )
+
+
+def test_sizes_by_hand():
+    small, large = (0, 0, 32, 32), (200, 200, 300, 300)  # an area on the bound is of both sizes
+    sizes = evaluate_voc(objects(small, large), detect((0.9, *large), (0.8, 50, 50, 60, 60)), ["cat"]).sizes
+    assert sizes["small"] == sizes["medium"] == {"gts": 1, "recall": 0, "AP50": 0, "AP": 0}
+    assert sizes["large"] == {"gts": 1, "recall": 1, "AP50": 1, "AP": 1}
+    nothing = evaluate_voc(objects(small), detect(), ["cat"]).sizes["large"]
+    assert nothing == approx({"gts": 0, "recall": math.nan, "AP50": math.nan, "AP": math.nan}, nan_ok=True)
+
+
 def test_both_metrics_by_hand():
     # Right, wrong, right on two objects: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1.
     records = objects((0, 0, 10, 10), (50, 50, 60, 60))
@@ -221,7 +278,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]
 def test_json_has_the_documented_keys(written: tuple[Evaluation, Path]):
     evaluation, folder = written
     content = json.loads((folder / "evaluation.json").read_text())
-    assert list(content) == ["AP50_11point", "AP50", "AP75", "AP", "F1", "threshold", "confusion", "per_class"]
+    assert list(content) == ["AP50_11point", "AP50", "AP75", "AP", "F1", "threshold", "sizes", "confusion", "per_class"]
     assert {key: content[key] for key in evaluation.metrics} == evaluation.metrics
     assert list(content["per_class"]) == CLASSES
     keys = ["gts", "dets", "recall", "AP50_11point", "AP50", "F1", "threshold"]
@@ -308,6 +365,8 @@ def test_evaluator_gathers_what_the_model_says(registered: Callable, tmp_path: P
     assert set(result["bbox"]) == {"AP50_11point", "AP50", "AP75", "AP"}
     # Single precision keeps the order and the ties of these scores and every digit of these boxes.
     assert result["bbox"] == pytest.approx(expected.metrics)
+    with_objects = ["cat", "dog", "hen", "ant"]
+    assert result["per_class"] == approx({name: expected.per_class[name]["AP50_11point"] for name in with_objects})
     evaluator.write(tmp_path)
     assert json.loads((tmp_path / "evaluation.json").read_text())["AP"] == result["bbox"]["AP"]
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from pytest import approx
 
-from detection.evaluation import area_ap, eleven_point_ap, evaluate_voc, precision_recall
+from detection.average_precision import area_ap, eleven_point_ap, precision_recall
+from detection.evaluation import evaluate_voc
 from detection.matching import Detections, list_objects, match_classes
 
 
