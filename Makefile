@@ -111,7 +111,7 @@ train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [START=coco|imagen
 	@$(detect) --model faster_rcnn $(pretrained) $(resume) $(OPTS)
 
 .PHONY: eval-frcnn
-eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR curves [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU OPTS]
+eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU OPTS]
 	@$(detect) --model faster_rcnn --eval-only $(OPTS)
 
 .PHONY: train-yolov3
@@ -119,7 +119,7 @@ train-yolov3: setup ## Trains YOLOv3 Darknet-53 on VOC07+12 [START=coco|imagenet
 	@$(detect) --model yolov3 $(pretrained) $(resume) $(OPTS)
 
 .PHONY: eval-yolov3
-eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR curves [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU OPTS]
+eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU OPTS]
 	@$(detect) --model yolov3 --eval-only $(OPTS)
 
 .PHONY: anchors
@@ -146,7 +146,7 @@ compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs,
 ##@ Use a trained model
 
 .PHONY: predict
-predict: setup ## Runs any trained model: annotated pictures or videos, COCO results, VOC XML [WEIGHTS=run or START=coco IMAGES="a.jpg dir/ clip.mp4" OUT SCORE=0.5 VOC_XML=1 DRAW=0 MODEL=yolov3]
+predict: setup ## Runs any trained model: annotated pictures or videos, COCO results, VOC XML [WEIGHTS=run or START=coco IMAGES="a.jpg dir/ clip.mp4" OUT SCORE=0.5|best VOC_XML=1 DRAW=0 MODEL=yolov3]
 	@$(PY) -m tools.predict $(start) $(if $(MODEL),--model "$(MODEL)") $(if $(SCORE),--score $(SCORE)) $(if $(filter 1,$(VOC_XML)),--voc-xml) $(if $(filter 0,$(DRAW)),--no-pictures) $(out) $(IMAGES)
 
 .PHONY: app

@@ -9,7 +9,7 @@ import torch
 from torchvision.ops import box_iou
 
 from common.prediction import Prediction
-from detection.evaluation import Detections
+from detection.matching import Detections
 
 SAME_PLACE_IOU = 0.5
 

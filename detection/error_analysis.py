@@ -33,7 +33,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torchvision.ops import box_iou
 
-from detection.evaluation import Detections, evaluate_voc
+from detection.evaluation import evaluate_voc
+from detection.matching import Detections
 
 KINDS = ("class", "localisation", "both", "duplicate", "background", "missed")
 FOUND_IOU = 0.5

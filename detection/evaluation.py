@@ -1,26 +1,21 @@
 """Average precision on data in Pascal VOC layout: exact, vectorised, the same for one process and for many.
 
-Matching follows the Python devkit of py-faster-rcnn, which Detectron2 uses too. Within a class the detections are taken
-in descending order of score (equal scores in the order given). Each looks at the one ground-truth box of its image with
-the highest intersection over union, difficult or not, claimed or not. If the overlap is greater than the threshold
-(strictly; the Matlab devkit accepts equality), a difficult box makes the detection ignored, a box that an earlier
-detection has claimed makes it a false positive, any other box makes it a true positive; else it is a false positive.
+Matching (`detection.matching`) follows the Python devkit of py-faster-rcnn, which Detectron2 uses too. The Matlab
+devkit accepts an overlap that equals the threshold.
 
 The devkit measures inclusive pixels counted from 1, hence its `xmax - xmin + 1`. Boxes here are continuous and counted
 from 0, `[xmin - 1, ymin - 1, xmax, ymax]`, so that the plain `xmax - xmin` is the same number.
 
 A class without ground truth to find has no recall: its figures are nan, and the means leave it out.
-
-Sources: Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010, section 4.2 (11 points);
-development kit of VOC2010, section 3.4.1 (area under the curve).
 """
 
 import json
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,34 +26,44 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from matplotlib.figure import Figure
 
+from common.errors import UserError
 from common.run_folder import failures_as_warnings, write_atomically
+from detection.average_precision import (
+    IOU_THRESHOLDS,
+    area_ap,
+    eleven_point_ap,
+    evaluate_sizes,
+    highest_beyond,
+    precision_recall,
+)
+from detection.confusion import (
+    ALL,
+    ConfidenceCurve,
+    Confusion,
+    confidence_curve,
+    confidence_table,
+    confuse,
+    plot_confidence,
+    plot_confusion,
+)
+from detection.matching import Detections, list_objects, match_classes
 
 logger = logging.getLogger(__name__)
 
-IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
 MOST_PANELS = 40  # of the PR curves: a panel takes a twentieth of a second
 METRICS = ("AP50_11point", "AP50", "AP75", "AP")
-LEGEND = """
-
+BEST = ("F1", "threshold")
+FALLBACK_THRESHOLD = 0.5  # of the confusion matrix where nothing is found
+LEGEND = """\
 AP50_11point is the 11-point AP at IoU 0.5; AP50, AP75 and AP (mean over IoU 0.50:0.95) are areas under the curve.
-Difficult objects are ignored; classes without objects are left out of the means."""
+Difficult objects are ignored; classes without objects are left out of the means. F1 is the best at IoU 0.5, reached by
+the detections whose score is at least the threshold; in the last row, of all classes together. Small, medium and large
+are COCO's areas: up to 32 x 32 pixels, up to 96 x 96, and beyond."""
+PICTURES = """![Precision against recall at IoU 0.5](pr_curves.png)
 
+![Precision, recall and F1 against the score](f1_curves.png)
 
-@dataclass(frozen=True)
-class Detections:
-    """Detections on a whole dataset, one a row.
-
-    Attributes:
-        image: (N,) integers, positions in the list of dataset dicts.
-        category: (N,) integers, positions in the list of class names.
-        score: (N,) floats, higher is more certain.
-        box: (N, 4) floats, XYXY in pixels of the original image, continuous and counted from 0.
-    """
-
-    image: np.ndarray
-    category: np.ndarray
-    score: np.ndarray
-    box: np.ndarray
+![Which class is taken for which](confusion.png)"""
 
 
 @dataclass(frozen=True)
@@ -69,27 +74,38 @@ class Evaluation:
         metrics: means over the classes: `AP50_11point`, `AP50`, `AP75` and `AP`. All but the first are areas under the
             curve; `AP` is the mean over the IoU thresholds 0.50, 0.55, ..., 0.95.
         per_class: class name -> `gts` (difficult ones not counted), `dets` (all of them), `recall` (of all of them, at
-            IoU 0.5), and the four metrics.
+            IoU 0.5), the four metrics, and the best `F1` with the `threshold` of the score that gives it.
         curves: class name -> (recall, precision) at IoU 0.5, one point for each true positive, recall ascending.
+        confidence: class name, then `ALL` -> precision, recall and F1 against the score.
+        sizes: "small", "medium" and "large" -> the figures of `evaluate_sizes`.
+        confusion: which class was taken for which, at the threshold with the best F1 of all classes.
     """
 
     metrics: dict[str, float]
     per_class: dict[str, dict[str, float]]
     curves: dict[str, tuple[np.ndarray, np.ndarray]]
+    confidence: dict[str, ConfidenceCurve]
+    sizes: dict[str, dict[str, float]]
+    confusion: Confusion
 
     def format_table(self, style: str = "psql") -> str:
-        """The table `class | gts | dets | recall | AP ...`, its last row the means, and below it what the columns mean.
+        """The table `class | gts | dets | recall | AP ...`, its last row the means, what it means, and that of sizes.
 
         Args:
             style: one of tabulate's, such as "psql" for a terminal and "github" for Markdown.
         """
-        table = self._table().astype(object)
-        return table.where(table.notna(), None).to_markdown(tablefmt=style, floatfmt=".3f", missingval="-") + LEGEND
+        sizes = pd.DataFrame.from_dict(self.sizes, orient="index").astype({"gts": "Int64"}).rename_axis("size")
+        texts = [
+            table.astype(object).where(table.notna(), None).to_markdown(tablefmt=style, floatfmt=".3f", missingval="-")
+            for table in (self._table(), sizes)
+        ]
+        return f"\n\n{LEGEND}\n\n".join(texts)
 
     def write(self, folder: Path) -> None:
-        """Writes `evaluation.json`, `evaluation.csv`, `evaluation.md` and `pr_curves.png` into `folder`.
+        """Writes the figures and pictures into `folder`, which is made if missing.
 
-        The folder is made if missing; the JSON file holds null where a figure is nan.
+        `evaluation.json` (null where a figure is nan), `evaluation.csv` and `.md`, `pr_curves.png`, and as a table and
+        a picture each `confusion` and `f1_curves`.
 
         Raises:
             OSError: the folder cannot be made or written.
@@ -97,25 +113,39 @@ class Evaluation:
         folder.mkdir(parents=True, exist_ok=True)
         _write_text(folder / "evaluation.json", json.dumps(self._as_json(), indent=2) + "\n")
         _write_text(folder / "evaluation.csv", self._table().to_csv())
-        _write_text(
-            folder / "evaluation.md",
-            f"# Evaluation\n\n{self.format_table('github')}\n\n![Precision against recall at IoU 0.5](pr_curves.png)\n",
-        )
-        with failures_as_warnings(folder / "pr_curves.png"):
-            figure = self._plot_curves()
-            write_atomically(folder / "pr_curves.png", lambda file: figure.savefig(file, format="png", dpi=120))
+        _write_text(folder / "evaluation.md", f"# Evaluation\n\n{self.format_table('github')}\n\n{PICTURES}\n")
+        class_names = list(self.per_class)
+        table = confidence_table(self.confidence)
+        _write_text(folder / "f1_curves.csv", table.to_csv(index=False, float_format="%.4f"))
+        _write_text(folder / "confusion.csv", self.confusion.table(class_names).to_csv())
+        plots: dict[str, Callable[[], Figure]] = {
+            "pr_curves": self._plot_curves,
+            "f1_curves": partial(plot_confidence, table, self.confidence),
+            "confusion": partial(plot_confusion, self.confusion, class_names),
+        }
+        for name, plot in plots.items():
+            with failures_as_warnings(folder / f"{name}.png"):
+                write_atomically(folder / f"{name}.png", partial(plot().savefig, format="png", dpi=120))
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The best `F1` of all classes together, and the `threshold` of the score that gives it."""
+        return dict(zip(BEST, self.confidence[ALL].best, strict=True))
 
     def _as_json(self) -> dict:
         def figures(row: dict[str, float], keys: Sequence[str]) -> dict[str, float | None]:
             return {key: None if math.isnan(row[key]) else row[key] for key in keys}
 
-        per_class_keys = ("gts", "dets", "recall", "AP50_11point", "AP50")
+        per_class_keys = ("gts", "dets", "recall", "AP50_11point", "AP50", *BEST)
         per_class = {name: figures(row, per_class_keys) for name, row in self.per_class.items()}
-        return figures(self.metrics, METRICS) | {"per_class": per_class}
+        confusion = self.confusion.as_json(list(self.per_class))
+        sizes = {name: figures(row, list(row)) for name, row in self.sizes.items()}
+        parts = {"sizes": sizes, "confusion": confusion, "per_class": per_class}
+        return figures(self.metrics | self.best, (*METRICS, *BEST)) | parts
 
     def _table(self) -> pd.DataFrame:
         table = pd.DataFrame.from_dict(self.per_class, orient="index").astype({"gts": "Int64", "dets": "Int64"})
-        return pd.concat([table, pd.DataFrame(self.metrics, index=["mAP"])]).rename_axis("class")
+        return pd.concat([table, pd.DataFrame(self.metrics | self.best, index=["mAP"])]).rename_axis("class")
 
     def _plot_curves(self) -> Figure:
         names, which = list(self.curves), ""
@@ -133,7 +163,7 @@ class Evaluation:
             recall, precision = self.curves[name]
             if len(recall):
                 # From recall 0 on, and down to 0 where the detections end: what is filled is the AP.
-                envelope = _envelope(precision)
+                envelope = highest_beyond(precision)
                 edge = np.concatenate([[0], recall, recall[-1:]]), np.concatenate([envelope[:1], envelope, [0]])
                 axes.fill_between(*edge, step="pre", color="tab:blue", alpha=0.15, linewidth=0)
                 axes.step(*edge, where="pre", color="tab:blue", linewidth=1.2)
@@ -168,121 +198,58 @@ def evaluate_voc(ground_truth: Sequence[dict], detections: Detections, class_nam
     Raises:
         ValueError: the arrays of `detections` differ in length, or name an image or a class that does not exist.
     """
-    _check(detections, len(ground_truth), len(class_names))
-    annotations = [(image, box) for image, record in enumerate(ground_truth) for box in record["annotations"]]
-    gt_image = np.array([image for image, _ in annotations], dtype=np.int64)
-    gt_category = np.array([box["category_id"] for _, box in annotations], dtype=np.int64)
-    gt_box = np.array([box["bbox"] for _, box in annotations], dtype=np.float64).reshape(-1, 4)
-    gt_difficult = np.array([box.get("difficult", 0) for _, box in annotations], dtype=bool)
+    detections.check(len(ground_truth), len(class_names))
+    objects = list_objects(ground_truth)
+    matches = match_classes(objects, detections, len(class_names))
+    gts = np.bincount(objects.category[~objects.is_difficult], minlength=len(class_names))
 
-    order = np.lexsort((-np.asarray(detections.score, dtype=np.float64), detections.category))
-    bounds = np.searchsorted(detections.category[order], np.arange(len(class_names) + 1))
-
-    per_class, curves = {}, {}
-    for category, name in enumerate(class_names):
-        gt = gt_category == category
-        det = order[bounds[category] : bounds[category + 1]]
-        gts = int((~gt_difficult[gt]).sum())
-        per_class[name] = {"gts": gts, "dets": len(det)} | dict.fromkeys(("recall", *METRICS), math.nan)
+    is_true = np.zeros(len(detections.score), dtype=bool)
+    does_count = np.ones(len(detections.score), dtype=bool)
+    per_class, curves, confidence = {}, {}, {}
+    for name, match, asked in zip(class_names, matches, gts.tolist(), strict=True):
+        at_thresholds = [match.judge(threshold, objects.is_difficult) for threshold in IOU_THRESHOLDS]
+        true, counts = at_thresholds[0]
+        is_true[match.detection[true]], does_count[match.detection] = True, counts
+        confidence[name] = confidence_curve(detections.score[match.detection], is_true[match.detection], counts, asked)
+        best = zip(BEST, confidence[name].best, strict=True)
+        per_class[name] = (
+            {"gts": asked, "dets": len(counts)} | dict.fromkeys(("recall", *METRICS), math.nan) | dict(best)
+        )
         curves[name] = np.empty(0), np.empty(0)
-        if gts:
-            iou, match = _best_matches(gt_image[gt], gt_box[gt], detections.image[det], detections.box[det])
-            at_thresholds = [_precision_recall(iou > t, match, gt_difficult[gt]) for t in IOU_THRESHOLDS]
-            areas = [area_ap(recall, precision) for recall, precision in at_thresholds]
-            recall, precision = curves[name] = at_thresholds[0]
+        if asked:
+            points = [precision_recall(true, counts, asked) for true, counts in at_thresholds]
+            areas = [area_ap(recall, precision) for recall, precision in points]
+            recall, precision = curves[name] = points[0]
             per_class[name] |= {
-                "recall": len(recall) / gts,
+                "recall": len(recall) / asked,
                 "AP50_11point": eleven_point_ap(recall, precision),
                 "AP50": areas[0],
                 "AP75": areas[5],
                 "AP": float(np.mean(areas)),
             }
     means = pd.DataFrame.from_dict(per_class, orient="index")[list(METRICS)].mean()
-    return Evaluation({metric: float(means[metric]) for metric in METRICS}, per_class, curves)
+    metrics = {metric: float(means[metric]) for metric in METRICS}
+    confidence[ALL] = confidence_curve(detections.score, is_true, does_count, int(gts.sum()))
+    threshold = confidence[ALL].best[1]
+    confusion = confuse(objects, detections, matches, FALLBACK_THRESHOLD if math.isnan(threshold) else threshold)
+    sizes = evaluate_sizes(objects, detections, matches)
+    return Evaluation(metrics, per_class, curves, confidence, sizes, confusion)
 
 
-def eleven_point_ap(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Mean over the recalls 0, 0.1, ..., 1 of the highest precision at that recall or beyond (VOC2007).
+def read_threshold(weights: Path) -> float:
+    """The threshold with the best F1 of all classes, from the `evaluation.json` that lies beside a file of weights.
 
-    The recalls are the devkit's floating-point numbers: its 0.3, for one, is just above 3/10 and not reached by it.
-
-    Args:
-        recall: (N,) ascending.
-        precision: (N,) precision at these recalls.
+    Raises:
+        UserError: there is none that has a threshold.
     """
-    beyond = np.append(_envelope(precision), 0.0)
-    return float(beyond[np.searchsorted(recall, np.arange(0.0, 1.1, 0.1))].mean())
-
-
-def area_ap(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Area under the highest precision at each recall or beyond (VOC2010 and later).
-
-    Args:
-        recall: (N,) ascending.
-        precision: (N,) precision at these recalls.
-    """
-    return float((np.diff(recall, prepend=0.0) * _envelope(precision)).sum())
-
-
-def _envelope(precision: np.ndarray) -> np.ndarray:
-    return np.maximum.accumulate(precision[::-1])[::-1]
-
-
-def _best_matches(
-    gt_image: np.ndarray, gt_box: np.ndarray, det_image: np.ndarray, det_box: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """For each detection of one class its highest IoU and the first ground-truth box that has it; 0, 0 without any.
-
-    `gt_image` is ascending. All pairs of an image are laid out one after another, detection by detection.
-    """
-    start = np.searchsorted(gt_image, det_image)
-    pairs = np.searchsorted(gt_image, det_image, side="right") - start
-    iou, match = np.zeros(len(det_image)), np.zeros(len(det_image), dtype=np.int64)
-    paired = np.flatnonzero(pairs)
-    if len(paired):
-        start, pairs = start[paired], pairs[paired]
-        first = np.cumsum(pairs) - pairs
-        gt = np.arange(pairs.sum()) + np.repeat(start - first, pairs)
-        overlap = _pairwise_iou(np.repeat(det_box[paired], pairs, axis=0), gt_box[gt])
-        iou[paired] = np.maximum.reduceat(overlap, first)
-        is_best = overlap == np.repeat(iou[paired], pairs)
-        match[paired] = np.minimum.reduceat(np.where(is_best, gt, len(gt_box)), first)
-    return iou, match
-
-
-def _pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of the boxes (N, 4) in the same rows, 0 where both are empty."""
-    size = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    intersection = size.clip(min=0).prod(axis=1)
-    union = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
-
-
-def _precision_recall(over: np.ndarray, match: np.ndarray, difficult: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision at each true positive, from the best matches in descending order of score.
-
-    Args:
-        over: (N,) whether the overlap of the detection with its match is over the threshold.
-        match: (N,) the match, a position in `difficult`.
-        difficult: (G,) which boxes are difficult; at least one is not.
-    """
-    ignored = over & difficult[match]
-    claims = np.flatnonzero(over & ~ignored)
-    _, first_claims = np.unique(match[claims], return_index=True)
-    true_positives = np.sort(claims[first_claims])
-    found = np.arange(1, len(true_positives) + 1)
-    counted = np.cumsum(~ignored)
-    return found / (~difficult).sum(), found / counted[true_positives]
-
-
-def _check(detections: Detections, images: int, categories: int) -> None:
-    n = len(detections.score)
-    shapes = [array.shape for array in (detections.image, detections.category, detections.score, detections.box)]
-    if shapes != [(n,), (n,), (n,), (n, 4)]:
-        raise ValueError(f"detections have shapes {shapes}, expected three of ({n},) and one of ({n}, 4)")
-    for values, limit, name in ((detections.image, images, "image"), (detections.category, categories, "category")):
-        if n and not 0 <= values.min() <= values.max() < limit:
-            raise ValueError(f"detections name {name} {values.min()} to {values.max()}, expected 0 to {limit - 1}")
+    path = weights.parent / "evaluation.json"
+    try:
+        return float(json.loads(path.read_text())["threshold"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: {'no such file' if isinstance(error, FileNotFoundError) else 'holds no threshold'}; expected the "
+            "evaluation of these weights, which training writes: give a number as the score"
+        ) from error
 
 
 class VOCEvaluator(DatasetEvaluator):
@@ -325,7 +292,8 @@ class VOCEvaluator(DatasetEvaluator):
         """Scores what all processes have gathered; every process must call it.
 
         Returns:
-            `{"bbox": metrics}` with the four metrics of `Evaluation` as fractions in the main process, else empty.
+            In the main process `bbox`, the four metrics of `Evaluation` as fractions, and `per_class`, the 11-point AP
+            at IoU 0.5 of each class that has objects; else empty.
         """
         gathered = comm.gather(self._by_image, dst=0)
         if not comm.is_main_process():
@@ -341,7 +309,8 @@ class VOCEvaluator(DatasetEvaluator):
         evaluation = evaluate_voc(records, detections, MetadataCatalog.get(self._dataset_name).thing_classes)
         logger.info("Evaluation on %s:\n%s", self._dataset_name, evaluation.format_table())
         self._result = evaluation, detections, records
-        return OrderedDict(bbox=dict(evaluation.metrics))
+        per_class = {name: row["AP50_11point"] for name, row in evaluation.per_class.items() if row["gts"]}
+        return OrderedDict(bbox=dict(evaluation.metrics), per_class=per_class)
 
     def write(self, folder: Path) -> None:
         """Writes what `evaluate` found last, in the main process.

@@ -23,6 +23,7 @@ from common.stream import derive_seed, seeded
 logger = logging.getLogger(__name__)
 
 METRIC = "AP50_11point"
+PER_CLASS = f"per_class_{METRIC}/"  # then the name of the class
 
 
 class SeedIteration(HookBase):
@@ -136,7 +137,9 @@ class MetricsWriter(HookBase):
         iteration = self.trainer.iter
         latest = {name: value for name, (value, when) in self.trainer.storage.latest().items() if when == iteration}
         metrics = {
-            name: latest.pop(name) for name in list(latest) if name.startswith("AP") or name == "validation_loss"
+            name: latest.pop(name)
+            for name in list(latest)
+            if name.startswith(("AP", PER_CLASS)) or name == "validation_loss"
         }
         for name, value in latest.items():
             self.values[name].append(value)
@@ -157,7 +160,8 @@ class MetricsWriter(HookBase):
         for name, value in row.items():
             self.tensorboard.add_scalar(name, value, iteration)
         self.bar.set_postfix_str(f"loss {row['total_loss']:.3f}  lr {row['lr']:.2g}  {_memory()}", refresh=False)
-        logger.info(self._line(row), extra={"is_progress": True})
+        means = {name: value for name, value in row.items() if not name.startswith(PER_CLASS)}
+        logger.info(self._line(means), extra={"is_progress": True})
         if metrics or is_last:
             write_results(self.run)
 

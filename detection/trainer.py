@@ -2,9 +2,10 @@
 
 import contextlib
 import logging
+import statistics
 import sys
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from detection.evaluation import VOCEvaluator
 from detection.experiment import recorded
 from detection.hooks import (
     METRIC,
+    PER_CLASS,
     BestCheckpoint,
     Evaluate,
     LastCheckpoint,
@@ -197,12 +199,13 @@ class Trainer(SimpleTrainer):
             raise FloatingPointError("the loss is not finite")
 
     def evaluate(self) -> dict[str, float]:
-        """AP and validation loss of the weights, or of their average; the AP on rank 0 alone."""
+        """AP, that of each class, and validation loss of the weights, or of their average; the APs on rank 0 alone."""
         with self._evaluated_weights():
             share_buffers(self.bare_model)
             metrics = self.evaluator.evaluate(self.bare_model)
             loss = validation_loss(self.bare_model, self.evaluator.labelled_loader, self.cfg.SEED)
-        return {**metrics, **loss}
+        per_class = {PER_CLASS + name: ap for name, ap in self.evaluator.per_class.items()}
+        return {**metrics, **per_class, **loss}
 
     def _evaluated_weights(self) -> contextlib.AbstractContextManager:
         return self.averaging.average.applied() if self.averaging else contextlib.nullcontext()
@@ -255,12 +258,14 @@ class Evaluator:
 
     Attributes:
         labelled_loader: evenly spaced test images with their annotations, `TEST.VALIDATION_LOSS_IMAGES` of them.
+        per_class: name of each class that has objects -> its `METRIC` in the last evaluation, on rank 0.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         entries = {name: DatasetCatalog.get(name) for name in cfg.DATASETS.TEST}
         self.loaders = {name: build_test_loader(cfg, entries[name]) for name in entries}
         self.evaluators = {name: VOCEvaluator(name) for name in entries}
+        self.per_class: dict[str, float] = {}
         together = [entry for part in entries.values() for entry in part]
         wanted = cfg.TEST.VALIDATION_LOSS_IMAGES
         self.labelled_loader: Iterable[list[dict]] = []
@@ -278,10 +283,17 @@ class Evaluator:
         for name, loader in self.loaders.items():
             hidden = not is_main_process() or not sys.stderr.isatty()
             bar = tqdm(loader, desc=name, unit="batch", leave=False, disable=hidden, dynamic_ncols=True)
-            results.append(inference_on_dataset(model, bar, self.evaluators[name]).get("bbox", {}))
-        return {key: sum(result[key] for result in results) / len(results) for key in results[0]}
+            results.append(inference_on_dataset(model, bar, self.evaluators[name]))
+        self.per_class = _means([result.get("per_class", {}) for result in results])
+        return _means([result.get("bbox", {}) for result in results])
 
     def write(self, folder: Path) -> None:
         """Writes tables, curves and detections of the last evaluation, on rank 0; of several sets below `folder`."""
         for name, evaluator in self.evaluators.items():
             evaluator.write(folder if len(self.evaluators) == 1 else folder / name)
+
+
+def _means(results: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each figure over the results that have it."""
+    names = dict.fromkeys(name for result in results for name in result)
+    return {name: statistics.mean(result[name] for result in results if name in result) for name in names}

@@ -16,7 +16,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
-from detection.evaluation import Detections, evaluate_voc
+from detection.evaluation import evaluate_voc
+from detection.matching import Detections
 from detection.voc import OFFICIAL_FOLDERS, SPLITS, default_splits, register_voc
 
 FORM = '{"image_id": "000001", "category": "dog", "bbox": [x, y, width, height], "score": 0.9}'
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluation.write(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); name another folder with OUT=") from error
-    print(f"written: {out}/evaluation.json, .csv, .md and pr_curves.png")
+    print(f"written: {out}/evaluation.json, .csv and .md, with curves and confusion matrix")
 
 
 if __name__ == "__main__":

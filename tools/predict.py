@@ -33,6 +33,7 @@ from common.runtime import available_cores, keep_freed_memory
 from common.weights import read_checkpoint
 from detection.config import LEAF
 from detection.drawing import Picture, bars, beside, class_colors
+from detection.evaluation import read_threshold
 from detection.predict import Detector
 from detection.voc_annotations import annotation_xml
 from detection.yolov3.darknet_weights import is_darknet_file
@@ -230,7 +231,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--start", "--weights", help="run folder of any model, a checkpoint in it, or coco")
     parser.add_argument("--model", choices=LEAF, default="faster_rcnn", help="which detector coco means")
     parser.add_argument("--out", type=Path, default=Path("output/predictions"), help="folder of the results")
-    parser.add_argument("--score", type=float, default=0.5, help="objects have at least this score")
+    parser.add_argument("--score", default="0.5", help='objects have at least this one; "best": that with the best F1')
     parser.add_argument("--voc-xml", action="store_true", help="also write the objects of photographs as VOC XML")
     parser.add_argument("--no-pictures", action="store_true", help="write predictions.json alone")
     args = parser.parse_args(argv)
@@ -239,9 +240,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args.images = find_images(args.images)
     if not args.images:
         raise UserError('IMAGES is not given; expected IMAGES="files, folders or patterns" of photographs or videos')
-    if not 0 <= args.score <= 1:
-        raise UserError(f"SCORE={args.score:g}: expected a number from 0 to 1")
+    if args.score != "best" and not is_score(args.score):
+        raise UserError(f"SCORE={args.score}: expected a number from 0 to 1, or best")
     return args
+
+
+def is_score(word: str) -> bool:
+    """Whether this is a number from 0 to 1."""
+    try:
+        return 0 <= float(word) <= 1
+    except ValueError:
+        return False
 
 
 @exits_on_user_error
@@ -261,7 +270,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     is_classifier = isinstance(model, BirdClassifier)
     if args.voc_xml and is_classifier:
         raise UserError(f"{args.start}: is a classifier, which finds no boxes; expected a detector for VOC_XML=1")
-    score = 0.0 if is_classifier else args.score
+    score = 0.0
+    if isinstance(model, Detector):
+        score = read_threshold(Path(model.weights)) if args.score == "best" else float(args.score)
     videos = [path for path in paths if _is_video(path)]
     names = unique_names(paths, videos)
     results = [

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from detection.error_analysis import KINDS, analyse_errors, mend, plot_errors, sort_errors
-from detection.evaluation import Detections, evaluate_voc
+from detection.evaluation import evaluate_voc
+from detection.matching import Detections
 
 CLASSES = ["cat", "dog", "cow"]
 CAT, DOG, COW = range(3)

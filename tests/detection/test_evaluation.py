@@ -4,9 +4,11 @@ import csv
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -16,55 +18,15 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from pytest import approx
 
-from detection.evaluation import Detections, Evaluation, VOCEvaluator, area_ap, eleven_point_ap, evaluate_voc
+from detection.average_precision import area_ap, eleven_point_ap
+from detection.evaluation import Evaluation, VOCEvaluator, evaluate_voc
+from detection.matching import Detections
+from tests.detection.scenes import CLASSES, area, iou, scene
 
-CLASSES = ["cat", "dog", "hen", "cow", "owl", "ant"]
-NO_GT, ONLY_DIFFICULT, NO_DETECTIONS = 3, 4, 5  # what is special about the last three
 ONE_BASED = np.array([1, 1, 0, 0])  # from continuous pixels counted from 0 to inclusive ones counted from 1
 THRESHOLDS = [percent / 100 for percent in range(50, 100, 5)]
-
-
-def scene(seed: int, images: int = 40, tied: bool = True) -> tuple[list[dict], Detections]:
-    """Crowded scenes with difficult and repeated objects, images without objects and images without detections.
-
-    All coordinates are quarters of a pixel, on which floating-point areas are exact in any convention.
-    """
-    rng = np.random.default_rng(seed)
-
-    def boxes(n: int) -> np.ndarray:
-        corner = rng.integers(0, 60, (n, 2))
-        return np.concatenate([corner, corner + rng.integers(5, 40, (n, 2))], axis=1).astype(float)
-
-    records, image, category, box = [], [], [], []
-    for number in range(images):
-        n = 0 if number % 7 == 0 else int(rng.integers(1, 8))
-        gt = boxes(n)
-        if n > 2:
-            gt[1] = gt[0]  # the same box twice
-        labels = rng.choice([0, 0, 1, 2, ONLY_DIFFICULT, NO_DETECTIONS], n)
-        difficult = (rng.random(n) < 0.3) | (labels == ONLY_DIFFICULT)
-        annotations = [
-            {"bbox": b.tolist(), "category_id": int(c), "difficult": int(d)}
-            for b, c, d in zip(gt, labels, difficult, strict=True)
-        ]
-        records.append({"image_id": f"{number:06d}", "annotations": annotations})
-        if number % 5 == 0:
-            continue
-        near = np.repeat(gt, 3, axis=0) + rng.integers(-10, 11, (3 * n, 4)) / 4
-        near[:, 2:] = np.maximum(near[:, 2:], near[:, :2])  # some are empty
-        far = boxes(6)
-        hits = np.where(rng.random(3 * n) < 0.9, np.repeat(labels, 3), 2)
-        labels = np.concatenate([np.where(hits == NO_DETECTIONS, 0, hits), rng.integers(0, NO_DETECTIONS, 6)])
-        box.append(np.concatenate([near, far]))
-        category.append(labels)
-        image.append(np.full(len(labels), number))
-    box = np.concatenate(box)
-    score = rng.integers(0, 10, len(box)) / 10 if tied else rng.permutation(len(box)) / len(box)
-    order = rng.permutation(len(box))
-    return records, Detections(
-        np.concatenate(image)[order], np.concatenate(category)[order].astype(np.int64), score[order], box[order]
-    )
 
 
 def plain_devkit(records: list[dict], detections: Detections, category: int, threshold: float) -> dict[str, float]:
@@ -125,6 +87,11 @@ def detect(*rows: tuple[float, ...]) -> Detections:
     return Detections(zeros, zeros, table[:, 0], table[:, 1:])
 
 
+def best(evaluation: Evaluation, name: str) -> dict[str, float]:
+    """The best F1 of a class, which is checked elsewhere."""
+    return dict(zip(("F1", "threshold"), evaluation.confidence[name].best, strict=True))
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_agrees_with_a_plain_devkit(seed: int):
     records, detections = scene(seed)
@@ -135,7 +102,7 @@ def test_agrees_with_a_plain_devkit(seed: int):
         row = {key: expected[0][key] for key in ("gts", "dets", "recall")}
         row |= {"AP50_11point": expected[0]["eleven"], "AP50": expected[0]["area"], "AP75": expected[5]["area"]}
         row |= {"AP": sum(at["area"] for at in expected) / 10}
-        assert evaluation.per_class[name] == pytest.approx(row, abs=1e-9, nan_ok=True)
+        assert evaluation.per_class[name] == pytest.approx(row | best(evaluation, name), abs=1e-9, nan_ok=True)
         for key, values in means.items():
             values.append(row[key])
     expected = {key: np.nanmean(values) for key, values in means.items()}
@@ -177,6 +144,59 @@ def test_agrees_with_detectron2_on_its_own_files(tmp_path: Path):
         assert [row["AP50"], row["AP75"], row["AP"]] == pytest.approx([areas[0], areas[5], np.mean(areas)], abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sizes_are_the_plain_devkit_with_other_sizes_made_difficult(seed: int):
+    records, detections = scene(seed)
+    detections = replace(detections, box=3 * detections.box)
+    for record in records:
+        for annotation in record["annotations"]:
+            annotation["bbox"] = [3 * side for side in annotation["bbox"]]
+    evaluation = evaluate_voc(records, detections, CLASSES)
+    for size, (low, high) in {"small": (0, 1024), "medium": (1024, 9216), "large": (9216, math.inf)}.items():
+        judged = [
+            {
+                "annotations": [
+                    a | {"difficult": a["difficult"] or not low <= area(a["bbox"]) <= high} for a in annotations
+                ]
+            }
+            for annotations in (record["annotations"] for record in records)
+        ]
+        at = {}
+        for threshold in THRESHOLDS:
+            # A detection of another size stays only where it has found something.
+            rows = [
+                row
+                for row, box in enumerate(detections.box)
+                if low <= area(box) <= high
+                or any(
+                    iou(box, a["bbox"]) > threshold
+                    for a in records[detections.image[row]]["annotations"]
+                    if a["category_id"] == detections.category[row]
+                )
+            ]
+            kept = Detections(*(array[rows] for array in vars(detections).values()))
+            found = [plain_devkit(judged, kept, category, threshold) for category in range(len(CLASSES))]
+            at[threshold] = pd.DataFrame(found).query("gts > 0")
+        assert (len(at[0.5]) > 0) and evaluation.sizes[size] == approx(
+            {
+                "gts": at[0.5]["gts"].sum(),
+                "recall": at[0.5]["recall"].mean(),
+                "AP50": at[0.5]["area"].mean(),
+                "AP": np.mean([table["area"].mean() for table in at.values()]),
+            },
+            abs=1e-9,
+        )
+
+
+def test_sizes_by_hand():
+    small, large = (0, 0, 32, 32), (200, 200, 300, 300)  # an area on the bound is of both sizes
+    sizes = evaluate_voc(objects(small, large), detect((0.9, *large), (0.8, 50, 50, 60, 60)), ["cat"]).sizes
+    assert sizes["small"] == sizes["medium"] == {"gts": 1, "recall": 0, "AP50": 0, "AP": 0}
+    assert sizes["large"] == {"gts": 1, "recall": 1, "AP50": 1, "AP": 1}
+    nothing = evaluate_voc(objects(small), detect(), ["cat"]).sizes["large"]
+    assert nothing == approx({"gts": 0, "recall": math.nan, "AP50": math.nan, "AP": math.nan}, nan_ok=True)
+
+
 def test_both_metrics_by_hand():
     # Right, wrong, right on two objects: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1.
     records = objects((0, 0, 10, 10), (50, 50, 60, 60))
@@ -185,7 +205,9 @@ def test_both_metrics_by_hand():
     assert evaluation.metrics == pytest.approx(
         {"AP50_11point": (6 * 1 + 5 * 2 / 3) / 11, "AP50": 5 / 6, "AP75": 5 / 6, "AP": 5 / 6}
     )
-    assert evaluation.per_class["cat"] == evaluation.metrics | {"gts": 2, "dets": 3, "recall": 1.0}
+    assert evaluation.per_class["cat"] == evaluation.metrics | {
+        "gts": 2, "dets": 3, "recall": 1.0, "F1": 0.8, "threshold": 0.7  # of both objects, with one wrong detection
+    }  # fmt: skip
     recall, precision = evaluation.curves["cat"]
     assert recall.tolist() == [0.5, 1.0] and precision == pytest.approx([1, 2 / 3])
 
@@ -220,7 +242,8 @@ def test_each_rule_of_the_devkit_alone():
     assert ap(objects(cat), (0.5, 80, 80, 90, 90), (0.5, *cat)) == 0.5
     # An annotation that says nothing about difficulty is not difficult.
     assert evaluate_voc([{"annotations": [{"bbox": cat, "category_id": 0}]}], detect(), ["cat"]).per_class["cat"] == {
-        "gts": 1, "dets": 0, "recall": 0.0, "AP50_11point": 0.0, "AP50": 0.0, "AP75": 0.0, "AP": 0.0
+        "gts": 1, "dets": 0, "recall": 0.0, "AP50_11point": 0.0, "AP50": 0.0, "AP75": 0.0, "AP": 0.0, "F1": 0.0,
+        "threshold": pytest.approx(math.nan, nan_ok=True),
     }  # fmt: skip
 
 
@@ -255,13 +278,14 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]
 def test_json_has_the_documented_keys(written: tuple[Evaluation, Path]):
     evaluation, folder = written
     content = json.loads((folder / "evaluation.json").read_text())
-    assert list(content) == ["AP50_11point", "AP50", "AP75", "AP", "per_class"]
+    assert list(content) == ["AP50_11point", "AP50", "AP75", "AP", "F1", "threshold", "sizes", "confusion", "per_class"]
     assert {key: content[key] for key in evaluation.metrics} == evaluation.metrics
     assert list(content["per_class"]) == CLASSES
-    assert all(list(row) == ["gts", "dets", "recall", "AP50_11point", "AP50"] for row in content["per_class"].values())
+    keys = ["gts", "dets", "recall", "AP50_11point", "AP50", "F1", "threshold"]
+    assert all(list(row) == keys for row in content["per_class"].values())
     assert content["per_class"]["cat"] == {key: evaluation.per_class["cat"][key] for key in content["per_class"]["cat"]}
     assert content["per_class"]["cow"] | {"dets": 0} == {
-        "gts": 0, "dets": 0, "recall": None, "AP50_11point": None, "AP50": None
+        "gts": 0, "dets": 0, "recall": None, "AP50_11point": None, "AP50": None, "F1": None, "threshold": None
     }  # fmt: skip
 
 
@@ -272,15 +296,18 @@ def test_table_csv_and_markdown_hold_the_same_numbers(written: tuple[Evaluation,
     for name in CLASSES:
         expected = evaluation.per_class[name]
         assert {key: float(rows[name][key] or "nan") for key in expected} == pytest.approx(expected, nan_ok=True)
-    assert {key: float(rows["mAP"][key]) for key in evaluation.metrics} == pytest.approx(evaluation.metrics)
+    means = evaluation.metrics | evaluation.best
+    assert {key: float(rows["mAP"][key]) for key in means} == pytest.approx(means)
 
     for text in (evaluation.format_table(), (folder / "evaluation.md").read_text()):
-        lines = {cells[0]: cells[1:] for line in text.splitlines() if len(cells := line.replace("|", " ").split()) == 8}
-        assert lines["class"] == ["gts", "dets", "recall", "AP50_11point", "AP50", "AP75", "AP"]
+        lines = {
+            cells[0]: cells[1:] for line in text.splitlines() if len(cells := line.replace("|", " ").split()) == 10
+        }
+        assert lines["class"] == ["gts", "dets", "recall", "AP50_11point", "AP50", "AP75", "AP", "F1", "threshold"]
         cat = evaluation.per_class["cat"]
-        figures = [f"{cat[key]:.3f}" for key in ("recall", "AP50_11point", "AP50", "AP75", "AP")]
+        figures = [f"{cat[key]:.3f}" for key in ("recall", "AP50_11point", "AP50", "AP75", "AP", "F1", "threshold")]
         assert lines["cat"] == [str(cat["gts"]), str(cat["dets"]), *figures]
-        assert lines["mAP"] == ["-", "-", "-", *(f"{value:.3f}" for value in evaluation.metrics.values())]
+        assert lines["mAP"] == ["-", "-", "-", *(f"{value:.3f}" for value in means.values())]
 
 
 def test_picture_has_a_panel_for_each_class(written: tuple[Evaluation, Path]):
@@ -338,6 +365,8 @@ def test_evaluator_gathers_what_the_model_says(registered: Callable, tmp_path: P
     assert set(result["bbox"]) == {"AP50_11point", "AP50", "AP75", "AP"}
     # Single precision keeps the order and the ties of these scores and every digit of these boxes.
     assert result["bbox"] == pytest.approx(expected.metrics)
+    with_objects = ["cat", "dog", "hen", "ant"]
+    assert result["per_class"] == approx({name: expected.per_class[name]["AP50_11point"] for name in with_objects})
     evaluator.write(tmp_path)
     assert json.loads((tmp_path / "evaluation.json").read_text())["AP"] == result["bbox"]["AP"]
 

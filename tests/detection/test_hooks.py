@@ -13,6 +13,7 @@ from common.averaging import WeightAverage
 from common.run_folder import read_metrics
 from detection.hooks import (
     METRIC,
+    PER_CLASS,
     BestCheckpoint,
     Evaluate,
     LastCheckpoint,
@@ -153,7 +154,8 @@ def write_metrics(run: Path, start: int, end: int, stop: int, state: dict | None
     writer = MetricsWriter(3, images_per_epoch=20, batch_size=4)
     if state:
         writer.load_state_dict(state["writer"])
-    evaluate = Evaluate(4, lambda: {METRIC: loop.iter / 10, "validation_loss": 7.0})
+    of_class = {f"{PER_CLASS}glossy ibis": 0.25}
+    evaluate = Evaluate(4, lambda: {METRIC: loop.iter / 10, "validation_loss": 7.0, **of_class})
     loop = WritingLoop(run, [evaluate, writer], stop, state["loss_sum"] if state else 0.0)
     with pytest.raises(KeyboardInterrupt) if stop < end else nullcontext():
         loop.train(start, end)
@@ -178,6 +180,7 @@ def test_rows_are_means_by_hand(whole: Path) -> None:
     assert [row["epoch"] for row in rows] == pytest.approx([0.6, 0.8, 1.2, 1.6])
     assert [row.get(METRIC) for row in rows] == [None, 0.3, None, 0.7]
     assert [row.get("validation_loss") for row in rows] == [None, 7.0, None, 7.0]
+    assert [row.get("per_class_AP50_11point/glossy ibis") for row in rows] == [None, 0.25, None, 0.25]
 
 
 @pytest.mark.parametrize("stop", range(1, 8))

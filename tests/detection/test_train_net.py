@@ -9,6 +9,7 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -104,6 +105,8 @@ def test_evaluation_alone_gives_the_figures_of_the_training(detector, copied: Pa
     assert code == 0, printed
     figures = json.loads((copied / "evaluation" / "evaluation.json").read_text())
     best = max((row for row in rows(copied) if "AP" in row), key=lambda row: row["AP50_11point"])
+    of_classes = [value for name, value in best.items() if name.startswith("per_class_AP50_11point/")]
+    assert len(of_classes) > 1 and np.mean(of_classes) == pytest.approx(best["AP50_11point"])
     for key in ("AP50_11point", "AP50", "AP75", "AP"):
         assert figures[key] == pytest.approx(best[key], abs=1e-9)
     assert "| red " in printed

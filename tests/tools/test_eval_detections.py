@@ -68,17 +68,32 @@ def test_scores_a_file_end_to_end(data: Path, tmp_path: Path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     content = json.loads((tmp_path / "evaluation.json").read_text())
     dog = {"gts": 2, "dets": 4, "recall": 1.0, "AP50_11point": (6 + 5 * 2 / 3) / 11, "AP50": 5 / 6}
+    dog |= {"F1": 0.8, "threshold": 0.6}
     assert content["per_class"]["dog"] == pytest.approx(dog)
-    assert content["per_class"]["cat"] == {"gts": 1, "dets": 1, "recall": 0.0, "AP50_11point": 0.0, "AP50": 0.0}
+    assert content["per_class"]["cat"] == {
+        "gts": 1, "dets": 1, "recall": 0.0, "AP50_11point": 0.0, "AP50": 0.0, "F1": 0.0, "threshold": None
+    }  # fmt: skip
     assert content["per_class"]["sofa"]["AP50"] is None
     # The mean is over the two classes that have objects.
     means = {"AP50_11point": dog["AP50_11point"] / 2, "AP50": 5 / 12, "AP75": 5 / 12, "AP": 5 / 12}
     assert {key: content[key] for key in means} == pytest.approx(means)
     assert "5 detections on voc07_test, 3 images" in done.stdout and "sample" not in done.stdout
     mean = next(line for line in done.stdout.splitlines() if "mAP" in line)
-    assert mean.replace("|", " ").split() == ["mAP", "-", "-", "-", "0.424", "0.417", "0.417", "0.417"]
+    assert mean.replace("|", " ").split() == [
+        "mAP",
+        "-",
+        "-",
+        "-",
+        "0.424",
+        "0.417",
+        "0.417",
+        "0.417",
+        "0.667",
+        "0.600",
+    ]
     assert {path.name for path in tmp_path.iterdir()} == {
-        "mine.json", "evaluation.json", "evaluation.csv", "evaluation.md", "pr_curves.png"
+        "mine.json", "evaluation.json", "evaluation.csv", "evaluation.md", "pr_curves.png",
+        "confusion.csv", "confusion.png", "f1_curves.csv", "f1_curves.png",
     }  # fmt: skip
 
 
@@ -97,7 +112,7 @@ def test_a_folder_with_classes_of_its_own(tmp_path: Path, capsys: pytest.Capture
     main([str(path), "--data", str(tmp_path / "own")])  # no split named: the root's own test split
     assert "voc_test" in capsys.readouterr().out
     assert json.loads((tmp_path / "evaluation.json").read_text())["per_class"] == {
-        "crab": {"gts": 1, "dets": 1, "recall": 1.0, "AP50_11point": 1.0, "AP50": 1.0}
+        "crab": {"gts": 1, "dets": 1, "recall": 1.0, "AP50_11point": 1.0, "AP50": 1.0, "F1": 1.0, "threshold": 1.0}
     }
 
 

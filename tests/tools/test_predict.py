@@ -64,6 +64,17 @@ def asked_directly(weights: Path, path: Path) -> list[tuple[int, float, list[flo
     return sorted(((label + 1, score, box) for label, score, box in rows), key=lambda row: -row[1])
 
 
+def test_the_best_score_is_that_of_the_evaluation_beside_the_weights(output, photographs, tmp_path, capsys):
+    weights = shutil.copytree(output / YOLOV3, tmp_path / "run") / "model_best.pth"
+    words = [photographs / "0.png", "--weights", weights, "--out", tmp_path / "out", "--score", "best"]
+    ends_with_error(*words)
+    assert "evaluation.json: no such file" in capsys.readouterr().err
+    scores = [score for _, score, _ in asked_directly(weights, photographs / "0.png")]
+    threshold = (scores[2] + scores[3]) / 2
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps({"threshold": threshold}))
+    assert [entry["score"] for entry in run(*words)] == pytest.approx(scores[:3])
+
+
 @pytest.mark.parametrize("name", [FRCNN, YOLOV3])
 def test_detector_says_what_its_model_says(name, output, photographs, tmp_path, capsys):
     entries = run(photographs, "--weights", output / name, "--out", tmp_path / "out", "--score", SCORE)
@@ -321,7 +332,8 @@ def test_what_a_user_gets_wrong_is_one_line(output, photographs, broken, tmp_pat
         ([photograph, "--weights", tmp_path], "holds no model_best.pth"),
         ([photograph, "--weights", bare], "no config.yaml of a run lies beside it"),
         ([photograph, *bird, "--voc-xml"], "is a classifier, which finds no boxes"),
-        ([photograph, *bird, "--score", 2], "SCORE=2: expected a number from 0 to 1"),
+        ([photograph, *bird, "--score", 2], "SCORE=2: expected a number from 0 to 1, or best"),
+        ([photograph, *bird, "--score", "good"], "SCORE=good: expected a number from 0 to 1, or best"),
         ([broken, *bird], "none of the 3 files could be read"),
     ):
         with pytest.raises(SystemExit) as exit:

@@ -23,7 +23,8 @@ from classification.sweep import compare_pretraining, sweep_grid
 from common.data_root import data_facts
 from common.run_folder import append_metrics, read_metrics, record_session
 from detection import train_net
-from detection.evaluation import Detections, evaluate_voc
+from detection.evaluation import evaluate_voc
+from detection.matching import Detections
 from tools import compare_detectors, visualize_proposals
 from tools.report.__main__ import main
 from tools.report.document import BROWSERS

@@ -1,0 +1,85 @@
+"""Average precision from what `detection.matching` tells: both definitions of VOC, and for objects of one size.
+
+Sources: Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010, section 4.2 (11 points);
+development kit of VOC2010, section 3.4.1 (area under the curve); sizes: cocodataset.org, "Detection Evaluation".
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from detection.matching import Detections, Matches, Objects, box_area
+
+IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}  # areas, the bounds included
+
+
+def precision_recall(true: np.ndarray, counts: np.ndarray, gts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision at each true positive, from what `Matches.judge` says and the number of objects."""
+    found = np.arange(1, len(true) + 1)
+    return found / gts, found / np.cumsum(counts)[true]
+
+
+def eleven_point_ap(recall: np.ndarray, precision: np.ndarray) -> float:
+    """Mean over the recalls 0, 0.1, ..., 1 of the highest precision at that recall or beyond (VOC2007).
+
+    The recalls are the devkit's floating-point numbers: its 0.3, for one, is just above 3/10 and not reached by it.
+
+    Args:
+        recall: (N,) ascending.
+        precision: (N,) precision at these recalls.
+    """
+    beyond = np.append(highest_beyond(precision), 0.0)
+    return float(beyond[np.searchsorted(recall, np.arange(0.0, 1.1, 0.1))].mean())
+
+
+def area_ap(recall: np.ndarray, precision: np.ndarray) -> float:
+    """Area under the highest precision at each recall or beyond (VOC2010 and later).
+
+    Args:
+        recall: (N,) ascending.
+        precision: (N,) precision at these recalls.
+    """
+    return float((np.diff(recall, prepend=0.0) * highest_beyond(precision)).sum())
+
+
+def highest_beyond(precision: np.ndarray) -> np.ndarray:
+    """The highest precision at each place or beyond, along the first axis."""
+    return np.maximum.accumulate(precision[::-1])[::-1]
+
+
+def evaluate_sizes(objects: Objects, detections: Detections, matches: Sequence[Matches]) -> dict[str, dict[str, float]]:
+    """How objects of each of COCO's sizes are found, by the area of their boxes.
+
+    As with COCO, objects of another size are ignored like difficult ones, and so is a detection of another size that
+    has found no object of its class. The rest is VOC's matching.
+
+    Args:
+        objects: of the dataset.
+        detections: on it.
+        matches: of each class.
+
+    Returns:
+        Size -> `gts`, and means over the classes with such objects: `recall` at IoU 0.5, `AP50`, and `AP`, the mean
+        over the IoU thresholds 0.50, 0.55, ..., 0.95, both areas under the curve; nan where there are no such objects.
+    """
+    sizes = {}
+    object_area, detection_area = box_area(objects.box), box_area(detections.box)
+    for name, (low, high) in SIZES.items():
+        is_ignored = objects.is_difficult | (object_area < low) | (object_area > high)
+        is_of_size = (detection_area >= low) & (detection_area <= high)
+        gts = np.bincount(objects.category[~is_ignored], minlength=len(matches))
+        figures = []
+        for match, asked in zip(matches, gts.tolist(), strict=True):
+            if asked:
+                points = []
+                for threshold in IOU_THRESHOLDS:
+                    true, counts = match.judge(threshold, is_ignored)
+                    counts &= is_of_size[match.detection] | (match.iou > threshold)
+                    points.append(precision_recall(true, counts, asked))
+                areas = [area_ap(*point) for point in points]
+                figures.append((len(points[0][0]) / asked, areas[0], float(np.mean(areas))))
+        means = np.mean(figures, axis=0).tolist() if figures else [math.nan] * 3
+        sizes[name] = {"gts": int(gts.sum())} | dict(zip(("recall", "AP50", "AP"), means, strict=True))
+    return sizes
