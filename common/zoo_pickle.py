@@ -30,6 +30,7 @@ INSTRUCTIONS = (
     *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "APPEND", "APPENDS"),
     *("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE"),
 )
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
 PYTHON_UNPICKLER: Any = vars(pickle)["_Unpickler"]  # the one in C grows its memory by what a file says
 
 
@@ -108,6 +109,13 @@ class _ArrayUnpickler(PYTHON_UNPICKLER):
         pickle.BUILD[0]: load_build,
         pickle.BYTEARRAY8[0]: load_bytearray8,
     }
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle, and none of those that torch once saved."""
+    with path.open("rb") as file:
+        head = file.read(20)
+    return head.startswith(b"\x80") and TORCH_MAGIC not in head
 
 
 def read_zoo_pickle(path: Path) -> dict[str, Any]:

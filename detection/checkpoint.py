@@ -11,6 +11,7 @@ from torch import nn
 
 from common.errors import UserError
 from common.weights import LOCAL_WEIGHTS, load_state, locate_weights, read_checkpoint, weights_of
+from common.zoo_pickle import is_pickle, read_zoo_pickle
 from detection.classes import carry_over, is_class_layer, pair_classes
 from detection.config import read_run_cfg
 from detection.starts import darknet_file, identify
@@ -18,6 +19,7 @@ from detection.timm_backbone import TimmBackbone
 from detection.torchvision_detectors import BACKBONE, convert_resnet, convert_torchvision, is_torchvision
 from detection.yolov3.darknet_weights import is_darknet_file, read_darknet_weights
 from detection.yolov3.meta_arch import YOLOv3
+from detection.zoo import convert_zoo
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,10 @@ def _read(source: str, model: nn.Module) -> tuple[dict[str, torch.Tensor], str, 
     path = darknet_file(name) if hub == "darknet" else Path(source)
     if path.is_file() and is_darknet_file(path):
         return _read_darknet(path, model)
+    if path.is_file() and is_pickle(path):
+        state, part = convert_zoo(read_zoo_pickle(path), model)
+        found = identify(str(path))
+        return state, part, list(found.classes) if found else None
     state = weights_of(read_checkpoint(path)) if not hub else _fetch(source)
     prefix, network = next(((f"{n}.", m) for n, m in model.named_modules() if isinstance(m, TimmBackbone)), ("", None))
     if network and not any(name.startswith("backbone.") for name in state):

@@ -18,12 +18,14 @@ from detectron2.config import CfgNode
 from common.errors import UserError
 from common.runtime import default_device
 from common.weights import LOCAL_WEIGHTS, read_checkpoint, weights_of
+from common.zoo_pickle import is_pickle, read_zoo_pickle
 from detection.classes import COCO_CLASSES
 from detection.config import CONFIGS, get_cfg, leaf_name, merge_file, merge_options
 from detection.timm_backbone import normalisation_of
 from detection.torchvision_detectors import is_torchvision, is_torchvision_v2
 from detection.voc import VOC_CLASSES
 from detection.yolov3.darknet_weights import count_values, is_darknet_file
+from detection.zoo import zoo_leaf
 
 # Of Darknet's detectors: how many values a file holds that belong to no class, and how many more for each class.
 DARKNET_VALUES = {"yolov3_darknet53_coco": (61_570_957, 5_385), "yolov3_tiny_coco": (8_673_934, 2_310)}
@@ -99,6 +101,11 @@ def identify(weights: str) -> ForeignDetector | None:
     path = Path(weights)
     if not path.is_file() or (path.parent / "config.yaml").is_file():
         return None
+    if is_pickle(path):
+        state = read_zoo_pickle(path)["model"]
+        leaf, num_classes = zoo_leaf(state), len(state.get("roi_heads.box_predictor.cls_score.bias", ())) - 1
+        classes = _known_classes(num_classes)
+        return ForeignDetector(leaf, classes) if leaf and classes else None
     if not is_darknet_file(path):
         state = weights_of(read_checkpoint(path))
         if not is_torchvision(state) or len(state["roi_heads.box_predictor.cls_score.bias"]) != TORCHVISION_CLASSES:
@@ -118,13 +125,23 @@ def _darknet_classes(path: Path, num_classes: int) -> tuple[str, ...]:
     if names.is_file():
         found = tuple(line.strip() for line in names.read_text().splitlines() if line.strip())
     else:
-        found = next((known for known in (COCO_CLASSES, VOC_CLASSES) if len(known) == num_classes), ())
+        found = _known_classes(num_classes)
     if len(found) != num_classes:
         raise UserError(
             f"{path}: detects {num_classes} classes, {names} has {len(found)} names; expected that file with a name a "
             "line, in Darknet's order"
         )
     return found
+
+
+def _known_classes(num_classes: int) -> tuple[str, ...]:
+    """COCO's eighty or VOC's twenty; none for another number."""
+    return next((known for known in (COCO_CLASSES, VOC_CLASSES) if len(known) == num_classes), ())
+
+
+def is_foreign_file(path: Path) -> bool:
+    """Whether a file is in a format of Darknet or of Detectron2's model zoo, which no checkpoint of a run has."""
+    return is_darknet_file(path) or is_pickle(path)
 
 
 def foreign_cfg(weights: str, options: Sequence[str] = ()) -> CfgNode:
@@ -147,7 +164,7 @@ def foreign_cfg(weights: str, options: Sequence[str] = ()) -> CfgNode:
         )
         raise UserError(
             f"{weights}: {reason}; expected a run folder or a checkpoint in one, coco, Darknet's yolov3.weights or "
-            "yolov3-tiny.weights, or torchvision's fasterrcnn_resnet50_fpn or fasterrcnn_resnet50_fpn_v2"
+            "yolov3-tiny.weights, torchvision's fasterrcnn_resnet50_fpn or _v2, or one of Detectron2's model zoo"
         )
     cfg = read_leaf(found.leaf, options)
     cfg.MODEL.WEIGHTS = weights

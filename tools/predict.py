@@ -35,8 +35,8 @@ from detection.config import LEAF
 from detection.drawing import Picture, bars, beside, class_colors
 from detection.evaluation import read_threshold
 from detection.predict import Detector
+from detection.starts import is_foreign_file
 from detection.voc_annotations import annotation_xml
-from detection.yolov3.darknet_weights import is_darknet_file
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 
@@ -56,7 +56,7 @@ def load_model(weights: str, model: str = "faster_rcnn") -> Detector | BirdClass
         UserError: this is no such model, or it is broken.
     """
     path = best_weights(Path(weights))
-    if path.is_file() and not is_darknet_file(path) and "model_name" in read_checkpoint(path):
+    if path.is_file() and not is_foreign_file(path) and "model_name" in read_checkpoint(path):
         return classification.load(path)
     return detection.load(weights, model)
 

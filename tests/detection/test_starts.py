@@ -2,8 +2,10 @@
 
 import json
 import logging
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -166,6 +168,34 @@ def test_torchvisions_detectors_are_known_by_their_tensors(tmp_path: Path, versi
     ours = model.roi_heads.box_predictor.cls_score.weight
     for name in ("person", "zebra", "toothbrush"):
         assert torch.equal(ours[COCO_CLASSES.index(name)], theirs[categories.index(name)])
+
+
+def test_detectors_of_the_zoo_are_known_by_their_tensors(tmp_path: Path) -> None:
+    """A pickle, whatever its name; what it then computes is in test_zoo.py."""
+    cfg = read_leaf("faster_rcnn_R_50_FPN_zoo", ["MODEL.DEVICE", "cpu"])
+    set_classes(cfg, COCO_CLASSES)
+    torch.manual_seed(0)
+    arrays = {name: value.numpy() for name, value in build_model(cfg).state_dict().items()}
+    path = tmp_path / "model_final.bin"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
+    assert identify(str(path)) == ("faster_rcnn_R_50_FPN_zoo", COCO_CLASSES)
+    _, model = load_detector(path, ["MODEL.DEVICE", "cpu"])
+    name = "roi_heads.box_predictor.cls_score.weight"
+    np.testing.assert_array_equal(model.state_dict()[name], arrays[name])
+
+
+def test_a_pickle_that_runs_something_is_refused(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "run",)
+
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"model": Hostile()}))
+    with pytest.raises(UserError) as error:
+        load_detector(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_detector_of_others_is_used_as_it_is(coco_file: Path) -> None:
