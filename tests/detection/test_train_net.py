@@ -9,8 +9,8 @@ import socket
 import time
 from pathlib import Path
 
-import pandas as pd
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 

@@ -52,6 +52,10 @@ def precision_recall(runs: Runs) -> Iterator[Block]:
     for run, evaluation in runs.evaluated:
         caption = f"{run.network} on {_split(run, evaluation)}, at IoU 0.5."
         yield from taken_over(runs, evaluation.path / "pr_curves.png", caption, f"pr-curves-{_slug(run)}")
+        for name in ("f1_curves", "confusion"):
+            yield from taken_over(
+                runs, evaluation.path / f"{name}.png", caption, f"{name.replace('_', '-')}-{_slug(run)}"
+            )
 
 
 def proposals(runs: Runs, path: Path) -> Iterator[Block]:
