@@ -131,15 +131,15 @@ visualize-batches: setup ## Shows training batches as the model sees them, boxes
 	@$(PY) -m tools.visualize_batches $(if $(MODEL),--model $(MODEL)) $(recipe) $(data) $(if $(BATCHES),--batches $(BATCHES)) $(OPTS)
 
 .PHONY: eval-detections
-eval-detections: setup ## Scores any detector's boxes with the same evaluator [DETECTIONS=file.json SPLIT DATA OUT]
-	@$(PY) -m tools.eval_detections "$(DETECTIONS)" $(if $(SPLIT),--split $(SPLIT)) $(data) $(out)
+eval-detections: setup ## Scores any detector's boxes with the same evaluator [DETECTIONS=file.json SPLIT DATA INTERVAL=1 OUT]
+	@$(PY) -m tools.eval_detections "$(DETECTIONS)" $(if $(SPLIT),--split $(SPLIT)) $(data) $(if $(filter 1,$(INTERVAL)),--interval) $(out)
 
 .PHONY: visualize-proposals
 visualize-proposals: setup ## Shows RPN proposals beside the final detections [WEIGHTS or START=coco RECIPE CONFIG DATA IMAGES="a.jpg dir/" TOPK SCORE]
 	@$(PY) -m tools.visualize_proposals $(recipe) $(data) $(start) $(if $(TOPK),--topk $(TOPK)) $(if $(SCORE),--score $(SCORE)) $(IMAGES)
 
 .PHONY: compare-detectors
-compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs, or with their kinds of errors on a test split [IMAGES="a.jpg dir/" FRCNN=weights YOLOV3=weights START=coco RECIPE SCORE DATA SPLIT LIMIT=100 OUT]
+compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs, or on a test split with their kinds of errors and which is ahead [IMAGES="a.jpg dir/" FRCNN=weights YOLOV3=weights START=coco RECIPE SCORE DATA SPLIT LIMIT=100 OUT]
 	@$(PY) -m tools.compare_detectors $(recipe) $(start) $(if $(FRCNN),--frcnn "$(FRCNN)") $(if $(YOLOV3),--yolov3 "$(YOLOV3)") $(data) \
 		$(if $(SPLIT),--split $(SPLIT)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(SCORE),--score $(SCORE)) $(out) $(IMAGES)
 

@@ -12,6 +12,7 @@ import numpy as np
 from detection.matching import Detections, Matches, Objects, box_area
 
 IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
+RECALLS = np.arange(0.0, 1.1, 0.1)
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}  # areas, the bounds included
 
 
@@ -31,7 +32,7 @@ def eleven_point_ap(recall: np.ndarray, precision: np.ndarray) -> float:
         precision: (N,) precision at these recalls.
     """
     beyond = np.append(highest_beyond(precision), 0.0)
-    return float(beyond[np.searchsorted(recall, np.arange(0.0, 1.1, 0.1))].mean())
+    return float(beyond[np.searchsorted(recall, RECALLS)].mean())
 
 
 def area_ap(recall: np.ndarray, precision: np.ndarray) -> float:

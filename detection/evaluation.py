@@ -14,7 +14,7 @@ import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -79,6 +79,7 @@ class Evaluation:
         confidence: class name, then `ALL` -> precision, recall and F1 against the score.
         sizes: "small", "medium" and "large" -> the figures of `evaluate_sizes`.
         confusion: which class was taken for which, at the threshold with the best F1 of all classes.
+        intervals: of some of the metrics the 95 % interval, as `detection.bootstrap` finds it; it may be left out.
     """
 
     metrics: dict[str, float]
@@ -87,6 +88,7 @@ class Evaluation:
     confidence: dict[str, ConfidenceCurve]
     sizes: dict[str, dict[str, float]]
     confusion: Confusion
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def format_table(self, style: str = "psql") -> str:
         """The table `class | gts | dets | recall | AP ...`, its last row the means, what it means, and that of sizes.
@@ -99,7 +101,8 @@ class Evaluation:
             table.astype(object).where(table.notna(), None).to_markdown(tablefmt=style, floatfmt=".3f", missingval="-")
             for table in (self._table(), sizes)
         ]
-        return f"\n\n{LEGEND}\n\n".join(texts)
+        spread = [f"{key}: 95 % interval {low:.3f} to {high:.3f}" for key, (low, high) in self.intervals.items()]
+        return "\n\n".join([texts[0], LEGEND, *spread, texts[1]])
 
     def write(self, folder: Path) -> None:
         """Writes the figures and pictures into `folder`, which is made if missing.
@@ -140,7 +143,9 @@ class Evaluation:
         per_class = {name: figures(row, per_class_keys) for name, row in self.per_class.items()}
         confusion = self.confusion.as_json(list(self.per_class))
         sizes = {name: figures(row, list(row)) for name, row in self.sizes.items()}
-        parts = {"sizes": sizes, "confusion": confusion, "per_class": per_class}
+        intervals = {key: [None if math.isnan(end) else end for end in ends] for key, ends in self.intervals.items()}
+        parts: dict[str, dict] = {"intervals": intervals} if intervals else {}
+        parts |= {"sizes": sizes, "confusion": confusion, "per_class": per_class}
         return figures(self.metrics | self.best, (*METRICS, *BEST)) | parts
 
     def _table(self) -> pd.DataFrame:

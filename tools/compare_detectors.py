@@ -2,8 +2,8 @@
 
 For each photograph one picture with what both find side by side; for all of them `objects.csv` with one object a row,
 `photographs.csv` with one photograph a row, and `comparison.json` with everything. Without photographs it takes those
-of a test split, whose ground truth is known, and also sorts the errors of both by their kind: `errors.csv`,
-`errors.json` and `errors.png`.
+of a test split, whose ground truth is known, tells which is ahead and how far that may be chance, and also sorts the
+errors of both by their kind: `errors.csv`, `errors.json` and `errors.png`.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from common.errors import UserError, exits_on_user_error
 from common.images import find_images, read_image
 from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import machine, write_atomically
+from detection.bootstrap import interval, resample_ap
 from detection.comparison import compare, corners, objects_table, photographs_table, to_detections, to_objects
 from detection.config import LEAF, NAMES, RECIPES
 from detection.drawing import Picture, beside, class_colors
@@ -157,6 +158,28 @@ def errors_table(analyses: dict[str, ErrorAnalysis]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def compare_ap50(ap50: dict[str, float], resampled: dict[str, np.ndarray]) -> tuple[dict, str]:
+    """How two detectors compare on the same photographs.
+
+    Args:
+        ap50: name of the detector -> its AP50.
+        resampled: name of the detector -> its AP50 on the same resamples of the photographs.
+
+    Returns:
+        For each detector `ap50` and its 95 % `interval`, for their `difference` (first less second) the same; and a
+        sentence.
+    """
+    first, second = ap50
+    figures: dict[str, dict] = {name: {"ap50": ap50[name], "interval": interval(resampled[name])} for name in ap50}
+    difference = ap50[first] - ap50[second]
+    low, high = interval(resampled[first] - resampled[second])
+    figures["difference"] = {"ap50": difference, "interval": (low, high)}
+    ahead, behind = (first, second) if difference >= 0 else (second, first)
+    spread = f"{100 * abs(difference):.1f} ± {50 * (high - low):.1f} points of AP50"
+    chance = "; that may be chance" if low <= 0 <= high else ""
+    return figures, f"{ahead} is ahead of {behind} by {spread} (95 % interval over resampled photographs){chance}"
+
+
 def _print_objects(photographs: Sequence[dict], names: Sequence[str]) -> None:
     def cell(found: dict | None) -> str:
         return f"{found['class']} {found['score']:.2f}" if found else ""
@@ -282,24 +305,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     _write_csv(table, folder / "photographs.csv")
     _write_csv(objects_table(photographs, names), folder / "objects.csv")
     weights = {detector.name: detector.weights for detector in detectors}
-    comparison = {"weights": weights, "split": split, "score": args.score, "machine": machine()}
-    _write_json(comparison | {"photographs": photographs}, folder / "comparison.json")
+    comparison: dict = {"weights": weights, "split": split, "score": args.score, "machine": machine()}
 
     if split is not None:
-        analyses = {
-            name: analyse_errors(records, to_detections(found, class_names), class_names)
-            for name, found in found_by.items()
-        }
+        detections = {name: to_detections(found, class_names) for name, found in found_by.items()}
+        analyses = {name: analyse_errors(records, found, class_names) for name, found in detections.items()}
+        resampled = {name: resample_ap(records, found, len(class_names))["AP50"] for name, found in detections.items()}
+        comparison["ap50"], ahead = compare_ap50({name: a.ap50 for name, a in analyses.items()}, resampled)
         print(f"Errors on {split} ({len(records)} photographs), all detections whatever their score; the cost is the")
         print("rise of AP50 if errors of this kind alone were mended, so that costs do not add up:")
         _print_table(errors_table(analyses), ".3f")
         print("AP50 " + ", ".join(f"{name} {analysis.ap50:.3f}" for name, analysis in analyses.items()))
+        print(ahead)
         _write_csv(errors_table(analyses), folder / "errors.csv")
         _write_json(
             {"split": split, "photographs": len(records)} | {name: asdict(a) for name, a in analyses.items()},
             folder / "errors.json",
         )
         _write_figure(plot_errors(analyses), folder / "errors.png")
+    _write_json(comparison | {"photographs": photographs}, folder / "comparison.json")
     print(f"{pictures} pictures, tables and comparison.json are in {folder}")
     left_out.refuse_any()
 

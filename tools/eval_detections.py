@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
+from detection.bootstrap import interval, resample_ap
 from detection.evaluation import evaluate_voc
 from detection.matching import Detections
 from detection.voc import OFFICIAL_FOLDERS, SPLITS, default_splits, register_voc
@@ -117,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("detections", type=Path, help="JSON list of detections in COCO's result form")
     parser.add_argument("--split", help="dataset they were made on (default: voc07_test, or the root's own test split)")
     parser.add_argument("--data", help="data root (default: datasets/, or else the sample)")
+    parser.add_argument("--interval", action="store_true", help="also 95 %% intervals, by a bootstrap over the images")
     parser.add_argument("--out", type=Path, help="folder for the results (default: that of the detections)")
     args = parser.parse_args(argv)
 
@@ -133,6 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     detections = read_detections(args.detections, [record["image_id"] for record in records], class_names)
     evaluation = evaluate_voc(records, detections, class_names)
+    if args.interval:
+        resampled = resample_ap(records, detections, len(class_names))
+        evaluation = replace(evaluation, intervals={metric: interval(values) for metric, values in resampled.items()})
     print(f"{len(detections.score)} detections on {split}, {len(records)} images of {root}/", end="")
     print(" (the drawn sample)" if is_sample else "")
     print(evaluation.format_table())

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -14,7 +15,7 @@ from detection.modeling import load_detector
 from detection.trainer import Evaluator
 from detection.voc import register_voc
 from tests.tools.scenes import draw_scene
-from tools.compare_detectors import main
+from tools.compare_detectors import compare_ap50, main
 
 OBJECT = """<object><name>{}</name><truncated>0</truncated><difficult>{}</difficult>
 <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
@@ -144,7 +145,26 @@ def test_a_split_gives_the_errors_and_the_ap_of_the_evaluation(runs, tmp_path, c
         assert table[f"{name} cost"].to_dict() == pytest.approx(errors[name]["cost"], abs=1e-4)
     assert sum(sum(errors[name]["count"].values()) for name in ("Faster R-CNN", "YOLOv3")) > 0
     assert (tmp_path / "errors.png").stat().st_size > 5000
-    assert "voc_test" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "comparison.json").read_text())["ap50"]
+    ap50 = [errors[name]["ap50"] for name in ("Faster R-CNN", "YOLOv3")]
+    assert [figures[name]["ap50"] for name in ("Faster R-CNN", "YOLOv3")] == ap50
+    difference, (low, high) = figures["difference"].values()
+    assert difference == ap50[0] - ap50[1] and low < difference < high
+    printed = capsys.readouterr().out
+    assert "voc_test" in printed
+    assert f" by {100 * abs(difference):.1f} ± {50 * (high - low):.1f} points of AP50" in printed
+
+
+def test_who_is_ahead_is_said_with_the_interval_of_the_difference():
+    """Both are spread by 20 points, but together: their difference is spread by 1.6."""
+    photographs, rest = np.linspace(0.5, 0.7, 1001), np.linspace(0.012, 0.028, 1001)
+    resampled = {"a": photographs, "b": photographs + np.random.default_rng(0).permutation(rest)}
+    figures, sentence = compare_ap50({"a": 0.60, "b": 0.62}, resampled)
+    assert sentence.startswith("b is ahead of a by 2.0 ± 0.8 points of AP50") and "chance" not in sentence
+    assert figures["a"]["interval"] == pytest.approx((0.505, 0.695))
+    assert figures["difference"]["interval"] == pytest.approx((-0.0276, -0.0124))
+    _, sentence = compare_ap50({"a": 0.60, "b": 0.62}, {"a": photographs, "b": photographs[::-1]})
+    assert sentence.startswith("b is ahead of a by 2.0 ± 19.0 points") and sentence.endswith("that may be chance")
 
 
 def test_a_limit_takes_the_same_photographs_each_time_and_two_of_a_kind_are_numbered(runs, tmp_path):

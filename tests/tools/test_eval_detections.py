@@ -104,6 +104,18 @@ def test_out_names_the_folder_of_the_results(data: Path, tmp_path: Path, capsys:
     assert str(tmp_path / "a" / "b") in capsys.readouterr().out
 
 
+def test_intervals_are_there_where_they_are_asked_for(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    run(data, tmp_path / "d.json", [GOOD])
+    assert "intervals" not in json.loads((tmp_path / "evaluation.json").read_text())
+    run(data, tmp_path / "d.json", [GOOD], "--interval")
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    printed = capsys.readouterr().out
+    for metric in ("AP50_11point", "AP50"):
+        low, high = content["intervals"][metric]
+        assert 0 <= low <= content[metric] <= high <= 1
+        assert printed.count(f"{metric}: 95 % interval {low:.3f} to {high:.3f}") == 1
+
+
 def test_a_folder_with_classes_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture):
     write_voc(tmp_path / "own", {"x": [("crab", 1, 1, 50, 50, 0)]})
     path = tmp_path / "d.json"

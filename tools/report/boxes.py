@@ -48,10 +48,12 @@ def training_curves(runs: Runs) -> Iterator[Block]:
 
 
 def precision_recall(runs: Runs) -> Iterator[Block]:
-    """The curves of each detector, a class a panel."""
+    """The curves of each detector, and which class it takes for which."""
     for run, evaluation in runs.evaluated:
         caption = f"{run.network} on {_split(run, evaluation)}, at IoU 0.5."
-        yield from taken_over(runs, evaluation.path / "pr_curves.png", caption, f"pr-curves-{_slug(run)}")
+        for name in ("pr_curves", "f1_curves", "confusion"):
+            picture = f"{name.replace('_', '-')}-{_slug(run)}"
+            yield from taken_over(runs, evaluation.path / f"{name}.png", caption, picture)
 
 
 def proposals(runs: Runs, path: Path) -> Iterator[Block]:
