@@ -85,6 +85,12 @@ def test_every_target_that_runs_python_sets_up_first() -> None:
         (
             ["eval-detections", "DETECTIONS=my boxes.json", "SPLIT=voc07_test"],
             ["tools.eval_detections", "my boxes.json", "--split voc07_test"],
+            ["--out", "--interval"],
+        ),
+        (["eval-detections", "DETECTIONS=boxes.json", "INTERVAL=1"], ["boxes.json", "--interval"], ["--split"]),
+        (
+            ["predict", "WEIGHTS=run", "SCORE=best", "IMAGES=a.jpg"],
+            ["--weights run", "--score best", "a.jpg"],
             ["--out"],
         ),
         (

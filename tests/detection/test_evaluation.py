@@ -4,11 +4,9 @@ import csv
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -20,71 +18,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from pytest import approx
 
-from detection.average_precision import area_ap, eleven_point_ap
 from detection.evaluation import Evaluation, VOCEvaluator, evaluate_voc
 from detection.matching import Detections
-from tests.detection.scenes import CLASSES, area, iou, scene
-
-ONE_BASED = np.array([1, 1, 0, 0])  # from continuous pixels counted from 0 to inclusive ones counted from 1
-THRESHOLDS = [percent / 100 for percent in range(50, 100, 5)]
-
-
-def plain_devkit(records: list[dict], detections: Detections, category: int, threshold: float) -> dict[str, float]:
-    """The devkit's rules in plain loops, on inclusive pixels counted from 1 as it has them."""
-    objects = [
-        [
-            (a["bbox"][0] + 1, a["bbox"][1] + 1, a["bbox"][2], a["bbox"][3], a["difficult"])
-            for a in record["annotations"]
-            if a["category_id"] == category
-        ]
-        for record in records
-    ]
-    gts = sum(not difficult for boxes in objects for *_, difficult in boxes)
-    rows = [row for row in range(len(detections.score)) if detections.category[row] == category]
-    rows.sort(key=lambda row: -detections.score[row])  # Python's sort is stable
-    claimed, true, false, points = set(), 0, 0, []
-    for row in rows:
-        image = int(detections.image[row])
-        x0, y0, x1, y1 = detections.box[row] + ONE_BASED
-        best, best_object = 0.0, None
-        for number, (left, top, right, bottom, _) in enumerate(objects[image]):
-            width = max(min(x1, right) - max(x0, left) + 1, 0)
-            height = max(min(y1, bottom) - max(y0, top) + 1, 0)
-            union = (x1 - x0 + 1) * (y1 - y0 + 1) + (right - left + 1) * (bottom - top + 1) - width * height
-            if width * height / union > best:
-                best, best_object = width * height / union, number
-        if best > threshold:
-            if objects[image][best_object][4]:
-                pass
-            elif (image, best_object) in claimed:
-                false += 1
-            else:
-                claimed.add((image, best_object))
-                true += 1
-        else:
-            false += 1
-        points.append((true / gts if gts else math.nan, true / max(true + false, 1e-300)))
-    if not gts:
-        return {"gts": 0, "dets": len(rows), "recall": math.nan, "eleven": math.nan, "area": math.nan}
-    eleven = sum(max((p for r, p in points if r >= 0.1 * i), default=0.0) for i in range(11)) / 11
-    area, last = 0.0, 0.0
-    for recall in sorted({r for r, _ in points}):
-        area += (recall - last) * max(p for r, p in points if r >= recall)
-        last = recall
-    return {"gts": gts, "dets": len(rows), "recall": last, "eleven": eleven, "area": area}
-
-
-def objects(*boxes: tuple[float, ...], difficult: tuple[int, ...] = ()) -> list[dict]:
-    """One image with objects of class 0."""
-    annotations = [{"bbox": list(b), "category_id": 0, "difficult": int(i in difficult)} for i, b in enumerate(boxes)]
-    return [{"image_id": "000001", "annotations": annotations}]
-
-
-def detect(*rows: tuple[float, ...]) -> Detections:
-    """Detections (score, x0, y0, x1, y1) of class 0 on image 0."""
-    table = np.array(rows, dtype=float).reshape(-1, 5)
-    zeros = np.zeros(len(table), dtype=np.int64)
-    return Detections(zeros, zeros, table[:, 0], table[:, 1:])
+from tests.detection.scenes import CLASSES, ONE_BASED, THRESHOLDS, detect, objects, plain_devkit, scene
 
 
 def best(evaluation: Evaluation, name: str) -> dict[str, float]:
@@ -144,59 +80,6 @@ def test_agrees_with_detectron2_on_its_own_files(tmp_path: Path):
         assert [row["AP50"], row["AP75"], row["AP"]] == pytest.approx([areas[0], areas[5], np.mean(areas)], abs=1e-9)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_sizes_are_the_plain_devkit_with_other_sizes_made_difficult(seed: int):
-    records, detections = scene(seed)
-    detections = replace(detections, box=3 * detections.box)
-    for record in records:
-        for annotation in record["annotations"]:
-            annotation["bbox"] = [3 * side for side in annotation["bbox"]]
-    evaluation = evaluate_voc(records, detections, CLASSES)
-    for size, (low, high) in {"small": (0, 1024), "medium": (1024, 9216), "large": (9216, math.inf)}.items():
-        judged = [
-            {
-                "annotations": [
-                    a | {"difficult": a["difficult"] or not low <= area(a["bbox"]) <= high} for a in annotations
-                ]
-            }
-            for annotations in (record["annotations"] for record in records)
-        ]
-        at = {}
-        for threshold in THRESHOLDS:
-            # A detection of another size stays only where it has found something.
-            rows = [
-                row
-                for row, box in enumerate(detections.box)
-                if low <= area(box) <= high
-                or any(
-                    iou(box, a["bbox"]) > threshold
-                    for a in records[detections.image[row]]["annotations"]
-                    if a["category_id"] == detections.category[row]
-                )
-            ]
-            kept = Detections(*(array[rows] for array in vars(detections).values()))
-            found = [plain_devkit(judged, kept, category, threshold) for category in range(len(CLASSES))]
-            at[threshold] = pd.DataFrame(found).query("gts > 0")
-        assert (len(at[0.5]) > 0) and evaluation.sizes[size] == approx(
-            {
-                "gts": at[0.5]["gts"].sum(),
-                "recall": at[0.5]["recall"].mean(),
-                "AP50": at[0.5]["area"].mean(),
-                "AP": np.mean([table["area"].mean() for table in at.values()]),
-            },
-            abs=1e-9,
-        )
-
-
-def test_sizes_by_hand():
-    small, large = (0, 0, 32, 32), (200, 200, 300, 300)  # an area on the bound is of both sizes
-    sizes = evaluate_voc(objects(small, large), detect((0.9, *large), (0.8, 50, 50, 60, 60)), ["cat"]).sizes
-    assert sizes["small"] == sizes["medium"] == {"gts": 1, "recall": 0, "AP50": 0, "AP": 0}
-    assert sizes["large"] == {"gts": 1, "recall": 1, "AP50": 1, "AP": 1}
-    nothing = evaluate_voc(objects(small), detect(), ["cat"]).sizes["large"]
-    assert nothing == approx({"gts": 0, "recall": math.nan, "AP50": math.nan, "AP": math.nan}, nan_ok=True)
-
-
 def test_both_metrics_by_hand():
     # Right, wrong, right on two objects: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1.
     records = objects((0, 0, 10, 10), (50, 50, 60, 60))
@@ -210,15 +93,6 @@ def test_both_metrics_by_hand():
     }  # fmt: skip
     recall, precision = evaluation.curves["cat"]
     assert recall.tolist() == [0.5, 1.0] and precision == pytest.approx([1, 2 / 3])
-
-
-def test_average_precision_formulas_by_hand():
-    assert eleven_point_ap(np.array([]), np.array([])) == area_ap(np.array([]), np.array([])) == 0
-    recall, precision = np.array([0.25, 0.5, 0.75]), np.array([0.5, 1.0, 0.6])
-    assert area_ap(recall, precision) == pytest.approx(0.5 * 1 + 0.25 * 0.6)
-    assert eleven_point_ap(recall, precision) == pytest.approx((6 * 1 + 2 * 0.6) / 11)  # 0 to 0.5, then 0.6 and 0.7
-    # The devkit's third step is 0.1 * 3 = 0.30000000000000004: three objects of ten do not reach it.
-    assert eleven_point_ap(np.array([0.1, 0.2, 3 / 10]), np.ones(3)) == pytest.approx(3 / 11)
 
 
 def test_each_rule_of_the_devkit_alone():
