@@ -7,7 +7,8 @@
     results.csv        the same as a table, one row an iteration
     results.png        losses, accuracies or APs, and learning rate
     model_best.pth     the weights with the best validation figure
-    evaluation.json    of a detector, what those weights reach; also .csv and .md; detections.json, pr_curves.png
+    evaluation.json    of a detector, what those weights reach; also .csv and .md; detections.json, confusion.csv,
+                       f1_curves.csv, and pictures: pr_curves.png, f1_curves.png, confusion.png
     model_last.pth     the newest complete checkpoint, from which a run resumes
     events.out.*       TensorBoard
 
@@ -263,7 +264,7 @@ def failures_as_warnings(picture: Path) -> Iterator[None]:
 def _plot(table: "pd.DataFrame", title: str) -> "Figure":
     from matplotlib.figure import Figure
 
-    columns = [str(key) for key in table]
+    columns = [str(key) for key in table if not str(key).startswith("per_class")]  # too many for a panel
     panels = {
         "loss": [key for key in columns if "loss" in key],
         "accuracy": [key for key in columns if key.startswith("AP") or "top1" in key or "top5" in key],

@@ -17,6 +17,7 @@ from PIL import Image
 
 from common.errors import UserError
 from common.run_folder import (
+    _plot,
     append_metrics,
     create_run_folder,
     find_run_folders,
@@ -191,6 +192,12 @@ def test_results_hold_the_metrics(tmp_path: Path) -> None:
     with Image.open(tmp_path / "results.png") as picture:
         assert picture.format == "PNG"
         assert picture.size[0] > picture.size[1] > 100
+
+
+def test_a_class_with_loss_in_its_name_is_no_loss() -> None:
+    columns = {"iteration": [0, 1], "total_loss": [2.0, 1.0], "per_class_AP50_11point/glossy": [0.5, 0.6]}
+    figure = _plot(pd.DataFrame(columns), "run")
+    assert [line.get_label() for axes in figure.axes for line in axes.get_lines()] == ["total_loss"]
 
 
 def test_readers_see_whole_rows_while_another_process_writes(tmp_path: Path) -> None:
