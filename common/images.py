@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,21 +84,34 @@ def find_images(names: Sequence[str]) -> list[Path]:
     """
     found: list[Path] = []
     for name in names:
-        path = Path(name)
-        if path.is_dir():
-            matches = sorted(child for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
-        elif path.is_file():
-            matches = [path]
-        else:
-            # What stands before the first part with a * is a folder's name, whatever brackets it holds.
-            first = next((n for n, part in enumerate(path.parts) if "*" in part), len(path.parts))
-            pattern = path.parts[first:]
-            found_there = Path(*path.parts[:first]).glob(str(Path(*pattern))) if pattern else ()
-            matches = sorted(child for child in found_there if child.is_file())
-        if not matches:
-            what = "no image in this folder" if path.is_dir() else "no such file"
+        parts = [name] if _matches(name) else _split(name)
+        matches = [_matches(part) for part in parts]
+        if unknown := [part for part, images in zip(parts, matches, strict=True) if not images]:
+            what = "no image in this folder" if Path(unknown[0]).is_dir() else "no such file"
             raise UserError(
-                f"{name}: {what}; expected IMAGES to name {', '.join(sorted(SUFFIXES))} files or folders of them"
+                f"{unknown[0]}: {what}; expected IMAGES to name {', '.join(sorted(SUFFIXES))} files or folders of them"
             )
-        found += matches
+        found += [path for images in matches for path in images]
     return list(dict.fromkeys(found))
+
+
+def _matches(name: str) -> list[Path]:
+    """The images that one name means."""
+    path = Path(name)
+    if path.is_dir():
+        return sorted(child for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
+    if path.is_file():
+        return [path]
+    # What stands before the first part with a * is a folder's name, whatever brackets it holds.
+    first = next((n for n, part in enumerate(path.parts) if "*" in part), len(path.parts))
+    pattern = path.parts[first:]
+    found_there = Path(*path.parts[:first]).glob(str(Path(*pattern))) if pattern else ()
+    return sorted(child for child in found_there if child.is_file())
+
+
+def _split(names: str) -> list[str]:
+    """Several names in one text, as a shell would take them apart."""
+    try:
+        return shlex.split(names)
+    except ValueError:  # a quotation mark without its fellow is part of a name
+        return [names]

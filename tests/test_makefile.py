@@ -40,7 +40,7 @@ def test_help_lists_every_target() -> None:
     for target in targets:
         assert re.search(rf"^  {target} +[A-Z].+$", listed, re.MULTILINE), target
     # Every variable that a target takes is named there.
-    used = set(re.findall(r"\$\((?:if \$\(|filter [01],\$\()?([A-Z_]+)\)", text)) | {
+    used = set(re.findall(r"\$\((?:if \$\((?:value )?|call quote,|filter [01],\$\()?([A-Z_]+)\)", text)) | {
         "NGPU",
         "NNODES",
         "NODE_RANK",
@@ -90,12 +90,12 @@ def test_every_target_that_runs_python_sets_up_first() -> None:
         (["eval-detections", "DETECTIONS=boxes.json", "INTERVAL=1"], ["boxes.json", "--interval"], ["--split"]),
         (
             ["predict", "WEIGHTS=run", "SCORE=best", "IMAGES=a.jpg"],
-            ["--weights run", "--score best", "a.jpg"],
+            ["--start run", "--score best", "a.jpg"],
             ["--out"],
         ),
         (
             ["visualize-proposals", "IMAGES='a b.jpg' c/", "TOPK=10"],
-            ["tools.visualize_proposals", "a b.jpg c/", "--topk 10"],
+            ["tools.visualize_proposals", "'a b.jpg' c/", "--topk 10"],
             ["--weights"],
         ),
     ],
@@ -114,7 +114,18 @@ def test_paths_with_spaces_are_one_word() -> None:
     (words,) = commands("train-frcnn", "DATA=my data", "WEIGHTS=my weights.pth")
     assert {"my data", "my weights.pth"} <= set(words)
     (words,) = commands("visualize-proposals", "IMAGES='a b.jpg' c/")
-    assert words[-2:] == ["a b.jpg", "c/"]
+    assert words[-1] == "'a b.jpg' c/"  # which the command takes apart
+
+
+@pytest.mark.parametrize("name", ["IMG (1).jpg", "a&b.jpg", "p$1.jpg", "it's.jpg", 'a"b.jpg', "a;b#c %d.jpg", "`e`"])
+    "name", ["IMG (1).jpg", "a&b.jpg", "p$1.jpg", "it's.jpg", 'a"b.jpg', "a;b#c %d.jpg", "`e`.jpg"]
+)
+@pytest.mark.parametrize(
+    ("target", "variable"), [("predict", "IMAGES"), ("predict", "WEIGHTS"), ("train-yolov3", "DATA"), ("report", "RUNS")]
+)
+def test_signs_in_names_are_data(target: str, variable: str, name: str) -> None:
+    (words,) = commands(target, f"{variable}={name}")
+    assert name in words
 
 
 def test_processes_are_counted_in_the_environment() -> None:

@@ -115,6 +115,17 @@ def test_what_unfolds_to_too_many_pixels_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "bomb.png")
 
 
+def test_several_names_in_one_text(tmp_path: Path) -> None:
+    """As make hands them over; what is there under the whole text comes first."""
+    for name in ("a b.jpg", "a", "b.jpg", "it's (1).jpg"):
+        gradient().save(tmp_path / name, format="jpeg")
+    assert find_images([f"{tmp_path}/a b.jpg"]) == [tmp_path / "a b.jpg"]
+    assert find_images([f"'{tmp_path}/a b.jpg' {tmp_path}/b.jpg"]) == [tmp_path / "a b.jpg", tmp_path / "b.jpg"]
+    assert find_images([f"{tmp_path}/it's (1).jpg"]) == [tmp_path / "it's (1).jpg"]
+    with pytest.raises(UserError, match=r"^nowhere\.jpg: no such file"):
+        find_images([f"{tmp_path}/b.jpg nowhere.jpg"])
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None:
