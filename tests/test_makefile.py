@@ -118,10 +118,8 @@ def test_paths_with_spaces_are_one_word() -> None:
 
 
 @pytest.mark.parametrize("name", ["IMG (1).jpg", "a&b.jpg", "p$1.jpg", "it's.jpg", 'a"b.jpg', "a;b#c %d.jpg", "`e`"])
-    "name", ["IMG (1).jpg", "a&b.jpg", "p$1.jpg", "it's.jpg", 'a"b.jpg', "a;b#c %d.jpg", "`e`.jpg"]
-)
 @pytest.mark.parametrize(
-    ("target", "variable"), [("predict", "IMAGES"), ("predict", "WEIGHTS"), ("train-yolov3", "DATA"), ("report", "RUNS")]
+    ("target", "variable"), [("predict", "IMAGES"), ("predict", "OUT"), ("train-yolov3", "DATA"), ("report", "RUNS")]
 )
 def test_signs_in_names_are_data(target: str, variable: str, name: str) -> None:
     (words,) = commands(target, f"{variable}={name}")
