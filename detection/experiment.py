@@ -28,7 +28,7 @@ from detection.config import (
     value_of,
 )
 from detection.schedule import resolve_schedule, scale_to_processes
-from detection.starts import identify, resolve_start, set_classes, use_backbone
+from detection.starts import follow_weights, identify, resolve_start, set_classes, use_backbone
 from detection.voc import default_splits, register_voc
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,8 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     start = resolve_start(args.start or ("imagenet" if args.pretrained else "random"), args.model)
     if start is not None:
         cfg.MODEL.WEIGHTS = start
+        if not is_whole:
+            follow_weights(cfg)
     # The recipe is scaled to the processes; what the user asks for is taken as it is.
     asked = cfg.clone()
     merge_options(asked, args.opts)

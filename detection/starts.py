@@ -6,6 +6,7 @@ name.
 """
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,8 +25,10 @@ from detection.config import CONFIGS, get_cfg, leaf_name, merge_file, merge_opti
 from detection.timm_backbone import normalisation_of
 from detection.torchvision_detectors import is_torchvision, is_torchvision_v2
 from detection.voc import VOC_CLASSES
-from detection.yolov3.darknet_weights import count_values, is_darknet_file
+from detection.yolov3.darknet_weights import NEGATIVE_SLOPE, NORM_EPS, count_values, is_darknet_file
 from detection.zoo import zoo_leaf
+
+logger = logging.getLogger(__name__)
 
 # Of Darknet's detectors: how many values a file holds that belong to no class, and how many more for each class.
 DARKNET_VALUES = {"yolov3_darknet53_coco": (61_570_957, 5_385), "yolov3_tiny_coco": (8_673_934, 2_310)}
@@ -204,6 +207,16 @@ def darknet_file(name: str) -> Path:
     if digest != DARKNET_MD5[name]:
         raise UserError(f"{path}: its md5 is {digest}, expected {DARKNET_MD5[name]}: delete it and fetch it again")
     return path
+
+
+def follow_weights(cfg: CfgNode) -> None:
+    """Takes Darknet's arithmetic and range of pixels, in place, where `MODEL.WEIGHTS` is a file of its backbone."""
+    path = Path(cfg.MODEL.WEIGHTS)
+    if cfg.MODEL.META_ARCHITECTURE == "YOLOv3" and path.is_file() and is_darknet_file(path):
+        cfg.MODEL.DARKNET.NORM_EPS = cfg.MODEL.YOLOV3.NORM_EPS = NORM_EPS
+        cfg.MODEL.DARKNET.NEGATIVE_SLOPE = NEGATIVE_SLOPE
+        cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [0.0] * 3, [255.0] * 3
+        logger.info("%s is Darknet's: computing as it does, on images from 0 to 1", path)
 
 
 def use_backbone(cfg: CfgNode, name: str) -> None:

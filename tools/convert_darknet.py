@@ -1,4 +1,4 @@
-"""Converts YOLOv3's weights between Darknet's files (.weights) and ours (.pth), in the direction that the names say.
+"""Converts YOLOv3's weights between Darknet's files (.weights) and ours (.pth), whichever of them the source is.
 
 A whole detector becomes a run folder: its configuration, with the names of its classes, is written beside the weights.
 """
@@ -15,7 +15,7 @@ from common.run_folder import write_atomically
 from common.weights import read_checkpoint, save_checkpoint
 from detection.config import CONFIGS, get_cfg, merge_file, merge_options
 from detection.starts import foreign_cfg, identify
-from detection.yolov3.darknet_weights import read_darknet_weights, write_darknet_weights
+from detection.yolov3.darknet_weights import is_darknet_file, read_darknet_weights, write_darknet_weights
 
 
 def load_part(path: Path, part: nn.Module, prefix: str) -> int:
@@ -45,21 +45,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the command line without the program's name; None takes that of the process.
 
     Raises:
-        UserError: the names do not say a direction, the file and the configuration do not belong together, or the
-            target cannot be written, or its folder is that of another run.
+        UserError: the target's name is not that of the other kind, the file and the configuration do not belong
+            together, or the target cannot be written, or its folder is that of another run.
     """
     parser = argparse.ArgumentParser(prog="tools.convert_darknet", description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="Darknet's .weights or our .pth")
-    parser.add_argument("target", type=Path, help="file of the other kind")
+    parser.add_argument("target", type=Path, help="file of the other kind, in .pth or .weights")
     parser.add_argument("--config", type=Path, help="the network's configuration; default that of Darknet's detector")
     parser.add_argument("--backbone", action="store_true", help="the backbone only, also out of a whole detector")
     parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE pairs over the configuration")
     args = parser.parse_args(argv)
-    if {args.source.suffix, args.target.suffix} != {".weights", ".pth"}:
-        raise UserError(f"{args.source} to {args.target}: expected one name in .weights and the other in .pth")
+    from_darknet = args.target.suffix == ".pth"
+    is_darknet = args.source.is_file() and is_darknet_file(args.source)
+    same_kind = args.source.suffix == ".pth" if from_darknet else is_darknet or args.source.suffix == ".weights"
+    if args.target.suffix not in (".pth", ".weights") or same_kind:
+        raise UserError(f"{args.source} to {args.target}: expected one of Darknet's and the other in .pth")
 
     options = ["MODEL.DEVICE", "cpu", *args.opts]
-    is_whole = args.source.suffix == ".weights" and not args.backbone
+    is_whole = from_darknet and not args.backbone
     if is_whole and args.source.is_file() and not args.config and identify(str(args.source)):
         cfg = foreign_cfg(str(args.source), options)
     else:
@@ -74,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     left = 0
     try:
         args.target.parent.mkdir(parents=True, exist_ok=True)
-        if args.source.suffix == ".weights":
+        if from_darknet:
             images_seen, count, left = read_darknet_weights(args.source, part, partly=args.backbone)
             state = {prefix + name: value for name, value in part.state_dict().items()}
             save_checkpoint(args.target, {"model": state, "images_seen": images_seen})

@@ -20,8 +20,10 @@ from detection import starts
 from detection.checkpoint import load_initial_weights
 from detection.classes import COCO_CLASSES, pair_classes
 from detection.config import CONFIGS, get_cfg, merge_file
+from detection.experiment import new_experiment
 from detection.modeling import load_detector
 from detection.starts import foreign_cfg, identify, read_leaf, resolve_start, set_classes
+from detection.train_net import parse_args
 from detection.voc import VOC_CLASSES
 from detection.yolov3.darknet_weights import write_darknet_weights
 from tests.detection.runs import assert_one_line
@@ -271,6 +273,23 @@ def test_evaluated_without_a_run(detector, coco_file: Path) -> None:
     assert "Classes carried over by name: none" in printed
     (folder,) = (detector.output / "evaluated start" / "starts").iterdir()
     assert set(json.loads((folder / "evaluation" / "evaluation.json").read_text())) >= {"AP50_11point"}
+
+
+def test_darknets_backbone_is_computed_as_darknet_does(tmp_path: Path, voc_folder: Path) -> None:
+    """Known by what it holds: the published one is called darknet53.conv.74."""
+    options = ["MODEL.DARKNET.NORM_EPS", 1e-6, "MODEL.DARKNET.NEGATIVE_SLOPE", 0.1, "MODEL.DEVICE", "cpu"]
+    backbone = build_model(read_leaf("yolov3_darknet53", [str(word) for word in options])).backbone
+    path = tmp_path / "darknet53.conv.74"
+    write_darknet_weights(path, backbone)
+    words = ["--model", "yolov3", "--data", str(voc_folder), "--start", str(path), "MODEL.DEVICE", "cpu"]
+    experiment = new_experiment(parse_args(words))
+    experiment.resolve()
+    model = build_model(experiment.cfg)
+    load_initial_weights(model, experiment.cfg)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(model.backbone.eval()(image), backbone.eval()(image))
+    assert experiment.cfg.MODEL.PIXEL_STD == [255.0] * 3
 
 
 def test_contradictions_are_refused(detector, coco_file: Path) -> None:

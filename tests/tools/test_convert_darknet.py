@@ -122,7 +122,7 @@ def test_user_errors(tmp_path, capsys):
     assert "is the file complete?" in error_of(capsys, broken, target, *CONFIG)
     assert "is the file complete?" in error_of(capsys, half, target, *CONFIG)
     assert "no such file" in error_of(capsys, tmp_path / "none.weights", target, *CONFIG)
-    assert "expected one name in .weights" in error_of(capsys, broken, tmp_path / "out.weights")
+    assert "expected one of Darknet's" in error_of(capsys, tmp_path / "a.weights", tmp_path / "out.weights")
     assert "NORM_EPS 1e-06" in error_of(capsys, half, target)  # Base-YOLOv3 has PyTorch's epsilon
     torch.save({"model": {"backbone.other": torch.zeros(1)}}, target)
     assert "expected weights of the network" in error_of(capsys, target, tmp_path / "out.weights", *CONFIG)
