@@ -14,23 +14,24 @@ endif
 
 export NGPU NNODES NODE_RANK DIST_URL DEBUG DETECTRON2
 
-# The value of a variable as one word of the shell, whatever signs it holds: names of files and classes are data.
-quote = '$(subst ','\'',$(value $(1)))'
+# The text of a variable as one word of the shell, whatever it holds: no $ in it is make's, no blank or & the shell's.
+quoted = $(if $(value $1),'$(subst ','\'',$(value $1))')
 # Options that are given only when their variable is.
-data = $(if $(value DATA),--data $(call quote,DATA))
-weights = $(if $(value WEIGHTS),--weights $(call quote,WEIGHTS))
+option = $(if $(value $2),$1 $(call quoted,$2))
+setting = $(if $(value $2),$1=$(call quoted,$2))
+data = $(call option,--data,DATA)
+weights = $(call option,--weights,WEIGHTS)
 # For detectors START and WEIGHTS are two names of one variable.
-start = $(if $(and $(value START),$(value WEIGHTS)),$(error START and WEIGHTS are two names of one variable: give one))$(if \
-	$(value START),--start $(call quote,START),$(if $(value WEIGHTS),--start $(call quote,WEIGHTS))) $(if $(value BACKBONE),--backbone $(call quote,BACKBONE))
-images = $(if $(value IMAGES),$(call quote,IMAGES))
-out = $(if $(value OUT),--out $(call quote,OUT))
+start = $(if $(and $(value START),$(value WEIGHTS)),$(error START and WEIGHTS are two names of one variable: give one))$(call \
+	option,--start,$(if $(value START),START,WEIGHTS)) $(call option,--backbone,BACKBONE)
+out = $(call option,--out,OUT)
 resume = $(if $(filter 1,$(RESUME)),--resume)
-recipe = $(if $(value RECIPE),--recipe $(call quote,RECIPE)) $(if $(value CONFIG),--config $(call quote,CONFIG))
-pretrained = $(if $(PRETRAINED),--pretrained $(PRETRAINED))
+recipe = $(call option,--recipe,RECIPE) $(call option,--config,CONFIG)
+pretrained = $(call option,--pretrained,PRETRAINED)
 detect = $(PY) -m tools.launch detection.train_net $(recipe) $(data) $(start)
 # Recipe and settings of the classifier: a name, then KEY=VALUE.
-bird = $(if $(value RECIPE),$(call quote,RECIPE)) $(if $(value MODEL),model=$(call quote,MODEL)) $(if $(LR),lr=$(LR)) $(if $(PRETRAINED),pretrained=$(PRETRAINED)) \
-	$(if $(value WEIGHTS),weights=$(call quote,WEIGHTS)) $(if $(value DATA),data=$(call quote,DATA)) $(OPTS)
+bird = $(call quoted,RECIPE) $(call setting,model,MODEL) $(call setting,lr,LR) $(call setting,pretrained,PRETRAINED) \
+	$(call setting,weights,WEIGHTS) $(call setting,data,DATA) $(OPTS)
 
 .DEFAULT_GOAL := help
 .PHONY: help
@@ -49,7 +50,7 @@ demo: setup ## Every experiment on drawn data, and the report of them: fifteen m
 
 .PHONY: study
 study: setup ## Every experiment of the study on real data, and the report of them; called again, it goes on [DATA RECIPE=study|best IMAGES="a.jpg dir/" NGPU PLAN=1]
-	@$(PY) -m tools.study $(data) $(if $(value RECIPE),--recipe $(call quote,RECIPE)) $(if $(filter 1,$(PLAN)),--plan) $(images)
+	@$(PY) -m tools.study $(data) $(call option,--recipe,RECIPE) $(if $(filter 1,$(PLAN)),--plan) $(call quoted,IMAGES)
 
 ##@ Set-up
 
@@ -75,37 +76,37 @@ clean: ## Removes .venv and caches; keeps datasets/ and output/
 
 .PHONY: sample-data
 sample-data: setup ## Draws the small sample of VOC and CUB into datasets/sample/, in seconds [SEED]
-	@$(PY) -m tools.sample_data $(if $(SEED),--seed $(SEED))
+	@$(PY) -m tools.sample_data $(call option,--seed,SEED)
 
 .PHONY: datasets
 datasets: setup ## Fetches Pascal VOC 2007 and 2012 and CUB-200-2011 into datasets/ [DATA MIRROR]
-	@$(PY) -m tools.download_datasets $(if $(value DATA),--root $(call quote,DATA)) $(if $(value MIRROR),--mirror $(call quote,MIRROR))
+	@$(PY) -m tools.download_datasets $(call option,--root,DATA) $(call option,--mirror,MIRROR)
 
 .PHONY: check-datasets
 check-datasets: setup ## Tells which data is complete, broken or missing, and what mends it [DATA]
-	@$(PY) -m tools.check_datasets $(if $(value DATA),--root $(call quote,DATA))
+	@$(PY) -m tools.check_datasets $(call option,--root,DATA)
 
 ##@ Classification
 
 .PHONY: finetune
 finetune: setup ## Fine-tunes ResNet-18, or another network, on CUB-200-2011 [RECIPE=best|study|own.yaml MODEL LR EPOCHS PRETRAINED=1|0 WEIGHTS DATA NGPU RESUME=1 OPTS="key=value ..."]
-	@$(PY) -m tools.launch classification.train $(bird) $(if $(value EPOCHS),epochs=$(call quote,EPOCHS)) $(resume)
+	@$(PY) -m tools.launch classification.train $(bird) $(call setting,epochs,EPOCHS) $(resume)
 
 .PHONY: sweep
 sweep: setup ## Trains every pair of a learning rate and a number of epochs [LRS="0.005 0.01 0.02" EPOCHS="20" RECIPE MODEL WEIGHTS DATA OPTS]
-	@$(PY) -m classification.sweep grid $(bird) $(if $(value LRS),--lrs $(call quote,LRS)) $(if $(value EPOCHS),--epochs $(call quote,EPOCHS))
+	@$(PY) -m classification.sweep grid $(bird) $(call option,--lrs,LRS) $(call option,--epochs,EPOCHS)
 
 .PHONY: compare-pretraining
 compare-pretraining: setup ## Trains with pretrained and with random weights, and compares [RECIPE MODEL LR EPOCHS WEIGHTS DATA OPTS]
-	@$(PY) -m classification.sweep pretraining $(bird) $(if $(value EPOCHS),epochs=$(call quote,EPOCHS))
+	@$(PY) -m classification.sweep pretraining $(bird) $(call setting,epochs,EPOCHS)
 
 .PHONY: eval-classifier
 eval-classifier: setup ## Top-1, top-5, confusions, calibration of a trained classifier [WEIGHTS DATA OUT]
-	@$(PY) -m classification.evaluate $(if $(value WEIGHTS),$(call quote,WEIGHTS)) $(data) $(if $(value OUT),--output $(call quote,OUT))
+	@$(PY) -m classification.evaluate $(call quoted,WEIGHTS) $(data) $(call option,--output,OUT)
 
 .PHONY: predict-bird
 predict-bird: setup ## The five likeliest species on each photograph [IMAGES="a.jpg dir/" WEIGHTS SALIENCY=1 OUT]
-	@$(PY) -m tools.predict_bird $(IMAGES) $(weights) $(if $(filter 1,$(SALIENCY)),--saliency) $(if $(value OUT),--output $(call quote,OUT))
+	@$(PY) -m tools.predict_bird $(call quoted,IMAGES) $(weights) $(if $(filter 1,$(SALIENCY)),--saliency) $(call option,--output,OUT)
 
 ##@ Detection
 
@@ -127,41 +128,41 @@ eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR and
 
 .PHONY: anchors
 anchors: setup ## Finds YOLOv3 anchors for a data set by k-means, with the mean best IoU of old and new [DATA SIZE=416]
-	@$(PY) -m tools.anchors $(data) $(if $(SIZE),--size $(SIZE))
+	@$(PY) -m tools.anchors $(data) $(call option,--size,SIZE)
 
 .PHONY: visualize-batches
 visualize-batches: setup ## Shows training batches as the model sees them, boxes drawn [MODEL=yolov3|faster_rcnn RECIPE CONFIG DATA BATCHES OPTS]
-	@$(PY) -m tools.visualize_batches $(if $(value MODEL),--model $(call quote,MODEL)) $(recipe) $(data) $(if $(BATCHES),--batches $(BATCHES)) $(OPTS)
+	@$(PY) -m tools.visualize_batches $(call option,--model,MODEL) $(recipe) $(data) $(call option,--batches,BATCHES) $(OPTS)
 
 .PHONY: eval-detections
 eval-detections: setup ## Scores any detector's boxes with the same evaluator [DETECTIONS=file.json SPLIT DATA INTERVAL=1 OUT]
-	@$(PY) -m tools.eval_detections $(call quote,DETECTIONS) $(if $(SPLIT),--split $(SPLIT)) $(data) $(if $(filter 1,$(INTERVAL)),--interval) $(out)
+	@$(PY) -m tools.eval_detections $(call quoted,DETECTIONS) $(call option,--split,SPLIT) $(data) $(if $(filter 1,$(INTERVAL)),--interval) $(out)
 
 .PHONY: visualize-proposals
 visualize-proposals: setup ## Shows RPN proposals beside the final detections [WEIGHTS or START=coco RECIPE CONFIG DATA IMAGES="a.jpg dir/" TOPK SCORE]
-	@$(PY) -m tools.visualize_proposals $(recipe) $(data) $(start) $(if $(TOPK),--topk $(TOPK)) $(if $(SCORE),--score $(SCORE)) $(images)
+	@$(PY) -m tools.visualize_proposals $(recipe) $(data) $(start) $(call option,--topk,TOPK) $(call option,--score,SCORE) $(call quoted,IMAGES)
 
 .PHONY: compare-detectors
 compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs, or on a test split with their kinds of errors and which is ahead [IMAGES="a.jpg dir/" FRCNN=weights YOLOV3=weights START=coco RECIPE SCORE DATA SPLIT LIMIT=100 OUT]
-	@$(PY) -m tools.compare_detectors $(recipe) $(start) $(if $(value FRCNN),--frcnn $(call quote,FRCNN)) $(if $(value YOLOV3),--yolov3 $(call quote,YOLOV3)) $(data) \
-		$(if $(SPLIT),--split $(SPLIT)) $(if $(LIMIT),--limit $(LIMIT)) $(if $(SCORE),--score $(SCORE)) $(out) $(images)
+	@$(PY) -m tools.compare_detectors $(recipe) $(start) $(call option,--frcnn,FRCNN) $(call option,--yolov3,YOLOV3) $(data) \
+		$(call option,--split,SPLIT) $(call option,--limit,LIMIT) $(call option,--score,SCORE) $(out) $(call quoted,IMAGES)
 
 ##@ Use a trained model
 
 .PHONY: predict
 predict: setup ## Runs any trained model: annotated pictures or videos, COCO results, VOC XML [WEIGHTS=run or START=coco IMAGES="a.jpg dir/ clip.mp4" OUT SCORE=0.5|best VOC_XML=1 DRAW=0 MODEL=yolov3]
-	@$(PY) -m tools.predict $(start) $(if $(value MODEL),--model $(call quote,MODEL)) $(if $(SCORE),--score $(SCORE)) $(if $(filter 1,$(VOC_XML)),--voc-xml) $(if $(filter 0,$(DRAW)),--no-pictures) $(out) $(images)
+	@$(PY) -m tools.predict $(start) $(call option,--model,MODEL) $(call option,--score,SCORE) $(if $(filter 1,$(VOC_XML)),--voc-xml) $(if $(filter 0,$(DRAW)),--no-pictures) $(out) $(call quoted,IMAGES)
 
 .PHONY: app
 app: setup ## Serves a page: drop a photograph, see both detectors, the proposals, the likeliest birds [START=coco FRCNN=run YOLOV3=run BIRD=run HOST=127.0.0.1 PORT=7860]
-	@$(PY) -m tools.app $(start) $(if $(value FRCNN),--frcnn $(call quote,FRCNN)) $(if $(value YOLOV3),--yolov3 $(call quote,YOLOV3)) $(if $(value BIRD),--bird $(call quote,BIRD)) \
-		$(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
+	@$(PY) -m tools.app $(start) $(call option,--frcnn,FRCNN) $(call option,--yolov3,YOLOV3) $(call option,--bird,BIRD) \
+		$(call option,--host,HOST) $(call option,--port,PORT)
 
 ##@ Report
 
 .PHONY: report
 report: setup ## Every table and figure of the study, from the runs there are; on paper too where a browser is installed [RUNS=output/ OUT=report/]
-	@$(PY) -m tools.report --pdf $(if $(value RUNS),--runs $(call quote,RUNS)) $(out)
+	@$(PY) -m tools.report --pdf $(call option,--runs,RUNS) $(out)
 
 ##@ Development
 

@@ -9,7 +9,8 @@ The official layout, 200 classes, 5,994 training and 5,794 test images:
         train_test_split.txt      1 0          (1: training, 0: test)
         images/001.Black_footed_Albatross/...
 
-Any other folder in this layout is read as well, with as many classes as it has.
+Any other folder in this layout is read as well, with as many classes as it has, and so is a root without it that holds
+`train/` and `test/` (or `val/`, `valid/`), each with a folder of photographs a class.
 
 Source: C. Wah, S. Branson, P. Welinder, P. Perona, S. Belongie. The Caltech-UCSD Birds-200-2011 Dataset. 2011.
 """
@@ -23,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import UserError
+from common.images import SUFFIXES
 
 FOLDER = "CUB_200_2011"
 
@@ -44,12 +46,14 @@ class Cub:
 
 
 def read_cub(root: Path) -> Cub:
-    """Reads the four index files under `root/CUB_200_2011`.
+    """Reads the four index files under `root/CUB_200_2011`, or the folders of a root that has none.
 
     Raises:
         UserError: a file is missing or malformed, the files disagree, an image is missing, or a split is empty.
     """
     folder = root / FOLDER
+    if not folder.is_dir() and (root / "train").is_dir():
+        return _read_folders(root)
     classes = _read_index(folder / "classes.txt")
     images = _read_index(folder / "images.txt")
     labels = _read_index(folder / "image_class_labels.txt")
@@ -101,10 +105,36 @@ def read_cub(root: Path) -> Cub:
     return Cub([name.replace("_", " ") for name in names], birds["1"], birds["0"])
 
 
+def _read_folders(root: Path) -> Cub:
+    """Reads `train/CLASS/*` and `test/CLASS/*` (or `val/`, `valid/`): the classes are the sorted names of train's."""
+    test = next((root / name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
+    if test is None:
+        raise UserError(f"{root}: train/ without test/ or val/; expected both, each with a folder of images a class")
+    names = sorted(child.name for child in (root / "train").iterdir() if child.is_dir())
+    if strange := sorted({child.name for child in test.iterdir() if child.is_dir()} - set(names)):
+        raise UserError(f"{test / strange[0]}: no class of {root / 'train'}; expected {', '.join(names[:5])}, ...")
+    parts = []
+    for part in (root / "train", test):
+        birds = [
+            Bird(path, label)
+            for label, name in enumerate(names)
+            if (part / name).is_dir()
+            for path in sorted((part / name).rglob("*"))
+            if path.suffix.lower() in SUFFIXES and path.is_file()
+        ]
+        if not birds:
+            raise UserError(f"{part}: no images; expected a folder of them ({', '.join(sorted(SUFFIXES))}) a class")
+        parts.append(birds)
+    if without := sorted(set(range(len(names))) - {bird.label for bird in parts[0]}):
+        raise UserError(f"{root / 'train' / names[without[0]]}: no images; expected some, or no such folder")
+    return Cub(names, *parts)
+
+
 def _read_index(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; expected CUB-200-2011 in its official layout: give DATA=<folder of {FOLDER}>"
+            f"{path}: no such file; expected CUB-200-2011 in its official layout: give DATA=<folder of {FOLDER}>,"
+            " or of train/ and test/ with a folder of images a class"
         )
     index: dict[str, str] = {}
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):

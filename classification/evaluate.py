@@ -213,7 +213,7 @@ def main() -> None:
     """Reads the command line, measures on the test split, writes and prints the report."""
     parser = argparse.ArgumentParser(description="Measure a classifier on the test split of CUB-200-2011.")
     parser.add_argument("weights", type=Path, nargs="?", help="checkpoint of a run; default the newest fine-tuned one")
-    parser.add_argument("--data", help=f"folder that holds {FOLDER}")
+    parser.add_argument("--data", help=f"folder that holds {FOLDER}, or train/ and test/")
     parser.add_argument("--output", type=Path, help="folder to write to; evaluation/ beside the weights by default")
     arguments = parser.parse_args()
 
@@ -229,7 +229,7 @@ def main() -> None:
     if not is_same and (sorted(cub.class_names) != sorted(names) or len(set(names)) < len(names)):
         raise UserError(
             f"{weights}: knows {len(card['class_names'])} classes ({', '.join(card['class_names'][:3])}, ...), "
-            f"{root / FOLDER} has {len(cub.class_names)} ({', '.join(cub.class_names[:3])}, ...): name the data it was "
+            f"{root} has {len(cub.class_names)} ({', '.join(cub.class_names[:3])}, ...): name the data it was "
             "trained on with DATA="
         )
     # The same classes may be numbered otherwise: the network's numbers count.
@@ -243,7 +243,7 @@ def main() -> None:
     with record_session(folder, **data_facts(root), weights=str(weights)):
         logits, labels = predict_logits(model, loader, BatchAugmentation(card["mean"], card["std"]), "float32")
         report = write_report(folder, logits, labels, test, names)
-    print(f"{weights} on the test split of {root / FOLDER}, {report.images} images:")
+    print(f"{weights} on the test split of {root}, {report.images} images:")
     print(
         f"  top-1 {report.top1:.2f} %   top-5 {report.top5:.2f} %   mean of classes {report.mean_class_accuracy:.2f} %"
     )

@@ -107,7 +107,7 @@ def main() -> None:
         log.open(run)
     logger.info(
         "%s: %s on %s, %d training and %d test images of %d classes%s",
-        *(run, recipe.model, root / FOLDER, len(cub.train), len(cub.test), len(cub.class_names)),
+        *(run, recipe.model, root, len(cub.train), len(cub.test), len(cub.class_names)),
         " (DRAWN SAMPLE, no real birds)" if is_sample else "",
     )
     start_of_run = "Pretrained weights" if recipe.pretrained else "Random weights"

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,41 +78,56 @@ def read_shrunk_image(path: str | Path, shrink: int) -> tuple[torch.Tensor, tupl
 
 
 def find_images(names: Sequence[str]) -> list[Path]:
-    """Image files named one by one, by folder (not its subfolders) or by a pattern with `*`; sorted within each name.
+    """Image files named one by one, by folder (not its subfolders) or by a pattern with `*` or `?`.
+
+    A name that is there is taken as it stands, whatever it holds. One that is not may be several parted by blanks, as
+    the variable IMAGES of make holds them, in quotes or not.
+
+    Returns:
+        Each file once, sorted within each name.
 
     Raises:
         UserError: a name matches no image.
     """
     found: list[Path] = []
-    for name in names:
-        parts = [name] if _matches(name) else _split(name)
-        matches = [_matches(part) for part in parts]
-        if unknown := [part for part, images in zip(parts, matches, strict=True) if not images]:
-            what = "no image in this folder" if Path(unknown[0]).is_dir() else "no such file"
+    for name in itertools.chain.from_iterable(map(_parted, names)):
+        matches = _matches(name)
+        if not matches:
+            what = "no image in this folder" if Path(name).is_dir() else "no such file"
             raise UserError(
-                f"{unknown[0]}: {what}; expected IMAGES to name {', '.join(sorted(SUFFIXES))} files or folders of them"
+                f"{name}: {what}; expected IMAGES to name {', '.join(sorted(SUFFIXES))} files or folders of them"
             )
-        found += [path for images in matches for path in images]
+        found += matches
     return list(dict.fromkeys(found))
 
 
+def _parted(text: str) -> list[str]:
+    """The names in a text, of which the longest run of words that is there is one; else those of the shell's quotes."""
+    if " " not in text or _matches(text):
+        return [text]
+    names, words = [], text.split()
+    while words:
+        runs = (" ".join(words[:end]) for end in range(len(words), 0, -1))
+        name = next((run for run in runs if _matches(run)), None)
+        if name is None:
+            with contextlib.suppress(ValueError):  # an apostrophe is no quote
+                if (quoted := shlex.split(text)) != text.split():
+                    return quoted
+            name = " ".join(words)
+        names.append(name)
+        del words[: len(name.split())]
+    return names
+
+
 def _matches(name: str) -> list[Path]:
-    """The images that one name means."""
-    path = Path(name)
+    """The files that a name stands for, sorted; none where it names nothing, or a folder without images."""
+    path = Path(name).expanduser()
     if path.is_dir():
         return sorted(child for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
     if path.is_file():
         return [path]
-    # What stands before the first part with a * is a folder's name, whatever brackets it holds.
-    first = next((n for n, part in enumerate(path.parts) if "*" in part), len(path.parts))
+    # What stands before the first part with a * or a ? is a folder's name, whatever brackets it holds.
+    first = next((n for n, part in enumerate(path.parts) if "*" in part or "?" in part), len(path.parts))
     pattern = path.parts[first:]
-    found_there = Path(*path.parts[:first]).glob(str(Path(*pattern))) if pattern else ()
-    return sorted(child for child in found_there if child.is_file())
-
-
-def _split(names: str) -> list[str]:
-    """Several names in one text, as a shell would take them apart."""
-    try:
-        return shlex.split(names)
-    except ValueError:  # a quotation mark without its fellow is part of a name
-        return [names]
+    found = Path(*path.parts[:first]).glob(str(Path(*pattern))) if pattern else ()
+    return sorted(child for child in found if child.is_file())

@@ -2,6 +2,8 @@
 
 A VOC-layout folder holds `Annotations/<id>.xml`, `JPEGImages/<id>.jpg` and `ImageSets/Main/<split>.txt`. A data root is
 either a folder with the official `VOC2007/` and `VOC2012/` in it, or itself one such folder with classes of its own.
+Roboflow's form of it, `train/`, `valid/` and `test/` with annotations beside the images, is read as well: its ids begin
+with the name of the folder.
 """
 
 import difflib
@@ -20,7 +22,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from common.errors import UserError
-from detection.voc_annotations import Annotations, parts, read_annotations
+from detection.voc_annotations import Annotations, annotation_folder, is_flat, parts, read_annotations
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,7 @@ IMAGE_SUFFIXES = (
     ".tiff",
     ".gif",
 )  # in any case; the first found wins
+FLAT_FOLDERS = {"train": "train", "val": "valid", "test": "test"}  # of a split, where there are no lists
 UNDIVIDED = "default"  # the one list that CVAT writes
 OFFICIAL_FOLDERS = {"voc07": "VOC2007", "voc12": "VOC2012"}
 
@@ -208,6 +211,8 @@ def default_splits(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     for train, test in (("trainval", "test"), ("train", "test"), ("train", "val")):
         if train in present and test in present:
             return (f"voc_{train}",), (f"voc_{test}",)
+    if is_flat(root):
+        raise UserError(f"{root}: annotations in train/ only; expected them in test/ or valid/ too, to test on")
     raise UserError(
         f"{root / 'ImageSets' / 'Main'}: lists of {', '.join(present) or 'no split'} found; expected trainval.txt (or "
         "train.txt) with test.txt, or train.txt with val.txt, one image id a line"
@@ -216,6 +221,8 @@ def default_splits(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def present_splits(dirname: Path) -> list[str]:
     """The splits of a VOC-layout folder that have a list; `train` and `val` where there is but CVAT's undivided one."""
+    if is_flat(dirname):
+        return [split for split in FLAT_FOLDERS if any(_split_file(dirname, split).glob("*.xml"))]
     present = [split for split in SPLITS if _split_file(dirname, split).is_file()]
     return present or (["train", "val"] if _split_file(dirname, UNDIVIDED).is_file() else [])
 
@@ -223,7 +230,7 @@ def present_splits(dirname: Path) -> list[str]:
 def _is_official(root: Path) -> bool:
     if any((root / folder).is_dir() for folder in OFFICIAL_FOLDERS.values()):
         return True
-    if (root / "Annotations").is_dir() and (root / "ImageSets" / "Main").is_dir():
+    if is_flat(root) or ((root / "Annotations").is_dir() and (root / "ImageSets" / "Main").is_dir()):
         return False
     found = "no VOC data in it" if root.is_dir() else "no such folder"
     raise UserError(
@@ -233,6 +240,9 @@ def _is_official(root: Path) -> bool:
 
 
 def _split_file(dirname: Path, split: str) -> Path:
+    """The list of a split, or the folder that stands for it."""
+    if is_flat(dirname):
+        return dirname / FLAT_FOLDERS.get(split, split)
     return dirname / "ImageSets" / "Main" / f"{split}.txt"
 
 
@@ -264,6 +274,10 @@ def read_ids(dirname: Path, split: str) -> list[str]:
         UserError: the list is missing or empty, or an id is a path or comes twice.
     """
     path = _split_file(dirname, split)
+    if is_flat(dirname):
+        if ids := sorted(f"{path.name}/{annotation.stem}" for annotation in path.glob("*.xml")):
+            return ids
+        raise UserError(f"{path}: no annotation in it; expected <id>.xml beside each image, as in train/")
     undivided = _split_file(dirname, UNDIVIDED)
     if split in ("train", "val") and undivided.is_file() and not any(_split_file(dirname, s).is_file() for s in SPLITS):
         ids = _ids_of(dirname, undivided)
@@ -299,6 +313,11 @@ def _ids_of(dirname: Path, path: Path) -> list[str]:
     return ids
 
 
+def image_folder(dirname: Path) -> Path:
+    """Where the images lie by id: `JPEGImages/`, or the folder itself where they lie beside the annotations."""
+    return dirname if is_flat(dirname) else dirname / "JPEGImages"
+
+
 def find_pictures(folder: Path, ids: Sequence[str]) -> list[str | None]:
     """Gives each id its image file below `folder`, or None, from one listing: asking for 16,551 one by one is slow.
 
@@ -321,7 +340,7 @@ def find_pictures(folder: Path, ids: Sequence[str]) -> list[str | None]:
 
 
 def _find_images(dirname: Path, split: str, ids: Sequence[str]) -> list[str]:
-    folder = dirname / "JPEGImages"
+    folder = image_folder(dirname)
     found = []
     for image_id, path in zip(ids, find_pictures(folder, ids), strict=True):
         if path is None:
@@ -343,7 +362,7 @@ def _category_ids(dirname: Path, annotations: Annotations, class_names: Sequence
             image = np.searchsorted(np.cumsum(annotations.images["num_objects"]), first_object, side="right")
             close = difflib.get_close_matches(name, class_names, n=1)
             raise UserError(
-                f"{dirname / 'Annotations' / annotations.ids[image]}.xml: unknown class {name!r}"
+                f"{annotation_folder(dirname) / annotations.ids[image]}.xml: unknown class {name!r}"
                 f"{f', did you mean {close[0]!r}?' if close else ';'} expected one of {', '.join(class_names)}"
             )
     return np.array([index[name] for name in names], dtype=int)[labels].tolist()

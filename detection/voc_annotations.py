@@ -37,6 +37,16 @@ class Annotations(NamedTuple):
     names: np.ndarray  # (K,) str, the class names found; a label is an index into them
 
 
+def is_flat(dirname: Path) -> bool:
+    """Whether a folder is as Roboflow exports VOC: `train/` holds images with their annotations beside them."""
+    return not (dirname / "Annotations").is_dir() and any((dirname / "train").glob("*.xml"))
+
+
+def annotation_folder(dirname: Path) -> Path:
+    """Where the annotations lie by id: `Annotations/`, or the folder itself where they lie beside the images."""
+    return dirname if is_flat(dirname) else dirname / "Annotations"
+
+
 def read_annotations(dirname: Path, split: str, ids: Sequence[str]) -> Annotations:
     """Reads the annotations of `ids`, in this order: from the cache what has not changed, the rest from its file.
 
@@ -46,7 +56,7 @@ def read_annotations(dirname: Path, split: str, ids: Sequence[str]) -> Annotatio
     Raises:
         UserError: an annotation is missing or wrong; the message names the file.
     """
-    folder = dirname / "Annotations"
+    folder = annotation_folder(dirname)
     states = _file_states(folder, ids)
     cached = _load_cache(dirname, split)
     if cached and cached.ids.tolist() == ids and cached.images[["file_size", "mtime_ns"]].tolist() == states:

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from common.errors import UserError, exits_on_user_error
 from common.images import read_image
-from detection.voc import find_pictures, present_splits, read_ids
-from detection.voc_annotations import Annotations, read_annotations
+from detection.voc import find_pictures, image_folder, present_splits, read_ids
+from detection.voc_annotations import Annotations, annotation_folder, is_flat, read_annotations
 
 OFFICIAL_SPLITS: dict[str, tuple[str, dict[str, int]]] = {
     "voc2007": ("VOC2007", {"trainval": 5011, "test": 4952}),
@@ -76,7 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     root, deep = arguments.root, arguments.deep
-    if (root / "JPEGImages").is_dir() or (root / "Annotations").is_dir():
+    if (root / "JPEGImages").is_dir() or (root / "Annotations").is_dir() or is_flat(root):
         lists = dict.fromkeys(present_splits(root))
         data_sets = [check_voc(root, lists or {"trainval": None}, deep)]
     else:
@@ -146,6 +146,7 @@ def check_voc(folder: Path, splits: dict[str, int] | dict[str, None], deep: bool
         splits: the lists, each with its official length or None.
         deep: decode every image as well.
     """
+    images, annotations = image_folder(folder), annotation_folder(folder)
     reports = []
     for split, official in splits.items():
         path = folder / "ImageSets" / "Main" / f"{split}.txt"
@@ -161,13 +162,13 @@ def check_voc(folder: Path, splits: dict[str, int] | dict[str, None], deep: bool
                 report.missing.append(name)
             continue
         try:
-            pictures = find_pictures(folder / "JPEGImages", ids)
+            pictures = find_pictures(images, ids)
         except UserError:
             pictures = [None] * len(ids)
         items = [
             (
-                str(PurePosixPath(picture).relative_to(folder)) if picture else f"JPEGImages/{image_id}.jpg",
-                f"Annotations/{image_id}.xml",
+                str(Path(picture or images / f"{image_id}.jpg").relative_to(folder)),
+                str((annotations / f"{image_id}.xml").relative_to(folder)),
             )
             for image_id, picture in zip(ids, pictures, strict=True)
         ]

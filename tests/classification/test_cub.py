@@ -64,6 +64,41 @@ def test_a_missing_index_file_is_named(tiny_root):
         read_cub(tiny_root)
 
 
+def draw_folders(root: Path, files: str) -> Path:
+    for file in files.split():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    return root
+
+
+@pytest.mark.parametrize("test", ["test", "val", "valid"])
+def test_reads_a_folder_a_class(tmp_path, test):
+    files = f"train/wren/b.jpg train/wren/a.PNG train/1_owl/deep/c.webp train/wren/notes.txt {test}/wren/d.jpg"
+    cub = read_cub(draw_folders(tmp_path, files))
+    assert cub.class_names == ["1_owl", "wren"]
+    train = tmp_path / "train"
+    assert cub.train == [
+        Bird(train / "1_owl/deep/c.webp", 0),
+        Bird(train / "wren/a.PNG", 1),
+        Bird(train / "wren/b.jpg", 1),
+    ]
+    assert cub.test == [Bird(tmp_path / test / "wren/d.jpg", 1)]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ("train/owl/a.jpg", "train/ without test/ or val/"),
+        ("train/owl/a.jpg test/wren/a.jpg", r"test/wren: no class of .*expected owl"),
+        ("train/owl/a.jpg test/owl/notes.txt", "test: no images"),
+        ("train/owl/a.jpg train/wren/notes.txt test/owl/a.jpg", "train/wren: no images"),
+    ],
+)
+def test_folders_that_do_not_match_are_refused(tmp_path, files, said):
+    with pytest.raises(UserError, match=said):
+        read_cub(draw_folders(tmp_path, files))
+
+
 def test_hold_out_takes_its_share_of_every_class():
     birds = [Bird(Path(f"{label}-{number}.jpg"), label) for label in range(7) for number in range(10)]
     rest, held = hold_out(birds, 0.2, seed=3)

@@ -36,6 +36,32 @@ def test_a_name_that_is_there_is_no_pattern(folder: Path) -> None:
     assert find_images([f"{folder}/b*"]) == [folder / "b.jpg"]  # and a folder is none of a pattern's files
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("b.jpg c.png", ["b.jpg", "c.png"]),
+        ("c.png  d e.jpeg b.jpg", ["c.png", "d e.jpeg", "b.jpg"]),
+        ("d e.jpeg", ["d e.jpeg"]),
+        ("'d e.jpeg' \"b.jpg\"", ["d e.jpeg", "b.jpg"]),
+        ("sub ?.jpg", ["sub/f.jpg", "b.jpg"]),
+        ("it's 1 & (2).jpg b.jpg", ["it's 1 & (2).jpg", "b.jpg"]),
+    ],
+)
+def test_a_name_may_be_several_as_makes_variable_holds_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: list[str]
+) -> None:
+    (folder / "it's 1 & (2).jpg").touch()
+    monkeypatch.chdir(folder)
+    assert find_images([text]) == [Path(name) for name in expected]
+
+
+@pytest.mark.parametrize("missing", ["my photo.jpg", "it's not there.jpg"])
+def test_a_missing_name_with_blanks_is_named_whole(folder: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=f"^{missing}: no such file"):
+        find_images([f"b.jpg {missing}"])
+
+
 def test_relative_patterns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert find_images(["*.png", "sub"]) == [Path("c.png"), Path("sub/f.jpg")]

@@ -167,6 +167,40 @@ def test_cvats_undivided_list_with_subfolders_is_divided(tmp_path):
     assert sorted([*read_ids(tmp_path, "train"), "day 0/4", "day 1/9"]) == sorted(names)
 
 
+def flat(root: Path, **names: str) -> Path:
+    """A folder as Roboflow exports VOC: annotations beside the images, no lists."""
+    for folder, ids in names.items():
+        (root / folder).mkdir(parents=True)
+        for image_id in ids.split():
+            (root / folder / f"{image_id}.xml").write_text(annotation((folder, 1, 1, 9, 9)))
+            (root / folder / f"{image_id}.jpg").touch()
+    return root
+
+
+def test_flat_folders_with_annotations_beside_the_images(tmp_path):
+    root = flat(tmp_path / "data", train="b a", valid="a", test="c")
+    assert read_labels(root) == ("test", "train", "valid")
+    assert default_splits(root) == (("voc_train",), ("voc_test",))
+    assert default_splits(flat(tmp_path / "no test", train="a", valid="b")) == (("voc_train",), ("voc_val",))
+    for split, ids in (("train", ["train/a", "train/b"]), ("val", ["valid/a"]), ("test", ["test/c"])):
+        entries = load_voc_instances(root, split, read_labels(root))
+        assert [entry["image_id"] for entry in entries] == ids
+        assert [entry["file_name"] for entry in entries] == [str(root / f"{image_id}.jpg") for image_id in ids]
+        (name,) = {read_labels(root)[box["category_id"]] for entry in entries for box in entry["annotations"]}
+        assert name == ids[0].partition("/")[0]
+
+
+def test_flat_folders_that_lack_something_are_refused(tmp_path):
+    root = flat(tmp_path, train="a b")
+    with pytest.raises(UserError, match=r"annotations in train/ only; expected them in test/ or valid/"):
+        default_splits(root)
+    with pytest.raises(UserError, match=r"/valid: no annotation in it"):
+        read_ids(root, "val")
+    (root / "train/b.jpg").unlink()
+    with pytest.raises(UserError, match=r"train/b\.jpg: no such image"):
+        load_voc_instances(root, "train", ("train",))
+
+
 # cache
 
 

@@ -154,6 +154,21 @@ def test_a_root_that_is_one_folder_in_voc_layout(tmp_path):
     ]
 
 
+def test_annotations_beside_the_images_in_flat_folders(tmp_path):
+    for file in ("train/a b", "train/c", "valid/a b"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30), "teal").save(tmp_path / f"{file}.jpg")
+        (tmp_path / f"{file}.xml").write_text(ANNOTATION)
+    process = run("--root", str(tmp_path))
+    assert process.returncode == 0
+    assert "train: 0 objects (none); 0 small, 0 middle-sized, 0 large; 2 of 2 images without" in process.stdout
+    assert "val: 0 objects (none); 0 small, 0 middle-sized, 0 large; 1 of 1 images without" in process.stdout
+    (tmp_path / "valid/a b.jpg").unlink()
+    process = run("--root", str(tmp_path))
+    assert process.returncode == 2
+    assert "missing: valid/a b.jpg" in process.stdout
+
+
 OBJECT = (
     """<object><name>{}</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>30</ymax></bndbox></object>"""
 )
