@@ -101,8 +101,8 @@ compare-pretraining: setup ## Trains with pretrained and with random weights, an
 	@$(PY) -m classification.sweep pretraining $(bird) $(call setting,epochs,EPOCHS)
 
 .PHONY: eval-classifier
-eval-classifier: setup ## Top-1, top-5, confusions, calibration of a trained classifier [WEIGHTS DATA OUT]
-	@$(PY) -m classification.evaluate $(call quoted,WEIGHTS) $(data) $(call option,--output,OUT)
+eval-classifier: setup ## Top-1, top-5, confusions, calibration of a trained classifier [WEIGHTS DATA TTA=1 OUT]
+	@$(PY) -m classification.evaluate $(call quoted,WEIGHTS) $(data) $(if $(filter 1,$(TTA)),--tta) $(call option,--output,OUT)
 
 .PHONY: predict-bird
 predict-bird: setup ## The five likeliest species on each photograph [IMAGES="a.jpg dir/" WEIGHTS SALIENCY=1 OUT]
@@ -115,16 +115,16 @@ train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [START=coco|imagen
 	@$(detect) --model faster_rcnn $(pretrained) $(resume) $(OPTS)
 
 .PHONY: eval-frcnn
-eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU OPTS]
-	@$(detect) --model faster_rcnn --eval-only $(OPTS)
+eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU TTA=1 OPTS]
+	@$(detect) --model faster_rcnn --eval-only $(if $(filter 1,$(TTA)),TEST.AUG.ENABLED True) $(OPTS)
 
 .PHONY: train-yolov3
 train-yolov3: setup ## Trains YOLOv3 Darknet-53 on VOC07+12 [START=coco|imagenet|random|file|hub name BACKBONE=timm name RECIPE=best|study|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
 	@$(detect) --model yolov3 $(pretrained) $(resume) $(OPTS)
 
 .PHONY: eval-yolov3
-eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU OPTS]
-	@$(detect) --model yolov3 --eval-only $(OPTS)
+eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU TTA=1 OPTS]
+	@$(detect) --model yolov3 --eval-only $(if $(filter 1,$(TTA)),TEST.AUG.ENABLED True) $(OPTS)
 
 .PHONY: anchors
 anchors: setup ## Finds YOLOv3 anchors for a data set by k-means, with the mean best IoU of old and new [DATA SIZE=416]

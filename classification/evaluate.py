@@ -1,10 +1,11 @@
 """How good a classifier is and where it errs: one checkpoint in, tables and pictures out.
 
-`python -m classification.evaluate WEIGHTS [--data DATA] [--output FOLDER]`
+`python -m classification.evaluate WEIGHTS [--data DATA] [--tta] [--output FOLDER]`
 """
 
 import argparse
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from classification.cub import FOLDER, Bird, read_cub
 from classification.data_loader import build_test_loader
@@ -26,6 +27,23 @@ from common.errors import UserError, exits_on_user_error
 from common.run_folder import record_session
 
 CALIBRATION_BINS = 15
+
+
+class WithMirror(nn.Module):
+    """Test-time augmentation: looks at each image and at its mirror image, and averages the probabilities.
+
+    Args:
+        model: maps images (N, 3, H, W) to logits (N, C).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logarithms of the averaged probabilities, float32 (N, C)."""
+        views = torch.stack([self.model(images).float(), self.model(images.flip(-1)).float()])
+        return views.log_softmax(2).logsumexp(0) - math.log(2)
 
 
 @dataclass(frozen=True)
@@ -214,7 +232,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a classifier on the test split of CUB-200-2011.")
     parser.add_argument("weights", type=Path, nargs="?", help="checkpoint of a run; default the newest fine-tuned one")
     parser.add_argument("--data", help=f"folder that holds {FOLDER}, or train/ and test/")
-    parser.add_argument("--output", type=Path, help="folder to write to; evaluation/ beside the weights by default")
+    parser.add_argument("--tta", action="store_true", help="look at the mirror image too")
+    parser.add_argument(
+        "--output", type=Path, help="folder to write to; beside the weights evaluation/, or evaluation_tta/, by default"
+    )
     arguments = parser.parse_args()
 
     device = start_process()
@@ -238,7 +259,9 @@ def main() -> None:
         test = [bird._replace(label=names.index(cub.class_names[bird.label])) for bird in test]
     loader = build_test_loader(test, card["image_size"], card["crop_pct"], batch_size=64, workers=2)
     model.to(device).to(memory_format=torch.channels_last)
-    folder = arguments.output or weights.parent / "evaluation"
+    if arguments.tta:
+        model = WithMirror(model)
+    folder = arguments.output or weights.parent / ("evaluation_tta" if arguments.tta else "evaluation")
     folder.mkdir(parents=True, exist_ok=True)
     with record_session(folder, **data_facts(root), weights=str(weights)):
         logits, labels = predict_logits(model, loader, BatchAugmentation(card["mean"], card["std"]), "float32")

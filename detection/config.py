@@ -110,6 +110,9 @@ def add_detection_config(cfg: CfgNode) -> None:
     # Images whose losses are averaged into validation_loss at every evaluation; 0 is off.
     cfg.TEST.VALIDATION_LOSS_IMAGES = 500
     cfg.TEST.IMS_PER_BATCH = 4
+    # Sizes that test-time augmentation looks at, values of INPUT.MIN_SIZE_TEST; the long side grows along, up to
+    # TEST.AUG.MAX_SIZE. Empty: three, four and five quarters of it.
+    cfg.TEST.AUG.MIN_SIZES = ()
 
 
 def get_cfg() -> CfgNode:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from common.runtime import autocast
 from detection.roi_align import ROIAlign
+from detection.test_time_augmentation import TTA
 
 
 def padded_size(size: Sequence[int], divisibility: int) -> tuple[int, int]:
@@ -32,9 +33,11 @@ class Autocast(nn.Module):
 
     Attributes:
         precision: see `common.runtime.autocast`.
+        test_augmentation: how images are looked at in evaluation; None for once, as they are.
     """
 
     precision: str = "float32"
+    test_augmentation: TTA | None = None
     device: torch.device
     backbone: Backbone
 
@@ -53,11 +56,16 @@ class Autocast(nn.Module):
         with autocast(self.device, self.precision):
             if self.training:
                 return super().forward(batched_inputs)
-            outputs: dict[int, dict[str, Instances]] = {}
-            for indices in self.groups(batched_inputs):
-                group = super().forward([batched_inputs[index] for index in indices])
-                outputs.update(zip(indices, group, strict=True))
-            return [outputs[index] for index in range(len(batched_inputs))]
+            if self.test_augmentation is None:
+                return self._detect(batched_inputs)
+            return self.test_augmentation(self._detect, batched_inputs)
+
+    def _detect(self, batched_inputs: list[dict]) -> list[dict[str, Instances]]:
+        outputs: dict[int, dict[str, Instances]] = {}
+        for indices in self.groups(batched_inputs):
+            group = super().forward([batched_inputs[index] for index in indices])
+            outputs.update(zip(indices, group, strict=True))
+        return [outputs[index] for index in range(len(batched_inputs))]
 
     def groups(self, batched_inputs: list[dict]) -> list[list[int]]:
         """Indices of the images that run together, group by group: in training all, else those padded to one size."""
@@ -82,9 +90,10 @@ class FasterRCNN(Autocast, GeneralizedRCNN):
     roi_heads: StandardROIHeads
 
     @configurable
-    def __init__(self, *, precision: str, **parts: Any) -> None:
+    def __init__(self, *, precision: str, test_augmentation: TTA | None = None, **parts: Any) -> None:
         super().__init__(**parts)
         self.precision = precision
+        self.test_augmentation = test_augmentation
         for module in self.modules():
             if isinstance(module, ROIPooler):
                 module.level_poolers = nn.ModuleList(
@@ -99,8 +108,12 @@ class FasterRCNN(Autocast, GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Reads what Detectron2's class reads, and `MODEL.PRECISION`."""
-        return {**super().from_config(cfg), "precision": cfg.MODEL.PRECISION}
+        """Reads what Detectron2's class reads, `MODEL.PRECISION` and `TEST.AUG`."""
+        return {
+            **super().from_config(cfg),
+            "precision": cfg.MODEL.PRECISION,
+            "test_augmentation": TTA.from_config(cfg, cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST),
+        }
 
 
 class Float32Conv2d(nn.Conv2d):

@@ -18,8 +18,8 @@ def record_proposals(model: nn.Module) -> Iterator[list[Instances]]:
     """Records the proposals of every forward pass inside the block.
 
     The model is not changed: a forward hook on its proposal generator, and one on itself that puts the proposals in the
-    order of its inputs, are registered at the start of the block and removed at its end. A model in
-    `DistributedDataParallel` works too.
+    order of its inputs, are registered at the start of the block and removed at its end; test-time augmentation, whose
+    views would each have proposals of their own, rests meanwhile. A model in `DistributedDataParallel` works too.
 
     Args:
         model: a two-stage detector of Detectron2.
@@ -54,12 +54,17 @@ def record_proposals(model: nn.Module) -> Iterator[list[Instances]]:
         recorded.extend(by_index[index] for index in range(len(indices)))
         of_this_pass.clear()
 
+    augmentation = getattr(bare_model, "test_augmentation", None)
+    if augmentation is not None:
+        bare_model.test_augmentation = None
     handles = generator.register_forward_hook(keep), bare_model.register_forward_hook(put_in_order)
     try:
         yield recorded
     finally:
         for handle in handles:
             handle.remove()
+        if augmentation is not None:
+            bare_model.test_augmentation = augmentation
 
 
 def to_original(proposals: Instances, height: int, width: int) -> Instances:

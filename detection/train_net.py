@@ -76,7 +76,9 @@ def train(args: argparse.Namespace, log: RunLog) -> Path:
 
 
 def eval_only(args: argparse.Namespace) -> None:
-    """Evaluates weights and prints the table per class; the files go beside the weights.
+    """Evaluates weights and prints the tables; the files go into `evaluation/` beside the weights.
+
+    With test-time augmentation they go into `evaluation_tta/`, so that both can be compared.
 
     Raises:
         UserError: there are no weights, or data or classes do not fit them.
@@ -109,7 +111,7 @@ def eval_only(args: argparse.Namespace) -> None:
     check_classes(cfg, source)
     evaluator = Evaluator(cfg)
     refuse_unread(cfg, read_detector_cfg(source), args.opts[::2])
-    folder = folder_of(source, args.output) / "evaluation"
+    folder = folder_of(source, args.output) / ("evaluation_tta" if cfg.TEST.AUG.ENABLED else "evaluation")
     folder.mkdir(parents=True, exist_ok=True)
     with recorded(folder, cfg, weights=source):
         metrics = evaluator.evaluate(model)

@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from detection.meta_arch import Autocast
+from detection.test_time_augmentation import TTA
 from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform
 from detection.yolov3.head import YOLOv3Head
 from detection.yolov3.losses import YOLOv3Loss
@@ -41,6 +42,7 @@ class YOLOv3(Autocast, DenseDetector):
         pixel_mean: list[float],
         pixel_std: list[float],
         precision: str = "float32",
+        test_augmentation: TTA | None = None,
     ):
         """Takes its parts built.
 
@@ -60,9 +62,11 @@ class YOLOv3(Autocast, DenseDetector):
             pixel_mean: subtracted from each channel, in the order of `INPUT.FORMAT`.
             pixel_std: divides each channel.
             precision: of the network, see `common.runtime.autocast`.
+            test_augmentation: how images are looked at in evaluation; None for once, as they are.
         """
         super().__init__(backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.precision = precision
+        self.test_augmentation = test_augmentation
         self.anchor_generator = anchor_generator
         self.box2box_transform = box2box_transform
         self.loss = loss
@@ -76,7 +80,7 @@ class YOLOv3(Autocast, DenseDetector):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        """Reads `MODEL.YOLOV3`, and builds the backbone from `MODEL.BACKBONE`."""
+        """Reads `MODEL.YOLOV3` and `TEST.AUG`, and builds the backbone from `MODEL.BACKBONE`."""
         backbone = build_backbone(cfg)
         shapes = [backbone.output_shape()[name] for name in cfg.MODEL.YOLOV3.IN_FEATURES]
         transform = YOLOBox2BoxTransform()
@@ -103,6 +107,7 @@ class YOLOv3(Autocast, DenseDetector):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "precision": cfg.MODEL.PRECISION,
+            "test_augmentation": TTA.from_config(cfg, cfg.MODEL.YOLOV3.NMS_THRESH_TEST),
         }
 
     def forward_training(

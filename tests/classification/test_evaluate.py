@@ -10,7 +10,7 @@ from PIL import Image
 
 from classification import evaluate
 from classification.cub import read_cub
-from classification.evaluate import calibration, confused_pairs, confusion_matrix, measure, write_report
+from classification.evaluate import WithMirror, calibration, confused_pairs, confusion_matrix, measure, write_report
 from classification.model import build_model, describe
 from classification.predict import BirdClassifier
 from tools import predict_bird
@@ -164,3 +164,15 @@ def test_predict_bird_keeps_equal_names_apart_and_goes_on_after_an_odd_file(tiny
     assert code == 2
     assert "a_saliency.png: is one of the files to read" in complaint
     assert Image.open(tmp_path / "d2" / "a_saliency.png").size == (9, 9)
+
+
+def test_a_mirror_averages_the_probabilities_of_both_views():
+    torch.manual_seed(0)
+    model = build_model("test_resnet", 5).eval()
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        both = WithMirror(model)(images)
+        plain, mirrored = model(images).softmax(1), model(images.flip(3)).softmax(1)
+        torch.testing.assert_close(both.exp(), (plain + mirrored) / 2)
+        torch.testing.assert_close(WithMirror(model)(images.flip(3)), both)
+    assert not torch.allclose(plain, mirrored, atol=1e-4)

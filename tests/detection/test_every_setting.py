@@ -117,9 +117,12 @@ VALID = {
     "TEST.VALIDATION_LOSS_IMAGES": 4,
     "TEST.IMS_PER_BATCH": 1,  # of four images no more than two have one size
     "INPUT.CLOSE_EPOCHS": 0.7,
+    "TEST.AUG.MIN_SIZES": (48,),
+    "TEST.AUG.MAX_SIZE": 40,
 }
 # What must be set besides for a key to mean anything.
 WITH = {
+    **{f"TEST.AUG.{key}": {"TEST.AUG.ENABLED": True} for key in ("MIN_SIZES", "MAX_SIZE", "FLIP")},
     "MODEL.RESNETS.NUM_GROUPS": {"MODEL.RESNETS.WIDTH_PER_GROUP": 4},
     "MODEL.ROI_BOX_HEAD.CONV_DIM": {"MODEL.ROI_BOX_HEAD.NUM_CONV": 1},
     "MODEL.ROI_BOX_HEAD.NORM": {"MODEL.ROI_BOX_HEAD.NUM_CONV": 1},
