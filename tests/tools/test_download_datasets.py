@@ -64,7 +64,9 @@ def make_tar(files: dict[str, bytes], mode: str = "w") -> bytes:
 def voc_files(split: str, ids: list[str]) -> dict[str, bytes]:
     files = {f"VOCdevkit/VOC2007/ImageSets/Main/{split}.txt": "\n".join(ids).encode()}
     for id_ in ids:
-        files[f"VOCdevkit/VOC2007/Annotations/{id_}.xml"] = b"<annotation/>"
+        files[f"VOCdevkit/VOC2007/Annotations/{id_}.xml"] = (
+            b"<annotation><size><width>8</width><height>8</height></size></annotation>"
+        )
         files[f"VOCdevkit/VOC2007/JPEGImages/{id_}.jpg"] = id_.encode() * 50_000
     return files
 
