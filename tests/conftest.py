@@ -44,7 +44,10 @@ for line in sys.stdin:
             runpy.run_module("tools.launch", run_name="__main__")
             code = 0
         except SystemExit as end:
-            code = end.code
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+            else:
+                code = end.code
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:

@@ -394,4 +394,5 @@ def test_two_processes_have_a_gpu_each_and_nccl_refuses_the_cpu(tmp_path):
     command = [sys.executable, *launch, str(tmp_path / "rank.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("[0, 1] No backend type associated with device type cpu") == 2
+    # What two processes print may meet in one line.
+    assert done.stdout.count("[0, 1]") == done.stdout.count("No backend type associated with device type cpu") == 2
