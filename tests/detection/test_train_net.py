@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -115,9 +114,8 @@ def test_evaluation_alone_gives_the_figures_of_the_training(detector, copied: Pa
 def test_two_machines(detector) -> None:
     """The launcher on two machines, here on loopback, with a gloo process each: they train one run."""
     opts = ("SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "0", "SOLVER.EMA_DECAY", "0.0")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    # Below those that the kernel gives to whoever connects, which may meet itself while nobody listens yet.
+    url = f"tcp://127.0.0.1:{random.SystemRandom().randrange(20_000, 32_000)}"
     arguments = detector.arguments("machines", opts=opts)
     variables = {"NGPU": "1", "NNODES": "2", "DIST_URL": url}
     launches = [detector.server.start(*arguments, NODE_RANK=str(rank), **variables) for rank in range(2)]
