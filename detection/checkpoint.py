@@ -14,7 +14,7 @@ from common.weights import LOCAL_WEIGHTS, load_state, locate_weights, read_check
 from common.zoo_pickle import is_pickle, read_zoo_pickle
 from detection.classes import carry_over, is_class_layer, pair_classes
 from detection.config import read_run_cfg
-from detection.starts import darknet_file, identify
+from detection.starts import darknet_file, identify, run_of, unfetched
 from detection.timm_backbone import TimmBackbone
 from detection.torchvision_detectors import BACKBONE, convert_resnet, convert_torchvision, is_torchvision
 from detection.yolov3.darknet_weights import is_darknet_file, read_darknet_weights
@@ -52,13 +52,13 @@ def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
             carried = carry_over(name, state[name], own[name].cpu(), classes, wanted)
             state[name] = state[name] if carried is None else carried
     random = load_state(model, state, source, replaceable=class_layers)
-    logger.info("Loaded the detector from %s; random, since the classes are others: %s", source, random or "none")
-    if classes and classes != wanted and not random:
-        known = {new for _, new in pair_classes(classes, wanted)}
-        parts = [
-            [name for index, name in enumerate(wanted) if (index in known) == is_known] for is_known in (True, False)
-        ]
-        logger.info("Classes carried over by name: %s; random: %s", *(", ".join(part) or "none" for part in parts))
+    if not classes or classes == wanted or random:
+        logger.info("Loaded the detector from %s; random, since the classes are others: %s", source, random or "none")
+        return
+    known = {new for _, new in pair_classes(classes, wanted)}
+    parts = [[name for index, name in enumerate(wanted) if (index in known) == is_known] for is_known in (True, False)]
+    words = [", ".join(part) or "none" for part in parts]
+    logger.info("Loaded the detector from %s. Classes carried over by name: %s; random: %s", source, *words)
 
 
 def _read(source: str, model: nn.Module) -> tuple[dict[str, torch.Tensor], str, Sequence[str] | None]:
@@ -86,8 +86,8 @@ def _read(source: str, model: nn.Module) -> tuple[dict[str, torch.Tensor], str, 
         state = convert_torchvision(state)
     if found := identify(source):
         return state, "", list(found.classes)
-    run = path.parent
-    return state, "", read_run_cfg(run).MODEL.CLASSES if (run / "config.yaml").is_file() else None
+    run = run_of(source)
+    return state, "", read_run_cfg(run).MODEL.CLASSES if run else None
 
 
 def _read_darknet(path: Path, model: nn.Module) -> tuple[dict[str, torch.Tensor], str, Sequence[str] | None]:
@@ -136,9 +136,5 @@ def _fetch(source: str) -> dict[str, torch.Tensor]:
             overlay = locate_weights(name)
             return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
     except Exception as error:  # each hub has kinds of its own for a name that it does not know
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{source}: pretrained weights cannot be fetched ({reason}); "
-            f"put the file into {LOCAL_WEIGHTS}/, name one (START=path) or start from random weights (START=random)"
-        ) from error
+        raise unfetched(source, error) from error
     raise UserError(f"MODEL.WEIGHTS {source}: expected a file, torchvision://NAME, timm://NAME or darknet://NAME")

@@ -13,7 +13,7 @@ from common.runtime import resolve_precision
 from detection import meta_arch as meta_arch  # registers it
 from detection.checkpoint import load_initial_weights, load_weights
 from detection.config import RecordingCfg, blamed_on, read_run_cfg
-from detection.starts import foreign_cfg, resolve_start, set_classes
+from detection.starts import foreign_cfg, resolve_start, run_of, set_classes
 from detection.yolov3.darknet import fold_batch_norm
 
 
@@ -46,7 +46,7 @@ def load_detector(
     if not source:
         raise UserError(f"{weights}: is no trained detector; expected a run folder, a checkpoint in one, or coco")
     cfg = RecordingCfg(read_detector_cfg(source, options))
-    is_run = (Path(source).parent / "config.yaml").is_file()
+    is_run = run_of(source) is not None
     if classes and not is_run:
         set_classes(cfg, classes)
     with blamed_on(options[::2]):
@@ -60,7 +60,7 @@ def load_detector(
     return cfg, detector
 
 
-def read_detector_cfg(source: str | Path, options: Sequence[str] = ()) -> CfgNode:
+def read_detector_cfg(source: str, options: Sequence[str] = ()) -> CfgNode:
     """The configuration of a whole detector: the one beside its weights, or that of a detector of others.
 
     Args:
@@ -70,5 +70,5 @@ def read_detector_cfg(source: str | Path, options: Sequence[str] = ()) -> CfgNod
     Raises:
         UserError: there is none, it is broken, or an option is wrong.
     """
-    run = Path(source).parent
-    return read_run_cfg(run, options) if (run / "config.yaml").is_file() else foreign_cfg(str(source), options)
+    run = run_of(source)
+    return read_run_cfg(run, options) if run else foreign_cfg(source, options)

@@ -1,10 +1,11 @@
 """What a detector starts from: `START=coco | imagenet | random`, a file, a run folder, or a name of a hub.
 
-Weights of a classifier fill a backbone. A whole detector of others is one that a leaf `detection/configs/*_coco.yaml`
-describes: it can be used and evaluated as it is, and trained further. A file is known by what it holds, not by its
-name.
+Weights of a classifier fill a backbone. A whole detector of others is one that a leaf of `detection/configs` describes,
+`*_coco.yaml` or `*_zoo.yaml`: it can be used and evaluated as it is, and trained further. A file is known by what it
+holds, not by its name.
 """
 
+import functools
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -82,6 +83,12 @@ def resolve_start(start: str, model: str) -> str | None:
     return f"timm://{start}" if timm.is_model(start) else start
 
 
+def run_of(weights: str) -> Path | None:
+    """The run folder that `MODEL.WEIGHTS` lies in; None where it is no file of a run of this project."""
+    folder = Path(weights).parent
+    return folder if (folder / "config.yaml").is_file() else None
+
+
 def read_leaf(leaf: str, options: Sequence[str] = ()) -> CfgNode:
     """The configuration of that name in `detection/configs`, with KEY VALUE pairs over it."""
     cfg = get_cfg()
@@ -91,6 +98,7 @@ def read_leaf(leaf: str, options: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
+@functools.cache  # it reads the file, and several ask
 def identify(weights: str) -> ForeignDetector | None:
     """Which whole detector of others `MODEL.WEIGHTS` names; None where it is none, or one of a run of this project.
 
@@ -102,7 +110,7 @@ def identify(weights: str) -> ForeignDetector | None:
         leaf = next((leaf for leaf in leaves if weights == read_leaf(leaf).MODEL.WEIGHTS), None)
         return ForeignDetector(leaf, COCO_CLASSES) if leaf else None
     path = Path(weights)
-    if not path.is_file() or (path.parent / "config.yaml").is_file():
+    if not path.is_file() or run_of(weights):
         return None
     if is_pickle(path):
         state = read_zoo_pickle(path)["model"]
@@ -183,16 +191,23 @@ def set_classes(cfg: CfgNode, classes: Sequence[str]) -> None:
 
 def folder_of(weights: str, output: Path = Path("output")) -> Path:
     """Where what is found out about a detector goes: its run folder, or one below `output` for a detector of others."""
-    path = Path(weights)
-    return path.parent if (path.parent / "config.yaml").is_file() else output / "starts" / path.stem
+    return run_of(weights) or output / "starts" / Path(weights).stem
+
+
+def unfetched(source: str, error: Exception) -> UserError:
+    """What to say of weights that a hub does not give."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(
+        f"{source}: pretrained weights cannot be fetched ({reason}); "
+        f"put the file into {LOCAL_WEIGHTS}/, name one (START=path) or start from random weights (START=random)"
+    )
 
 
 def darknet_file(name: str) -> Path:
     """One of Darknet's published files: in `weights/`, or torch's cache, which it is fetched into.
 
     Raises:
-        UserError: it is unknown, or not what was published.
-        OSError: it cannot be fetched.
+        UserError: it is unknown, cannot be fetched, or is not what was published.
     """
     if name not in DARKNET_MD5:
         raise UserError(f"darknet://{name}: no such file; expected {' or '.join(DARKNET_MD5)}")
@@ -200,7 +215,10 @@ def darknet_file(name: str) -> Path:
     path = next((path for path in (LOCAL_WEIGHTS / name, cached) if path.is_file()), None)
     if path is None:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(DARKNET_URL + name, str(cached))
+        try:
+            torch.hub.download_url_to_file(DARKNET_URL + name, str(cached))
+        except OSError as error:
+            raise unfetched(f"darknet://{name}", error) from error
         path = cached
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "md5").hexdigest()

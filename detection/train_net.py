@@ -30,7 +30,7 @@ from detection.experiment import (
 )
 from detection.hooks import METRIC
 from detection.modeling import load_detector, read_detector_cfg
-from detection.starts import folder_of, resolve_start
+from detection.starts import folder_of, resolve_start, run_of
 from detection.trainer import Evaluator, Trainer
 from detection.voc import default_splits, register_voc
 
@@ -90,7 +90,7 @@ def eval_only(args: argparse.Namespace) -> None:
     if not source:
         name = run_names(args)[0]
         raise UserError(f"{args.output}: no trained {name} in it; expected WEIGHTS=path, START=coco, or train first")
-    is_run = (Path(source).parent / "config.yaml").is_file()
+    is_run = run_of(source) is not None
     if not is_run and (args.recipe or args.config or args.backbone):
         raise UserError(f"{args.start}: has a configuration of its own; leave RECIPE, CONFIG and BACKBONE out")
     root, classes = Path(args.data) if args.data else None, None
