@@ -199,8 +199,12 @@ def _merge_options(cfg: CfgNode, options: Sequence[str]) -> list[str]:
 
 def run_names(args: argparse.Namespace) -> list[str]:
     """Names that the runs of a command line may have: on data and, but for a configuration of one's own, the sample."""
-    name = configuration_file(args)[0].stem + (f"_{args.backbone}" if args.backbone else "")
-    return [name] if args.config else [name, f"{name}-sample"]
+    return _names(configuration_file(args)[0].stem, args.backbone, is_own=bool(args.config))
+
+
+def _names(configuration: str, backbone: str | None, is_own: bool) -> list[str]:
+    name = f"{configuration}_{backbone}" if backbone else configuration
+    return [name] if is_own else [name, f"{name}-sample"]
 
 
 def newest_run(args: argparse.Namespace) -> Path:
@@ -215,7 +219,9 @@ def newest_run(args: argparse.Namespace) -> Path:
     return run_to_resume(args.output, names)
 
 
-def newest_detector(output: Path, model: str, recipe: str | None = None, config: Path | None = None) -> Path | None:
+def newest_detector(
+    output: Path, model: str, recipe: str | None = None, config: Path | None = None, backbone: str | None = None
+) -> Path | None:
     """`model_best.pth` of the newest run of a model; None if there is none.
 
     Args:
@@ -223,10 +229,11 @@ def newest_detector(output: Path, model: str, recipe: str | None = None, config:
         model: see `detection.config.LEAF`.
         recipe: only runs of this recipe.
         config: only runs of this configuration of one's own.
+        backbone: only runs with this network in place of the recipe's.
     """
-    if config or recipe:
-        name = config.stem if config else leaf_name(model, recipe or "best")
-        names = [name] if config else [name, f"{name}-sample"]
+    if config or recipe or backbone:
+        configuration = config.stem if config else leaf_name(model, recipe or "best")
+        names = _names(configuration, backbone, is_own=bool(config))
         return newest_weights(run for name in names for run in find_run_folders(output, name))
     wanted = re.compile(rf"^  META_ARCHITECTURE: ({'|'.join(META_ARCHITECTURES[model])})$", re.MULTILINE)
     configurations = [path for path in output.glob("*/config.yaml") if wanted.search(path.read_text(errors="replace"))]

@@ -86,7 +86,7 @@ def eval_only(args: argparse.Namespace) -> None:
     if default_device() == "cpu":
         keep_freed_memory()
     start = resolve_start(args.start, args.model) if args.start else None
-    source = start or str(newest_detector(args.output, args.model, args.recipe, args.config) or "")
+    source = start or str(newest_detector(args.output, args.model, args.recipe, args.config, args.backbone) or "")
     if not source:
         name = run_names(args)[0]
         raise UserError(f"{args.output}: no trained {name} in it; expected WEIGHTS=path, START=coco, or train first")

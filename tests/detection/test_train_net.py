@@ -179,11 +179,11 @@ def test_other_classes_end_in_one_line(detector, trained: Path, voc_folder: Path
     outcome = detector("undisturbed", "--eval-only", "--weights", best, "--data", str(data))
     assert_one_line(outcome, best, "2 classes (red, blue", str(data), "3 (red, green, blue")
 
-    # A trained detector may start the training of another one; only the layers that predict classes start anew.
+    # A trained detector may start the training of another one; the classes that both name carry over.
     opts = ("SOLVER.MAX_ITER", "1", "TEST.VALIDATION_LOSS_IMAGES", "0")
     code, printed = detector("other", "--weights", best, "--data", str(data), opts=opts)
     assert code == 0, printed
-    assert "random, since the classes are others" in printed
+    assert "Classes carried over by name: red, blue; random: green" in printed
 
 
 def test_full_disk_keeps_the_last_checkpoint(detector, copied: Path) -> None:
