@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from classification.snapmix import SnapMix
 from common.averaging import WeightAverage
 from common.processes import rank, share_buffers, world_size
 from common.runtime import autocast, gradient_scaler, to_device
@@ -114,7 +115,7 @@ class Trainer:
         scheduler: timm's, stepping by iterations; a function of the iteration alone.
         augment: from uint8 images to the network's input.
         label_smoothing: share of the target spread over all classes.
-        mixup: timm's mixup and CutMix, which then does the smoothing.
+        mixup: timm's mixup and CutMix, which then does the smoothing, or SnapMix.
         average: of the weights.
         forward: the model as it is called, when it is wrapped (compiled, distributed).
         precision: see `common.runtime.autocast`.
@@ -131,7 +132,7 @@ class Trainer:
         augment: BatchAugmentation,
         *,
         label_smoothing: float = 0.0,
-        mixup: Mixup | None = None,
+        mixup: Mixup | SnapMix | None = None,
         average: WeightAverage | None = None,
         forward: Callable[[Tensor], Tensor] | None = None,
         precision: str = "auto",
@@ -140,7 +141,7 @@ class Trainer:
         seed: int = 0,
     ):
         self.model, self.optimizer, self.scheduler, self.augment = model, optimizer, scheduler, augment
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if mixup else label_smoothing)
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if isinstance(mixup, Mixup) else label_smoothing)
         self.mixup, self.average, self.forward = mixup, average, forward or model
         self.precision, self.clip_grad, self.accumulate, self.seed = precision, clip_grad, accumulate, seed
         self.device = next(model.parameters()).device

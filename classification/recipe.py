@@ -18,6 +18,7 @@ from common.run_folder import write_atomically
 from common.runtime import PRECISIONS
 
 _CHOICES: dict[str, tuple[str, ...]] = {
+    "choose": ("best", "last"),
     "train_crop": ("center", "random", "random_resized"),
     "schedule": ("constant", "cosine", "multistep"),
     "precision": ("auto", *PRECISIONS),
@@ -28,7 +29,9 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     **dict.fromkeys(("label_smoothing", "warmup", "ema_decay", "holdout", "drop_rate", "momentum"), (0, 1, "[)")),
     **dict.fromkeys(("crop_pct", "crop_scale"), (0, 1, "(]")),
     **dict.fromkeys(("image_size", "epochs", "batch_size", "accumulate", "checkpoint_every"), (1, math.inf, "[)")),
-    **dict.fromkeys(("mixup", "cutmix", "weight_decay", "clip_grad", "backbone_lr_scale"), (0, math.inf, "[)")),
+    **dict.fromkeys(
+        ("mixup", "cutmix", "snapmix", "weight_decay", "clip_grad", "backbone_lr_scale"), (0, math.inf, "[)")
+    ),
     **dict.fromkeys(("patience", "workers", "seed"), (0, math.inf, "[)")),
     "lr": (0, math.inf, "()"),
     "rotation": (0, 180, "[]"),
@@ -63,6 +66,7 @@ class Recipe:
         random_erasing: probability that a rectangle of an image is blanked.
         mixup: alpha of mixup, 0 for none.
         cutmix: alpha of CutMix, 0 for none; with both, each batch takes one or the other.
+        snapmix: alpha of SnapMix, 0 for none.
         mix_prob: probability that a batch is mixed at all.
         label_smoothing: share of the target spread over all classes.
         drop_rate: dropout before the head; without it the model's own (0.5 for AlexNet, 0 for ResNet).
@@ -82,7 +86,9 @@ class Recipe:
             little memory.
         ema_decay: decay of the moving average of the weights, which is then what is measured and kept; 0 for none.
             Where the batch alone is changed it forgets as fast, counted in images.
-        holdout: share of the training images kept for choosing the best epoch; 0 chooses on the test split.
+        choose: `best`, the weights of the epoch with the highest validation top-1, or `last`, those of the last epoch:
+            then no image chooses, and all of them can be trained on.
+        holdout: share of the training images kept for validation; 0 validates on the test split.
         patience: epochs without a better validation top-1 after which the run stops; 0 never stops early.
         seed: of the weights, the order of images and every augmentation.
         precision: `float32`, or `bfloat16`, `float16` (autocast), or `auto`: what the hardware is fastest in.
@@ -106,6 +112,7 @@ class Recipe:
     random_erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    snapmix: float = 0.0
     mix_prob: float = 1.0
     label_smoothing: float = 0.0
     drop_rate: float | None = None
@@ -124,6 +131,7 @@ class Recipe:
     accumulate: int = 1
     ema_decay: float = 0.0
 
+    choose: str = "best"
     holdout: float = 0.0
     patience: int = 0
     seed: int = 0
@@ -226,3 +234,7 @@ def _check(recipe: Recipe, path: Path) -> None:
         raise UserError(
             f"{path}: weights={recipe.weights} with pretrained=false: give WEIGHTS or PRETRAINED=0, not both"
         )
+    if recipe.patience and recipe.choose == "last":
+        raise UserError(f"{path}: patience={recipe.patience} with choose=last: stopping early is choosing; give one")
+    if recipe.snapmix and (recipe.mixup or recipe.cutmix):
+        raise UserError(f"{path}: snapmix={recipe.snapmix} beside mixup or cutmix: expected one way to mix")

@@ -24,6 +24,7 @@ from classification.data_loader import build_test_loader, build_training_loader,
 from classification.engine import Batch, BatchAugmentation, Trainer, evaluate
 from classification.model import check_image_size, describe, parameter_groups
 from classification.recipe import Recipe
+from classification.snapmix import SnapMix
 from common.averaging import Best, WeightAverage
 from common.errors import Interrupted, UserError
 from common.processes import deferred_interrupt, is_main_process, on_main_process, world_size
@@ -57,10 +58,10 @@ class Run:
     ) -> None:
         self.recipe, self.cub, self.model = recipe, cub, model
         train_birds, self.validation_birds = cub.train, cub.test
-        self.chosen_on = "test split"
+        self.validated_on = "the test split"
         if recipe.holdout:
             train_birds, self.validation_birds = hold_out(cub.train, recipe.holdout, recipe.seed)
-            self.chosen_on = f"{len(self.validation_birds)} images held out of the training split"
+            self.validated_on = f"{len(self.validation_birds)} images held out of the training split"
         _check_batch(recipe, len(train_birds))
         check_image_size(recipe.model, model, recipe.image_size)
         model.to(device).to(memory_format=torch.channels_last)
@@ -93,14 +94,14 @@ class Run:
         return self.trainer.iteration >= self.recipe.epochs * self.iterations or self.best.is_out_of_patience
 
     def train(self, run: Path) -> dict[str, Any]:
-        """Trains to the end and keeps the best.
+        """Trains to the end and keeps the weights of the best epoch, or of the last.
 
         Args:
             run: an existing folder, for the files.
 
         Returns:
-            What `run/result.json` holds: `top1` and `top5` on the test split in percent, the epoch they are of, what it
-            was chosen on, its validation figures, and the settings that name the run.
+            What `run/result.json` holds: `top1` and `top5` on the test split in percent, the epoch they are of and how
+            it was `chosen`, its validation figures and what they were taken on, and the settings that name the run.
 
         Raises:
             UserError: an image cannot be read, or the loss diverges.
@@ -155,8 +156,9 @@ class Run:
                 raise UserError(f"{run}: {error}: the run diverged; {lower}") from None
         with self.trainer.measured_weights():
             row |= evaluate(self.model, self.validation_loader, self.prepare, self.recipe.precision)
-            is_better = self.best.update(row["validation_top1"], epoch)
-            if is_better:
+            is_best = self.best.update(row["validation_top1"], epoch)
+            is_kept = is_best or self.recipe.choose == "last"
+            if is_kept:
                 self.best_row = {"epoch": epoch, **{key: row[key] for key in row if key.startswith("validation_")}}
             if writer:  # in the main process
                 # Rows before the checkpoint, the best before the last: what a kill loses is then done again in full.
@@ -165,12 +167,12 @@ class Run:
                 write_results(run)
                 for key, value in row.items():
                     writer.add_scalar(key, value, row["iteration"])
-                if is_better:
+                if is_kept:
                     best = {**self.card, **self.best_row, "model": self.model.state_dict()}
                     save_checkpoint(run / "model_best.pth", best)
         if is_main_process():
             self._save_last(run)
-            _log_epoch(row, self.recipe.epochs, is_better)
+            _log_epoch(row, self.recipe.epochs, is_best)
 
     def _save_last(self, run: Path) -> None:
         if not torch.isfinite(self.trainer.sums).all():  # no run could go on from such weights
@@ -182,7 +184,7 @@ class Run:
         return Interrupted(f"{run} is saved after iteration {self.trainer.iteration}; RESUME=1 goes on there")
 
     def _measure(self, run: Path) -> dict[str, Any]:
-        """Measures the best on the test split and writes `result.json`."""
+        """Measures what is kept on the test split and writes `result.json`."""
         # In float32, since bfloat16 rounds the logits of likely classes to equal ones.
         self.model.load_state_dict(on_main_process(read_checkpoint, run / "model_best.pth")["model"])
         loader = self._test_loader(self.cub.test) if self.recipe.holdout else self.validation_loader
@@ -190,7 +192,8 @@ class Run:
         result = {
             "top1": measured["validation_top1"],
             "top5": measured["validation_top5"],
-            "chosen_on": self.chosen_on,
+            "chosen": "the last" if self.recipe.choose == "last" else f"the best on {self.validated_on}",
+            "validated_on": self.validated_on,
             "test_images": len(self.cub.test),
             "classes": len(self.cub.class_names),
             **self.best_row,
@@ -199,8 +202,8 @@ class Run:
         if is_main_process():
             write_atomically(run / "result.json", lambda file: file.write(json.dumps(result, indent=2).encode()))
         logger.info(
-            "Test split, %d images: top-1 %.2f %%, top-5 %.2f %% (epoch %d, chosen on the %s)",
-            *(len(self.cub.test), result["top1"], result["top5"], result["epoch"], self.chosen_on),
+            "Test split, %d images: top-1 %.2f %%, top-5 %.2f %% (epoch %d, %s)",
+            *(len(self.cub.test), result["top1"], result["top5"], result["epoch"], result["chosen"]),
         )
         return result
 
@@ -222,12 +225,12 @@ def _check_batch(recipe: Recipe, images: int) -> None:
         )
 
 
-def _log_epoch(row: dict, epochs: int, is_better: bool) -> None:
+def _log_epoch(row: dict, epochs: int, is_best: bool) -> None:
     logger.info(
         "epoch %d/%d  loss %.3f  top-1 %.2f %%  |  validation loss %.3f  top-1 %.2f %%  top-5 %.2f %%%s  |"
         "  lr %.2g  %.1f img/s  waiting for data %.1f %%",
         *(row["epoch"], epochs, row["train_loss"], row["train_top1"], row["validation_loss"], row["validation_top1"]),
-        *(row["validation_top5"], " (best)" if is_better else ""),
+        *(row["validation_top5"], " (best)" if is_best else ""),
         *(row["lr"], row["images_per_second"], row["data_share"]),
     )
 
@@ -283,14 +286,17 @@ def build_trainer(recipe: Recipe, model: nn.Module, iterations: int, card: dict)
         step_on_epochs=False,
         updates_per_epoch=iterations,
     )
-    mixup = None
-    if recipe.mixup or recipe.cutmix:
+    mixup: Mixup | SnapMix | None = None
+    num_classes = len(card["class_names"])
+    if recipe.snapmix:
+        mixup = SnapMix(model, num_classes, recipe.snapmix, recipe.mix_prob, recipe.precision)
+    elif recipe.mixup or recipe.cutmix:
         mixup = Mixup(
             mixup_alpha=recipe.mixup,
             cutmix_alpha=recipe.cutmix,
             prob=recipe.mix_prob,
             label_smoothing=recipe.label_smoothing,
-            num_classes=len(card["class_names"]),
+            num_classes=num_classes,
         )
     device = next(model.parameters()).device
     model = with_enough_statistics(model, recipe.batch_size // (world_size() * recipe.accumulate), device)

@@ -8,6 +8,7 @@ run at once. Called again, the finished ones are taken as they are and the one t
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import queue
@@ -30,6 +31,8 @@ from classification.train import add_recipe_argument, parse_request, resolve, ru
 from common.errors import UserError, exits_on_user_error
 from common.processes import ENDS_WITH_PARENT
 from common.run_folder import create_run_folder, find_run_folders, read_metrics
+
+COMPARED_ON = 0.1  # share of the training images that a grid holds out where the recipe trains on all of them
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def sweep_grid(lrs: Sequence[float], epochs: Sequence[int], recipe: list[str], f
     table.to_csv(folder / "sweep.csv", index=False, float_format="%g")
     _draw_grid(table).savefig(folder / "sweep.png", dpi=120)
     print(f"\n{table.to_markdown(index=False, floatfmt='.4g')}\n")
-    print(f"Chosen on the {result['chosen_on']}. {folder}/sweep.csv, sweep.png")
+    print(f"Compared on {result['validated_on']}. {folder}/sweep.csv, sweep.png")
 
 
 def compare_pretraining(recipe: list[str], epochs: int, folder: Path) -> None:
@@ -163,7 +166,7 @@ def compare_pretraining(recipe: list[str], epochs: int, folder: Path) -> None:
     table.to_csv(folder / "comparison.csv", index=False, float_format="%g")
     _draw_curves(curves).savefig(folder / "comparison.png", dpi=120)
     print(f"\n{table.to_markdown(index=False, floatfmt='.4g')}\n")
-    print(f"Chosen on the {results['pretrained']['chosen_on']}. {folder}/comparison.csv, comparison.png")
+    print(f"The epoch of each is {results['pretrained']['chosen']}. {folder}/comparison.csv, comparison.png")
 
 
 def _draw_grid(table: pd.DataFrame) -> Figure:
@@ -225,12 +228,17 @@ def main() -> None:
 
     request = parse_request(arguments.recipe)
     path, recipe, _, is_sample = resolve(request)
+    shared = [str(path), *request.changes]
+    if arguments.kind == "grid" and recipe.choose == "last" and not recipe.holdout:
+        # The runs of a grid are compared, which must not be done on the test split.
+        recipe = dataclasses.replace(recipe, holdout=COMPARED_ON)
+        shared.append(f"holdout={COMPARED_ON}")
     folder = _sweep_folder(arguments.output, f"{run_name(recipe, path, is_sample)}-{arguments.kind}", recipe)
     print(folder)
     if arguments.kind == "grid":
-        sweep_grid(arguments.lrs, arguments.epochs or [recipe.epochs], [str(path), *request.changes], folder)
+        sweep_grid(arguments.lrs, arguments.epochs or [recipe.epochs], shared, folder)
     else:
-        compare_pretraining([str(path), *request.changes], recipe.epochs, folder)
+        compare_pretraining(shared, recipe.epochs, folder)
 
 
 def _numbers(kind: type) -> Callable[[str], list]:

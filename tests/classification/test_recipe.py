@@ -11,7 +11,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "classification" / "recipes").glob
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_opens_with_what_it_is(path):
-    assert load_recipe(path).model.startswith("resnet18")
+    assert load_recipe(path).model.startswith(("resnet18", "alexnet"))
     header = path.read_text().split("\nmodel:")[0]
     assert "# Run:" in header
     assert "# Reaches:" in header or "# To beat:" in header
@@ -48,6 +48,8 @@ def test_overrides_win_and_survive_being_saved(tmp_path):
         ("holdout=1.5", "holdout=1.5"),
         ("epochs=0", "epochs=0: expected 1 or more"),
         ("crop_pct=0", "crop_pct=0.0"),
+        ("choose=median", "expected one of best, last"),
+        ("snapmix=-1", "snapmix=-1.0: expected 0 or more"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(override, complaint):
@@ -60,6 +62,11 @@ def test_a_wrong_setting_is_one_clear_line(override, complaint):
 def test_contradictions_and_unreadable_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="not both"):
         load_recipe(RECIPES[0], ["weights=a.pth", "pretrained=0"])
+    study = RECIPES[0].with_name("study.yaml")
+    with pytest.raises(UserError, match="stopping early is choosing"):
+        load_recipe(study, ["choose=last", "patience=3"])
+    with pytest.raises(UserError, match="expected one way to mix"):
+        load_recipe(study, ["snapmix=5", "cutmix=1"])
     with pytest.raises(UserError, match="no such recipe"):
         load_recipe(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("lr: [1\n")

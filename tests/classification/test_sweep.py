@@ -30,7 +30,7 @@ def test_the_grid_is_a_line_a_trial_a_table_and_a_map_and_goes_on_where_it_was(s
     assert code == 0, complaint
     assert "12.25 %" in said
     assert "<- new best" in said
-    assert "Chosen on the test split" in said
+    assert "Compared on the test split" in said
     table = pd.read_csv(folder / "sweep.csv")
     assert sorted(table["lr"]) == [1e-9, 0.05]
     assert list(table["validation top-1"]) == sorted(table["validation top-1"], reverse=True)
@@ -52,3 +52,19 @@ def test_pretrained_and_random_are_compared_with_equal_settings(sweep, tmp_path)
     configs = [(folder / name / "config.yaml").read_text().splitlines() for name in ("pretrained", "random")]
     assert {line.split(":")[0] for line in set(configs[0]) ^ set(configs[1])} == {"pretrained", "weights"}
     assert Image.open(folder / "comparison.png").size[0] > 300
+
+
+def test_a_recipe_that_trains_on_all_images_is_compared_on_held_out_ones(sweep, tmp_path):
+    code, said, complaint = sweep(
+        "grid", *SETTINGS, "pretrained=0", "choose=last", "--lrs", "0.01 0.05", "--epochs", "1"
+    )
+    assert code == 0, complaint
+    assert "images held out of the training split" in said
+    folder = tmp_path / "test_resnet-study-random-grid"
+    for trial in ("lr0.01-epochs1", "lr0.05-epochs1"):
+        result = json.loads((folder / trial / "result.json").read_text())
+        assert result["chosen"] == "the last"
+        assert "held out" in result["validated_on"]
+    # Called again, it is the same grid.
+    sweep("grid", *SETTINGS, "pretrained=0", "choose=last", "--lrs", "0.01 0.05", "--epochs", "1")
+    assert not (tmp_path / "test_resnet-study-random-grid-2").exists()

@@ -17,7 +17,7 @@ from tests.classification.runs import EVERYTHING, TINY, assert_same, train_in
 def test_it_learns_colours_and_leaves_a_whole_run_folder(tiny_root, tmp_path):
     result = train_in(tmp_path / "run", tiny_root, epochs=8)
     assert result["top1"] >= 80
-    assert result["chosen_on"] == "test split"
+    assert result["chosen"] == "the best on the test split"
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
     rows = read_metrics(tmp_path / "run")
     assert [row["iteration"] for row in rows] == list(range(2, 24, 3))
@@ -48,7 +48,7 @@ def test_loading_processes_and_the_cache_change_nothing(tiny_root, tmp_path):
 
 def test_held_out_images_choose_and_the_test_split_is_used_once(tiny_root, tmp_path):
     result = train_in(tmp_path / "run", tiny_root, holdout=0.34, epochs=2)
-    assert result["chosen_on"] == "10 images held out of the training split"
+    assert result["chosen"] == "the best on 10 images held out of the training split"
     rows = read_metrics(tmp_path / "run")
     assert rows[-1]["iteration"] == 2 * (20 // 8) - 1
     assert result["validation_top1"] == max(row["validation_top1"] for row in rows)
@@ -58,6 +58,17 @@ def test_held_out_images_choose_and_the_test_split_is_used_once(tiny_root, tmp_p
     with pytest.raises(UserError, match="cannot be read as an image"):
         train_in(tmp_path / "spoilt", tiny_root, holdout=0.34, epochs=2)
     assert len(read_metrics(tmp_path / "spoilt")) == 2
+
+
+def test_the_last_epoch_is_kept_whatever_its_validation_says(tiny_root, tmp_path):
+    result = train_in(tmp_path / "run", tiny_root, choose="last", epochs=4, lr=1e-12)
+    rows = read_metrics(tmp_path / "run")
+    assert max(row["validation_top1"] for row in rows[:-1]) >= rows[-1]["validation_top1"]  # no reason to choose it
+    assert (result["epoch"], result["chosen"]) == (4, "the last")
+    best, last = (
+        torch.load(tmp_path / "run" / f"model_{name}.pth", weights_only=True)["model"] for name in ("best", "last")
+    )
+    assert_same(best, last)
 
 
 def test_patience_stops_and_a_stopped_run_stays_stopped(tiny_root, tmp_path, caplog):

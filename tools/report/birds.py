@@ -23,8 +23,8 @@ def sweep(runs: Runs) -> Iterator[Block]:
         run, result = best[0], best[0].result
         words = (
             f"{run.network} on {run.data()}. Best: rate {result['lr']:g} with {result['epochs']} epochs, validation "
-            f"top-1 {result['validation_top1']:.2f} %, test top-1 {result['top1']:.2f} %; chosen on the "
-            f"{result['chosen_on']}."
+            f"top-1 {result['validation_top1']:.2f} %, test top-1 {result['top1']:.2f} %; compared on "
+            f"{result['validated_on']}."
         )
         if unfinished := len(runs.grid) - len(best):
             words += f" {unfinished} of {len(runs.grid)} runs have not finished."
@@ -54,7 +54,7 @@ def classifier(runs: Runs) -> Iterator[Block | Missing]:
         return
     words = f"{runs.name(run.path)}: {run.network} on {run.data()}, {run.length}"
     if run.result:
-        result = "test top-1 {top1:.2f} %, top-5 {top5:.2f} % (epoch {epoch}, chosen on the {chosen_on})"
+        result = "test top-1 {top1:.2f} %, top-5 {top5:.2f} % (epoch {epoch}, {chosen})"
         words += f"; {result.format(**run.result)}"
     yield f"{words}."
     if run in runs.single:  # the curves of a run of a sweep stand there

@@ -223,7 +223,8 @@ def _read_rows(path: Path) -> list[dict[str, float]]:
 def _read_result(path: Path) -> dict:
     result = json.loads(path.read_text())
     numbers = ("top1", "top5", "validation_top1", "validation_top5", "lr", "epochs", "epoch", "seed")
-    return {**result, **{key: result[key] + 0 for key in numbers}, "chosen_on": str(result["chosen_on"])}
+    words = ("chosen", "validated_on")
+    return {**result, **{key: result[key] + 0 for key in numbers}, **{key: str(result[key]) for key in words}}
 
 
 def _has_ended(log: Path) -> bool:

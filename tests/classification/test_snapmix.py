@@ -1,0 +1,114 @@
+"""SnapMix against a reference that goes pixel by pixel, and the maps against their definition."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch.nn import functional
+
+from classification.model import build_model
+from classification.snapmix import SnapMix, draw_box
+from common.errors import UserError
+from tests.classification.runs import assert_same, train_in
+
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return timm.create_model("test_resnet", num_classes=4).train()
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return torch.rand(6, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 2, 3, 0, 0])
+
+
+def test_a_map_is_the_logit_of_its_class_seen_place_by_place(model, batch):
+    """Where the features are pooled to one number, the logit is the mean of the map before its shift and scale."""
+    images, labels = batch
+    maps = SnapMix(model, 4, 5.0, 1.0, "float32").maps(images, labels)
+    assert model.training
+    torch.testing.assert_close(maps.sum((1, 2)), torch.ones(6))
+    assert maps.min() >= 0
+    model.eval()
+    with torch.no_grad():
+        features, logits = model.forward_features(images), model(images)
+    model.train()
+    weight, bias = model.get_classifier().weight, model.get_classifier().bias
+    for image, label, ours in zip(range(6), labels.tolist(), maps, strict=True):
+        place_by_place = sum(weight[label, c] * features[image, c] for c in range(features.shape[1]))
+        torch.testing.assert_close(place_by_place.mean() + bias[label], logits[image, label])
+        large = functional.interpolate(place_by_place[None, None], (SIZE, SIZE), mode="bilinear")[0, 0].detach()
+        large -= large.min()
+        torch.testing.assert_close(ours, large / large.sum(), atol=1e-5, rtol=1e-3)
+
+
+def test_mixing_equals_a_reference_that_goes_pixel_by_pixel(batch):
+    images, labels = batch
+    maps = torch.rand(6, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
+    maps /= maps.sum((1, 2), keepdim=True)
+    order = torch.tensor([3, 4, 5, 0, 2, 1])
+    into, out_of = (4, 6, 20, 30), (10, 2, 26, 26)  # of one size, so that nothing is resized
+    mixed, targets = SnapMix.mix(images, functional.one_hot(labels, 4).float(), maps, order, into, out_of)
+    for i, j in enumerate(order.tolist()):
+        covered = pasted = 0.0
+        expected = images[i].clone()
+        for row in range(16):
+            for column in range(24):
+                covered += maps[i, 4 + row, 6 + column].item()
+                pasted += maps[j, 10 + row, 2 + column].item()
+                expected[:, 4 + row, 6 + column] = images[j, :, 10 + row, 2 + column]
+        shares = [0.0] * 4
+        shares[labels[i]] += 1 - covered
+        shares[labels[j]] += pasted
+        torch.testing.assert_close(mixed[i], expected)
+        torch.testing.assert_close(targets[i], torch.tensor(shares))
+
+
+def test_regions_hold_the_share_that_was_drawn_unless_a_side_cuts_them():
+    np.random.seed(0)
+    boxes = [draw_box(448, 224, 5.0) for _ in range(400)]
+    for top, left, bottom, right in boxes:
+        assert 0 <= top < bottom <= 448
+        assert 0 <= left < right <= 224
+    whole = [box for box in boxes if box[0] > 0 and box[1] > 0 and box[2] < 448 and box[3] < 224]
+    assert whole
+    for top, left, bottom, right in whole:
+        assert (bottom - top) / (right - left) == pytest.approx(2, rel=0.05)
+
+
+def test_the_loss_is_that_of_both_labels_weighted_by_their_shares(model, batch):
+    images, labels = batch
+    np.random.seed(3)
+    _, targets = SnapMix(model, 4, 5.0, 1.0, "float32")(images, labels)
+    assert not torch.allclose(targets.sum(1), torch.ones(6))  # shares of two images need not add up to 1
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(4))
+    by_hand = torch.stack([-(share * logits.log_softmax(1)[i]).sum() for i, share in enumerate(targets)]).mean()
+    torch.testing.assert_close(torch.nn.CrossEntropyLoss()(logits, targets), by_hand)
+
+
+def test_a_batch_that_is_not_drawn_is_left_as_it_is(model, batch):
+    images, labels = batch
+    same, targets = SnapMix(model, 4, 5.0, 0.0)(images, labels)
+    assert same is images
+    assert targets.argmax(1).tolist() == labels.tolist()
+    assert targets.sum() == 6
+
+
+def test_a_training_with_it_goes_on_where_it_was(tiny_root, tmp_path):
+    settings = {"snapmix": 5.0, "mix_prob": 0.8, "epochs": 2, "schedule": "constant"}
+    train_in(tmp_path / "whole", tiny_root, **settings)
+    train_in(tmp_path / "parts", tiny_root, **settings | {"epochs": 1})
+    train_in(tmp_path / "parts", tiny_root, **settings)
+    whole, parts = (torch.load(tmp_path / name / "model_last.pth", weights_only=True) for name in ("whole", "parts"))
+    assert_same(whole["model"], parts["model"])
+
+
+def test_a_network_without_maps_is_refused():
+    with pytest.raises(UserError, match=r"AlexNet has no class activation maps.*leave snapmix out"):
+        SnapMix(build_model("alexnet", 4), 4, 5.0, 1.0)
+    transformer = timm.create_model("test_vit", num_classes=4)
+    with pytest.raises(UserError, match="VisionTransformer has no class activation maps"):
+        SnapMix(transformer, 4, 5.0, 1.0)(torch.rand(2, 3, 160, 160), torch.tensor([0, 1]))
