@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import common  # noqa: F401 # before torch: how its threads wait is settled there
+
 if TYPE_CHECKING:
     from classification.predict import BirdClassifier
 

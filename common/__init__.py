@@ -3,6 +3,10 @@
 import logging
 import warnings
 
+from common.threads import settle_threads
+
+settle_threads()
+
 # Detectron2 uses what torch has deprecated; users of this project can do nothing about it.
 warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
 warnings.filterwarnings("ignore", message="torch.meshgrid.*", category=UserWarning)

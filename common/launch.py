@@ -18,6 +18,7 @@ import signal
 import sys
 
 from common.errors import UserError, exits_on_user_error
+from common.threads import share_cores
 
 PORT = 29500  # torch's own; jobs of one cluster add their number to it, so that two on one machine do not meet
 
@@ -111,10 +112,7 @@ def launch(module: str, arguments: list[str]) -> None:
         options += [f"--nnodes={nodes}", f"--node-rank={node_rank}"]
         options += [f"--master-addr={address[1]}", f"--master-port={address[2]}"]
     if not gpus:
-        from common.runtime import available_cores
-
-        # Without this every process would take all cores, and they would fight.
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // processes)))
+        share_cores(processes)  # or each would take all of them, and they would fight
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):  # what they would say of an end, its process has said
             logging.getLogger(name).setLevel(logging.CRITICAL)

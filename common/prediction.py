@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.images import read_image
-from common.runtime import available_cores
+from common.threads import available_cores
 
 Source = str | os.PathLike | np.ndarray | Image.Image | Tensor
 

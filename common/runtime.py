@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -52,13 +51,6 @@ def to_device(values: Sequence, device: torch.device) -> Tensor:
     """Numbers of the host as a tensor of a device, whose copy the host does not wait for."""
     tensor = torch.tensor(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def available_cores() -> int:
-    """Cores that this process may use; macOS and Windows know only how many there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def fastest_precision(device: torch.device) -> str:

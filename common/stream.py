@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from common.processes import ignore_interrupt, rank, world_size
-from common.runtime import available_cores
+from common.threads import available_cores
 
 
 def derive_seed(*key: int | str) -> int:

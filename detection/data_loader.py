@@ -18,8 +18,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from common.runtime import available_cores
 from common.stream import TrainingStream, build_loader, build_train_loader
+from common.threads import available_cores
 from detection.dataset_mapper import DatasetMapper
 from detection.meta_arch import padded_size
 

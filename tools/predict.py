@@ -29,7 +29,8 @@ from common.images import find_images
 from common.prediction import Prediction, best_weights
 from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import write_atomically
-from common.runtime import available_cores, keep_freed_memory
+from common.runtime import keep_freed_memory
+from common.threads import available_cores
 from common.weights import read_checkpoint
 from detection.config import LEAF
 from detection.drawing import Picture, bars, beside, class_colors

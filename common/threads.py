@@ -1,0 +1,82 @@
+"""How many threads compute and how they wait for one another: settled before torch is loaded.
+
+The OpenMP runtime that torch brings lets a thread that waits for the others spin for some 300,000 rounds. On cores that
+are free nothing is faster; but where another process keeps the slowest thread from its core, the others spin on the
+cores that it could have moved to.
+"""
+
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+# Half a millisecond: as fast as spinning on, where the cores are free, and less of a loss where they become busy.
+SPINS = 10_000
+PROBE = 0.05  # seconds for which the cores are watched
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_THREADS_OF_USER = os.environ.get("OMP_NUM_THREADS")
+
+
+def available_cores() -> int:
+    """Cores that this process may use, by affinity and container; macOS and Windows know only how many there are."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    return min(len(os.sched_getaffinity(0)), _quota())
+
+
+def settle_threads() -> None:
+    """Sets `GOMP_SPINCOUNT`, and `OMP_NUM_THREADS` where a container has less than it sees; the user's own stay."""
+    if "torch" in sys.modules or not hasattr(os, "sched_getaffinity"):
+        return
+    cores = os.sched_getaffinity(0)
+    if available_cores() < len(cores):
+        share_cores(1)
+    if os.environ.get("OMP_NUM_THREADS") == "1" or {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        return
+    before = _read_times()
+    time.sleep(PROBE)
+    os.environ["GOMP_SPINCOUNT"] = "0" if is_any_busy(before, _read_times(), cores) else str(SPINS)
+
+
+def share_cores(processes: int) -> None:
+    """Gives each of so many processes its part of the cores, unless the user has said how many threads to take."""
+    if not _THREADS_OF_USER:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, available_cores() // processes))
+
+
+def is_any_busy(before: str, after: str, cores: set[int]) -> bool:
+    """Whether one of the cores worked more than half of the time between two readings of /proc/stat."""
+    first, last = _busy_and_idle(before), _busy_and_idle(after)
+    for core in cores & first.keys() & last.keys():
+        busy, idle = (now - then for now, then in zip(last[core], first[core], strict=True))
+        if busy > idle:
+            return True
+    return False
+
+
+def _busy_and_idle(stat: str) -> dict[int, tuple[int, int]]:
+    """Ticks of each core in which it worked, and in which it idled or waited for a disk; see proc(5)."""
+    times = {}
+    for line in stat.splitlines():
+        name, *fields = line.split()
+        if name.startswith("cpu") and name[3:].isdecimal():
+            user, nice, system, idle, iowait, irq, softirq, steal = map(int, fields[:8])
+            times[int(name[3:])] = (user + nice + system + irq + softirq + steal, idle + iowait)
+    return times
+
+
+def _read_times() -> str:
+    try:
+        return Path("/proc/stat").read_text()
+    except OSError:
+        return ""  # a sandbox may hide it
+
+
+def _quota() -> int:
+    """Cores that a container may keep busy; more than there can be where it has no limit."""
+    try:
+        quota, period = QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return sys.maxsize
+    return sys.maxsize if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
