@@ -29,10 +29,12 @@ from matplotlib.figure import Figure
 from common.errors import UserError
 from common.run_folder import failures_as_warnings, write_atomically
 from detection.average_precision import (
+    ASPECTS,
     IOU_THRESHOLDS,
+    SIZES,
     area_ap,
     eleven_point_ap,
-    evaluate_sizes,
+    evaluate_groups,
     highest_beyond,
     precision_recall,
 )
@@ -46,7 +48,7 @@ from detection.confusion import (
     plot_confidence,
     plot_confusion,
 )
-from detection.matching import Detections, list_objects, match_classes
+from detection.matching import Detections, box_area, box_aspect, list_objects, match_classes
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,8 @@ LEGEND = """\
 AP50_11point is the 11-point AP at IoU 0.5; AP50, AP75 and AP (mean over IoU 0.50:0.95) are areas under the curve.
 Difficult objects are ignored; classes without objects are left out of the means. F1 is the best at IoU 0.5, reached by
 the detections whose score is at least the threshold; in the last row, of all classes together. Small, medium and large
-are COCO's areas: up to 32 x 32 pixels, up to 96 x 96, and beyond."""
+are COCO's areas: up to 32 x 32 pixels, up to 96 x 96, and beyond. Of tall and wide objects one side is at least 1.5
+times the other."""
 PICTURES = """![Precision against recall at IoU 0.5](pr_curves.png)
 
 ![Precision, recall and F1 against the score](f1_curves.png)
@@ -77,7 +80,8 @@ class Evaluation:
             IoU 0.5), the four metrics, and the best `F1` with the `threshold` of the score that gives it.
         curves: class name -> (recall, precision) at IoU 0.5, one point for each true positive, recall ascending.
         confidence: class name, then `ALL` -> precision, recall and F1 against the score.
-        sizes: "small", "medium" and "large" -> the figures of `evaluate_sizes`.
+        sizes: "small", "medium" and "large" -> the figures of `evaluate_groups`.
+        aspects: "tall", "square" and "wide" -> the same figures.
         confusion: which class was taken for which, at the threshold with the best F1 of all classes.
         intervals: of some of the metrics the 95 % interval, as `detection.bootstrap` finds it; it may be left out.
     """
@@ -87,19 +91,20 @@ class Evaluation:
     curves: dict[str, tuple[np.ndarray, np.ndarray]]
     confidence: dict[str, ConfidenceCurve]
     sizes: dict[str, dict[str, float]]
+    aspects: dict[str, dict[str, float]]
     confusion: Confusion
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def format_table(self, style: str = "psql") -> str:
-        """The table `class | gts | dets | recall | AP ...`, its last row the means, what it means, and that of sizes.
+        """The table `class | gts | dets | recall | AP ...`, its last row the means, and that of sizes and aspects.
 
         Args:
             style: one of tabulate's, such as "psql" for a terminal and "github" for Markdown.
         """
-        sizes = pd.DataFrame.from_dict(self.sizes, orient="index").astype({"gts": "Int64"}).rename_axis("size")
+        groups = pd.DataFrame.from_dict(self.sizes | self.aspects, orient="index").astype({"gts": "Int64"})
         texts = [
             table.astype(object).where(table.notna(), None).to_markdown(tablefmt=style, floatfmt=".3f", missingval="-")
-            for table in (self._table(), sizes)
+            for table in (self._table(), groups.rename_axis("objects"))
         ]
         spread = [f"{key}: 95 % interval {low:.3f} to {high:.3f}" for key, (low, high) in self.intervals.items()]
         return "\n\n".join([texts[0], LEGEND, *spread, texts[1]])
@@ -142,10 +147,13 @@ class Evaluation:
         per_class_keys = ("gts", "dets", "recall", "AP50_11point", "AP50", *BEST)
         per_class = {name: figures(row, per_class_keys) for name, row in self.per_class.items()}
         confusion = self.confusion.as_json(list(self.per_class))
-        sizes = {name: figures(row, list(row)) for name, row in self.sizes.items()}
+        groups = {
+            key: {name: figures(row, list(row)) for name, row in rows.items()}
+            for key, rows in (("sizes", self.sizes), ("aspects", self.aspects))
+        }
         intervals = {key: [None if math.isnan(end) else end for end in ends] for key, ends in self.intervals.items()}
         parts: dict[str, dict] = {"intervals": intervals} if intervals else {}
-        parts |= {"sizes": sizes, "confusion": confusion, "per_class": per_class}
+        parts |= groups | {"confusion": confusion, "per_class": per_class}
         return figures(self.metrics | self.best, (*METRICS, *BEST)) | parts
 
     def _table(self) -> pd.DataFrame:
@@ -237,8 +245,9 @@ def evaluate_voc(ground_truth: Sequence[dict], detections: Detections, class_nam
     confidence[ALL] = confidence_curve(detections.score, is_true, does_count, int(gts.sum()))
     threshold = confidence[ALL].best[1]
     confusion = confuse(objects, detections, matches, FALLBACK_THRESHOLD if math.isnan(threshold) else threshold)
-    sizes = evaluate_sizes(objects, detections, matches)
-    return Evaluation(metrics, per_class, curves, confidence, sizes, confusion)
+    sizes = evaluate_groups(SIZES, box_area, objects, detections, matches)
+    aspects = evaluate_groups(ASPECTS, box_aspect, objects, detections, matches)
+    return Evaluation(metrics, per_class, curves, confidence, sizes, aspects, confusion)
 
 
 def read_threshold(weights: Path) -> float:
