@@ -38,6 +38,7 @@ from detection.average_precision import (
     highest_beyond,
     precision_recall,
 )
+from detection.class_panels import class_panels
 from detection.confusion import (
     ALL,
     ConfidenceCurve,
@@ -52,7 +53,6 @@ from detection.matching import Detections, box_area, box_aspect, list_objects, m
 
 logger = logging.getLogger(__name__)
 
-MOST_PANELS = 40  # of the PR curves: a panel takes a twentieth of a second
 METRICS = ("AP50_11point", "AP50", "AP75", "AP")
 BEST = ("F1", "threshold")
 FALLBACK_THRESHOLD = 0.5  # of the confusion matrix where nothing is found
@@ -161,18 +161,8 @@ class Evaluation:
         return pd.concat([table, pd.DataFrame(self.metrics | self.best, index=["mAP"])]).rename_axis("class")
 
     def _plot_curves(self) -> Figure:
-        names, which = list(self.curves), ""
-        if len(names) > MOST_PANELS:
-            half = MOST_PANELS // 2
-            with_objects = [name for name in names if not math.isnan(self.per_class[name]["AP50"])]
-            ranked = sorted(with_objects, key=lambda name: self.per_class[name]["AP50"])
-            which = f"\nthe worst and the best {half} of {len(names)} classes"
-            names = [*ranked[:half], *ranked[half:][-half:]] or names[:MOST_PANELS]
-        columns = min(len(names), 5)
-        rows = math.ceil(len(names) / columns)
-        figure = Figure(figsize=(max(2.4 * columns, 5), 2.2 * rows + 0.8), layout="constrained")
-        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
-        for name, axes in zip(names, panels, strict=False):
+        figure, panels, which = class_panels({name: row["AP50"] for name, row in self.per_class.items()})
+        for name, axes in panels:
             recall, precision = self.curves[name]
             if len(recall):
                 # From recall 0 on, and down to 0 where the detections end: what is filled is the AP.
@@ -180,17 +170,8 @@ class Evaluation:
                 edge = np.concatenate([[0], recall, recall[-1:]]), np.concatenate([envelope[:1], envelope, [0]])
                 axes.fill_between(*edge, step="pre", color="tab:blue", alpha=0.15, linewidth=0)
                 axes.step(*edge, where="pre", color="tab:blue", linewidth=1.2)
-            ap = self.per_class[name]["AP50"]
-            axes.set_title(f"{name}  {'no objects' if math.isnan(ap) else f'{ap:.3f}'}", fontsize=9, parse_math=False)
-            axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+            axes.set_xlim(0, 1.02)
             axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-            axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-            axes.grid(color="0.9", linewidth=0.6)
-            axes.set_axisbelow(True)
-            axes.tick_params(labelsize=7, length=0)
-            axes.spines[:].set_color("0.8")
-        for axes in panels:  # those left over
-            axes.set_axis_off()
         figure.suptitle(
             f"Precision against recall at IoU 0.5, mean area {self.metrics['AP50']:.3f}{which}", fontsize=11
         )
