@@ -174,8 +174,8 @@ test: setup ## Runs the tests [TESTS=tests/detection]
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --dist loadfile $(TESTS)
 
 .PHONY: bench
-bench: setup ## Measures speed and accuracy against what people use otherwise [BENCH="faster_rcnn voc_loader ..." DATA]
-	@$(PY) -m tools.bench $(BENCH) $(data)
+bench: setup ## Measures speed and accuracy against what people use otherwise [BENCH="faster_rcnn voc_loader ..." DATA FETCH=1]
+	@$(PY) -m tools.bench $(BENCH) $(data) $(if $(filter 1,$(FETCH)),--fetch)
 
 .PHONY: lint
 lint: setup ## Checks format, rules and types
