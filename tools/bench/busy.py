@@ -36,7 +36,7 @@ Job = Callable[[], object]
 def busy(root: Path, rounds: int = ROUNDS) -> pd.DataFrame:
     """Times inference and a training step of all three networks, quiet and beside one busy process, in turn.
 
-    On two cores a fair share is two thirds of what a quiet machine gives to two threads.
+    A ratio of 2 is that of a thread which shares its core with the other process, while the other threads wait for it.
 
     Args:
         root: data root; its first training images are resized and taken.
