@@ -135,8 +135,9 @@ visualize-batches: setup ## Shows training batches as the model sees them, boxes
 	@$(PY) -m tools.visualize_batches $(call option,--model,MODEL) $(recipe) $(data) $(call option,--batches,BATCHES) $(OPTS)
 
 .PHONY: eval-detections
-eval-detections: setup ## Scores any detector's boxes with the same evaluator [DETECTIONS=file.json SPLIT DATA INTERVAL=1 OUT]
-	@$(PY) -m tools.eval_detections $(call quoted,DETECTIONS) $(call option,--split,SPLIT) $(data) $(if $(filter 1,$(INTERVAL)),--interval) $(out)
+eval-detections: setup ## Scores any detector's boxes with the same evaluator: COCO results, VOC's or YOLO's text files [DETECTIONS=file.json|folder/ SPLIT DATA ANNOTATIONS=coco.json INTERVAL=1 SUBMISSION=1 OUT]
+	@$(PY) -m tools.eval_detections $(call quoted,DETECTIONS) $(call option,--split,SPLIT) $(data) $(call option,--annotations,ANNOTATIONS) \
+		$(if $(filter 1,$(INTERVAL)),--interval) $(if $(filter 1,$(SUBMISSION)),--submission) $(out)
 
 .PHONY: visualize-proposals
 visualize-proposals: setup ## Shows RPN proposals beside the final detections [WEIGHTS or START=coco RECIPE CONFIG DATA IMAGES="a.jpg dir/" TOPK SCORE]
@@ -173,8 +174,8 @@ test: setup ## Runs the tests [TESTS=tests/detection]
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n logical --dist loadfile $(TESTS)
 
 .PHONY: bench
-bench: setup ## Measures speed and accuracy against what people use otherwise [BENCH="faster_rcnn voc_loader ..." DATA]
-	@$(PY) -m tools.bench $(BENCH) $(data)
+bench: setup ## Measures speed and accuracy against what people use otherwise [BENCH="faster_rcnn voc_loader ..." DATA FETCH=1]
+	@$(PY) -m tools.bench $(BENCH) $(data) $(if $(filter 1,$(FETCH)),--fetch)
 
 .PHONY: lint
 lint: setup ## Checks format, rules and types

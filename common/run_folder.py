@@ -3,9 +3,10 @@
     config.yaml        the whole configuration of the run
     log.txt            what was printed
     environment.json   one object a session: versions, machine, command, data, start and seconds
-    metrics.json       one JSON object a line, one line a step of the log; the only source of the two files below
+    metrics.json       one JSON object a line, one line a step of the log; the only source of the files below
     results.csv        the same as a table, one row an iteration
     results.png        losses, accuracies or APs, and learning rate
+    results_per_class.png  of a detector, the AP of each class at every evaluation
     model_best.pth     the weights with the best validation figure
     evaluation.json    of a detector, what those weights reach; also .csv and .md; detections.json, confusion.csv,
                        f1_curves.csv, and pictures: pr_curves.png, f1_curves.png, confusion.png

@@ -1,19 +1,20 @@
-"""Average precision from what `detection.matching` tells: both definitions of VOC, and for objects of one size.
+"""Average precision from what `detection.matching` tells: both definitions of VOC, and of objects of one size or shape.
 
 Sources: Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010, section 4.2 (11 points);
 development kit of VOC2010, section 3.4.1 (area under the curve); sizes: cocodataset.org, "Detection Evaluation".
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from detection.matching import Detections, Matches, Objects, box_area
+from detection.matching import Detections, Matches, Objects
 
 IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
 RECALLS = np.arange(0.0, 1.1, 0.1)
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}  # areas, the bounds included
+ASPECTS = {"tall": (0, 2 / 3), "square": (2 / 3, 3 / 2), "wide": (3 / 2, math.inf)}  # width / height, likewise
 
 
 def precision_recall(true: np.ndarray, counts: np.ndarray, gts: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,26 +51,34 @@ def highest_beyond(precision: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(precision[::-1])[::-1]
 
 
-def evaluate_sizes(objects: Objects, detections: Detections, matches: Sequence[Matches]) -> dict[str, dict[str, float]]:
-    """How objects of each of COCO's sizes are found, by the area of their boxes.
+def evaluate_groups(
+    groups: Mapping[str, tuple[float, float]],
+    measure: Callable[[np.ndarray], np.ndarray],
+    objects: Objects,
+    detections: Detections,
+    matches: Sequence[Matches],
+) -> dict[str, dict[str, float]]:
+    """How objects of each size are found, or of each shape.
 
-    As with COCO, objects of another size are ignored like difficult ones, and so is a detection of another size that
+    As with COCO, objects of other groups are ignored like difficult ones, and so is a detection of another group that
     has found no object of its class. The rest is VOC's matching.
 
     Args:
+        groups: name -> the lowest and the highest measure in the group, `SIZES` or `ASPECTS`.
+        measure: of boxes (N, 4), XYXY: `box_area` or `box_aspect`.
         objects: of the dataset.
         detections: on it.
         matches: of each class.
 
     Returns:
-        Size -> `gts`, and means over the classes with such objects: `recall` at IoU 0.5, `AP50`, and `AP`, the mean
+        Group -> `gts`, and means over the classes with such objects: `recall` at IoU 0.5, `AP50`, and `AP`, the mean
         over the IoU thresholds 0.50, 0.55, ..., 0.95, both areas under the curve; nan where there are no such objects.
     """
-    sizes = {}
-    object_area, detection_area = box_area(objects.box), box_area(detections.box)
-    for name, (low, high) in SIZES.items():
-        is_ignored = objects.is_difficult | (object_area < low) | (object_area > high)
-        is_of_size = (detection_area >= low) & (detection_area <= high)
+    found = {}
+    measure_of_objects, measure_of_detections = measure(objects.box), measure(detections.box)
+    for name, (low, high) in groups.items():
+        is_ignored = objects.is_difficult | ~((measure_of_objects >= low) & (measure_of_objects <= high))
+        is_in_group = (measure_of_detections >= low) & (measure_of_detections <= high)
         gts = np.bincount(objects.category[~is_ignored], minlength=len(matches))
         figures = []
         for match, asked in zip(matches, gts.tolist(), strict=True):
@@ -77,10 +86,10 @@ def evaluate_sizes(objects: Objects, detections: Detections, matches: Sequence[M
                 points = []
                 for threshold in IOU_THRESHOLDS:
                     true, counts = match.judge(threshold, is_ignored)
-                    counts &= is_of_size[match.detection] | (match.iou > threshold)
+                    counts &= is_in_group[match.detection] | (match.iou > threshold)
                     points.append(precision_recall(true, counts, asked))
                 areas = [area_ap(*point) for point in points]
                 figures.append((len(points[0][0]) / asked, areas[0], float(np.mean(areas))))
         means = np.mean(figures, axis=0).tolist() if figures else [math.nan] * 3
-        sizes[name] = {"gts": int(gts.sum())} | dict(zip(("recall", "AP50", "AP"), means, strict=True))
-    return sizes
+        found[name] = {"gts": int(gts.sum())} | dict(zip(("recall", "AP50", "AP"), means, strict=True))
+    return found

@@ -29,13 +29,16 @@ from matplotlib.figure import Figure
 from common.errors import UserError
 from common.run_folder import failures_as_warnings, write_atomically
 from detection.average_precision import (
+    ASPECTS,
     IOU_THRESHOLDS,
+    SIZES,
     area_ap,
     eleven_point_ap,
-    evaluate_sizes,
+    evaluate_groups,
     highest_beyond,
     precision_recall,
 )
+from detection.class_panels import class_panels
 from detection.confusion import (
     ALL,
     ConfidenceCurve,
@@ -46,11 +49,10 @@ from detection.confusion import (
     plot_confidence,
     plot_confusion,
 )
-from detection.matching import Detections, list_objects, match_classes
+from detection.matching import Detections, box_area, box_aspect, list_objects, match_classes
 
 logger = logging.getLogger(__name__)
 
-MOST_PANELS = 40  # of the PR curves: a panel takes a twentieth of a second
 METRICS = ("AP50_11point", "AP50", "AP75", "AP")
 BEST = ("F1", "threshold")
 FALLBACK_THRESHOLD = 0.5  # of the confusion matrix where nothing is found
@@ -58,7 +60,8 @@ LEGEND = """\
 AP50_11point is the 11-point AP at IoU 0.5; AP50, AP75 and AP (mean over IoU 0.50:0.95) are areas under the curve.
 Difficult objects are ignored; classes without objects are left out of the means. F1 is the best at IoU 0.5, reached by
 the detections whose score is at least the threshold; in the last row, of all classes together. Small, medium and large
-are COCO's areas: up to 32 x 32 pixels, up to 96 x 96, and beyond."""
+are COCO's areas: up to 32 x 32 pixels, up to 96 x 96, and beyond. Of tall and wide objects one side is at least 1.5
+times the other."""
 PICTURES = """![Precision against recall at IoU 0.5](pr_curves.png)
 
 ![Precision, recall and F1 against the score](f1_curves.png)
@@ -77,7 +80,8 @@ class Evaluation:
             IoU 0.5), the four metrics, and the best `F1` with the `threshold` of the score that gives it.
         curves: class name -> (recall, precision) at IoU 0.5, one point for each true positive, recall ascending.
         confidence: class name, then `ALL` -> precision, recall and F1 against the score.
-        sizes: "small", "medium" and "large" -> the figures of `evaluate_sizes`.
+        sizes: "small", "medium" and "large" -> the figures of `evaluate_groups`.
+        aspects: "tall", "square" and "wide" -> the same figures.
         confusion: which class was taken for which, at the threshold with the best F1 of all classes.
         intervals: of some of the metrics the 95 % interval, as `detection.bootstrap` finds it; it may be left out.
     """
@@ -87,19 +91,20 @@ class Evaluation:
     curves: dict[str, tuple[np.ndarray, np.ndarray]]
     confidence: dict[str, ConfidenceCurve]
     sizes: dict[str, dict[str, float]]
+    aspects: dict[str, dict[str, float]]
     confusion: Confusion
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def format_table(self, style: str = "psql") -> str:
-        """The table `class | gts | dets | recall | AP ...`, its last row the means, what it means, and that of sizes.
+        """The table `class | gts | dets | recall | AP ...`, its last row the means, and that of sizes and aspects.
 
         Args:
             style: one of tabulate's, such as "psql" for a terminal and "github" for Markdown.
         """
-        sizes = pd.DataFrame.from_dict(self.sizes, orient="index").astype({"gts": "Int64"}).rename_axis("size")
+        groups = pd.DataFrame.from_dict(self.sizes | self.aspects, orient="index").astype({"gts": "Int64"})
         texts = [
             table.astype(object).where(table.notna(), None).to_markdown(tablefmt=style, floatfmt=".3f", missingval="-")
-            for table in (self._table(), sizes)
+            for table in (self._table(), groups.rename_axis("objects"))
         ]
         spread = [f"{key}: 95 % interval {low:.3f} to {high:.3f}" for key, (low, high) in self.intervals.items()]
         return "\n\n".join([texts[0], LEGEND, *spread, texts[1]])
@@ -142,10 +147,13 @@ class Evaluation:
         per_class_keys = ("gts", "dets", "recall", "AP50_11point", "AP50", *BEST)
         per_class = {name: figures(row, per_class_keys) for name, row in self.per_class.items()}
         confusion = self.confusion.as_json(list(self.per_class))
-        sizes = {name: figures(row, list(row)) for name, row in self.sizes.items()}
+        groups = {
+            key: {name: figures(row, list(row)) for name, row in rows.items()}
+            for key, rows in (("sizes", self.sizes), ("aspects", self.aspects))
+        }
         intervals = {key: [None if math.isnan(end) else end for end in ends] for key, ends in self.intervals.items()}
         parts: dict[str, dict] = {"intervals": intervals} if intervals else {}
-        parts |= {"sizes": sizes, "confusion": confusion, "per_class": per_class}
+        parts |= groups | {"confusion": confusion, "per_class": per_class}
         return figures(self.metrics | self.best, (*METRICS, *BEST)) | parts
 
     def _table(self) -> pd.DataFrame:
@@ -153,18 +161,8 @@ class Evaluation:
         return pd.concat([table, pd.DataFrame(self.metrics | self.best, index=["mAP"])]).rename_axis("class")
 
     def _plot_curves(self) -> Figure:
-        names, which = list(self.curves), ""
-        if len(names) > MOST_PANELS:
-            half = MOST_PANELS // 2
-            with_objects = [name for name in names if not math.isnan(self.per_class[name]["AP50"])]
-            ranked = sorted(with_objects, key=lambda name: self.per_class[name]["AP50"])
-            which = f"\nthe worst and the best {half} of {len(names)} classes"
-            names = [*ranked[:half], *ranked[half:][-half:]] or names[:MOST_PANELS]
-        columns = min(len(names), 5)
-        rows = math.ceil(len(names) / columns)
-        figure = Figure(figsize=(max(2.4 * columns, 5), 2.2 * rows + 0.8), layout="constrained")
-        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
-        for name, axes in zip(names, panels, strict=False):
+        figure, panels, which = class_panels({name: row["AP50"] for name, row in self.per_class.items()})
+        for name, axes in panels:
             recall, precision = self.curves[name]
             if len(recall):
                 # From recall 0 on, and down to 0 where the detections end: what is filled is the AP.
@@ -172,17 +170,8 @@ class Evaluation:
                 edge = np.concatenate([[0], recall, recall[-1:]]), np.concatenate([envelope[:1], envelope, [0]])
                 axes.fill_between(*edge, step="pre", color="tab:blue", alpha=0.15, linewidth=0)
                 axes.step(*edge, where="pre", color="tab:blue", linewidth=1.2)
-            ap = self.per_class[name]["AP50"]
-            axes.set_title(f"{name}  {'no objects' if math.isnan(ap) else f'{ap:.3f}'}", fontsize=9, parse_math=False)
-            axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+            axes.set_xlim(0, 1.02)
             axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-            axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-            axes.grid(color="0.9", linewidth=0.6)
-            axes.set_axisbelow(True)
-            axes.tick_params(labelsize=7, length=0)
-            axes.spines[:].set_color("0.8")
-        for axes in panels:  # those left over
-            axes.set_axis_off()
         figure.suptitle(
             f"Precision against recall at IoU 0.5, mean area {self.metrics['AP50']:.3f}{which}", fontsize=11
         )
@@ -237,8 +226,9 @@ def evaluate_voc(ground_truth: Sequence[dict], detections: Detections, class_nam
     confidence[ALL] = confidence_curve(detections.score, is_true, does_count, int(gts.sum()))
     threshold = confidence[ALL].best[1]
     confusion = confuse(objects, detections, matches, FALLBACK_THRESHOLD if math.isnan(threshold) else threshold)
-    sizes = evaluate_sizes(objects, detections, matches)
-    return Evaluation(metrics, per_class, curves, confidence, sizes, confusion)
+    sizes = evaluate_groups(SIZES, box_area, objects, detections, matches)
+    aspects = evaluate_groups(ASPECTS, box_aspect, objects, detections, matches)
+    return Evaluation(metrics, per_class, curves, confidence, sizes, aspects, confusion)
 
 
 def read_threshold(weights: Path) -> float:

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import psutil
 import torch
@@ -17,8 +18,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from common.averaging import Best, WeightAverage
-from common.run_folder import append_metrics, write_results
+from common.run_folder import append_metrics, failures_as_warnings, read_metrics, write_atomically, write_results
 from common.stream import derive_seed, seeded
+from detection.class_panels import plot_training
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +108,7 @@ class MetricsWriter(HookBase):
     """Writes a row of means to `metrics.json`, TensorBoard and the log every `period` iterations and evaluation.
 
     In a terminal the log's lines go to `log.txt` alone and a progress bar takes their place, whose loss is that of the
-    last row. `results.csv` and `results.png` follow at every evaluation. Runs on rank 0.
+    last row. `results.csv`, `results.png` and `results_per_class.png` follow at every evaluation. Runs on rank 0.
 
     Args:
         period: iterations that a row averages over.
@@ -164,11 +166,18 @@ class MetricsWriter(HookBase):
         logger.info(self._line(means), extra={"is_progress": True})
         if metrics or is_last:
             write_results(self.run)
+            self._draw_classes()
 
     def after_train(self) -> None:
         """Closes what `before_train` opened."""
         self.bar.close()
         self.tensorboard.close()
+
+    def _draw_classes(self) -> None:
+        path = self.run / "results_per_class.png"
+        with failures_as_warnings(path):
+            if figure := plot_training(read_metrics(self.run), METRIC, PER_CLASS):
+                write_atomically(path, partial(figure.savefig, format="png", dpi=110))
 
     def _line(self, row: dict[str, float]) -> str:
         left = self.trainer.max_iter - self.trainer.iter - 1

@@ -83,8 +83,9 @@ class Matches:
         is_over = self.iou > threshold
         counts = ~(is_over & is_ignored[self.object]) if len(is_ignored) else np.ones(len(self.iou), dtype=bool)
         claims = np.flatnonzero(is_over & counts)
-        _, first_claims = np.unique(self.object[claims], return_index=True)
-        return np.sort(claims[first_claims]), counts
+        first = np.empty(len(is_ignored), dtype=np.int64)
+        first[self.object[claims[::-1]]] = claims[::-1]  # of several values for one place the last stays
+        return claims[first[self.object[claims]] == claims], counts
 
 
 def list_objects(ground_truth: Sequence[dict]) -> Objects:
@@ -138,6 +139,13 @@ def nearest_objects(
 def box_area(box: np.ndarray) -> np.ndarray:
     """Areas (N,) of boxes (N, 4), XYXY."""
     return (box[:, 2:] - box[:, :2]).prod(axis=1)
+
+
+def box_aspect(box: np.ndarray) -> np.ndarray:
+    """Width by height (N,) of boxes (N, 4), XYXY; infinite without height, nan without both."""
+    width, height = (box[:, 2:] - box[:, :2]).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return width / height
 
 
 def _pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -91,6 +91,11 @@ def test_every_target_that_runs_python_sets_up_first() -> None:
         ),
         (["eval-detections", "DETECTIONS=boxes.json", "INTERVAL=1"], ["boxes.json", "--interval"], ["--split"]),
         (
+            ["eval-detections", "DETECTIONS=my folder/", "ANNOTATIONS=my coco.json", "SUBMISSION=1"],
+            ["my folder/", "--annotations my coco.json", "--submission"],
+            ["--interval"],
+        ),
+        (
             ["predict", "WEIGHTS=run", "SCORE=best", "IMAGES=a.jpg"],
             ["--start run", "--score best", "a.jpg"],
             ["--voc-xml"],

@@ -152,7 +152,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Path]
 def test_json_has_the_documented_keys(written: tuple[Evaluation, Path]):
     evaluation, folder = written
     content = json.loads((folder / "evaluation.json").read_text())
-    assert list(content) == ["AP50_11point", "AP50", "AP75", "AP", "F1", "threshold", "sizes", "confusion", "per_class"]
+    groups = ["sizes", "aspects", "confusion", "per_class"]
+    assert list(content) == ["AP50_11point", "AP50", "AP75", "AP", "F1", "threshold", *groups]
+    assert list(content["sizes"]) == ["small", "medium", "large"]
+    assert list(content["aspects"]) == ["tall", "square", "wide"]
     assert {key: content[key] for key in evaluation.metrics} == evaluation.metrics
     assert list(content["per_class"]) == CLASSES
     keys = ["gts", "dets", "recall", "AP50_11point", "AP50", "F1", "threshold"]

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.engine import TrainerBase
+from matplotlib.figure import Figure
 from torch import nn
 
 from common.averaging import WeightAverage
 from common.run_folder import read_metrics
+from detection.class_panels import plot_training
 from detection.hooks import (
     METRIC,
     PER_CLASS,
@@ -181,6 +183,40 @@ def test_rows_are_means_by_hand(whole: Path) -> None:
     assert [row.get(METRIC) for row in rows] == [None, 0.3, None, 0.7]
     assert [row.get("validation_loss") for row in rows] == [None, 7.0, None, 7.0]
     assert [row.get("per_class_AP50_11point/glossy ibis") for row in rows] == [None, 0.25, None, 0.25]
+
+
+def test_each_class_has_a_panel_of_its_evaluations(whole: Path) -> None:
+    assert (whole / "results_per_class.png").read_bytes().startswith(b"\x89PNG")
+    rows = [
+        {"iteration": 3, "AP": 0.25, "each/cat": 0.5, "each/$dog": 0.0},
+        {"iteration": 5, "total_loss": 1.0},
+        {"iteration": 7, "AP": 0.5, "each/cat": 0.75, "each/$dog": 0.25, "each/cow": 0.125},
+    ]
+    cat, dog, cow = plot_training(rows, "AP", "each/").axes
+    assert [axes.get_title() for axes in (cat, dog, cow)] == ["cat  0.750", "$dog  0.250", "cow  0.125"]
+    mean, own = cat.lines
+    assert mean.get_xydata().tolist() == [[4, 0.25], [8, 0.5]]
+    assert own.get_xydata().tolist() == [[4, 0.5], [8, 0.75]]
+    assert cow.lines[1].get_xydata().tolist() == [[8, 0.125]]
+    assert plot_training(rows[1:2], "AP", "each/") is None
+
+
+def test_of_many_classes_the_worst_and_the_best_have_panels() -> None:
+    row = {"iteration": 0, "AP": 0.5, **{f"each/{number}": number / 200 for number in range(200)}}
+    figure = plot_training([row], "AP", "each/")
+    shown = {int(axes.get_title().split()[0]) for axes in figure.axes}
+    assert shown == {*range(20), *range(180, 200)}
+    assert "the worst and the best 20 of 200 classes" in figure.get_suptitle()
+
+
+def test_a_picture_that_cannot_be_drawn_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: 1 / 0)
+    with caplog.at_level("WARNING"):
+        write_metrics(tmp_path, 0, 8, 8)
+    assert len(read_metrics(tmp_path)) == 4 and not (tmp_path / "results_per_class.png").exists()
+    assert "results_per_class.png: not drawn (division by zero)" in caplog.text
 
 
 @pytest.mark.parametrize("stop", range(1, 8))

@@ -1,10 +1,15 @@
 """Each benchmark at a toy size: rows and figures are there. No test asks how fast anything is."""
 
+import re
+import subprocess
 import sys
+import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -16,9 +21,10 @@ from detection.modeling import build_model
 from detection.voc import VOC_CLASSES
 from detection.yolov3.targets import assign_targets
 from tests.birds import draw_birds
-from tools.bench import classification, faster_rcnn, training_images, voc, yolov3
+from tools.bench import busy, classification, faster_rcnn, rivals, timing, training_images, voc, yolov3
 from tools.bench.__main__ import main
-from tools.bench.timing import against_rivals, in_turn
+from tools.bench.rivals import MISSING
+from tools.bench.timing import Contender, at_precision, in_turn, rows
 
 MISSING_GPU = "not measured: none here"
 ANNOTATION = """<annotation><size><width>96</width><height>64</height><depth>3</depth></size><object><name>dog</name>
@@ -48,40 +54,67 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def assert_compares(table: pd.DataFrame, rivals: list[str]) -> None:
-    assert table["rival"].tolist() == rivals
-    measured = table[table["rival, s"].notna()]
-    assert (measured[["ours, s", "rival, s"]] > 0).all(axis=None)
-    ratio = measured["rival, s"] / measured["ours, s"]
-    pd.testing.assert_series_equal(measured["times as fast"], ratio, check_names=False)
+def assert_compares(table: pd.DataFrame, by: list[str]) -> None:
+    """All do the same, ours first."""
+    assert table["by"].tolist() == by and table["what"].nunique() == 1
+    assert (table["s"] > 0).all() and (table["± %"] >= 0).all()
+    ratio = table["s"] / table["s"].iloc[0]
+    pd.testing.assert_series_equal(table["times as fast"][1:], ratio[1:], check_names=False)
+    assert (table["threads"] >= 1).all()
 
 
-def test_runs_take_turns_and_the_first_round_does_not_count() -> None:
+def test_contenders_take_turns() -> None:
     calls = []
-    seconds = in_turn({name: lambda name=name: calls.append(name) for name in "abc"}, 2)
+    contenders = [Contender(name, lambda name=name: calls.append(name)) for name in "abc"]
+    seconds = in_turn(contenders, 2)
     assert "".join(calls) == "abcabcabc"
-    assert list(seconds) == ["a", "b", "c"]
+    assert [len(times) for times in seconds] == [3, 3, 3]
 
 
-def test_a_rival_of_twice_the_time_is_half_as_fast() -> None:
-    assert against_rivals("job", {"ours": 2.0, "x": 4.0, "y": 1.0}) == [
-        {"what": "job", "ours, s": 2.0, "rival": "x", "rival, s": 4.0, "times as fast": 2.0},
-        {"what": "job", "ours, s": 2.0, "rival": "y", "rival, s": 1.0, "times as fast": 0.5},
-    ]
+def test_median_spread_and_ratio_by_hand() -> None:
+    contenders = [Contender("ours", print, "bfloat16", 2), *(Contender(name, print, "float32") for name in "xyz")]
+    seconds = [[2.0, 1.8, 2.2], [5.0, 4.0, 4.0], [1.0, 1.0, 1.0], [2.09, 2.09, 2.09]]
+    ours, x, y, z = rows("job", contenders, seconds, images=4)
+    assert {key: ours.pop(key) for key in ("s", "± %", "images/s")} == pytest.approx({"s": 2, "± %": 10, "images/s": 2})
+    assert ours == {"what": "job", "by": "ours", "precision": "bfloat16", "threads": 2}
+    assert x == {"what": "job", "by": "x", "precision": "float32", "threads": 1} | {
+        "s": 4.0, "± %": 12.5, "images/s": 1.0, "times as fast": 2.0, "ours is": "faster"
+    }  # fmt: skip
+    assert (y["times as fast"], y["ours is"]) == (0.5, "slower")
+    assert (z["times as fast"], z["ours is"]) == (pytest.approx(1.045), "noise")
 
 
+def test_a_rival_at_our_precision_is_a_copy_that_computes_in_it() -> None:
+    model = torch.nn.Conv2d(2, 3, 1)
+    assert at_precision(model, "float32", "cpu") is model
+    image = torch.rand(1, 2, 4, 4)
+    low = at_precision(model, "bfloat16", "cpu")
+    assert low(image).dtype == torch.bfloat16 and model(image).dtype == torch.float32
+    torch.testing.assert_close(low(image).float(), model(image), atol=0.02, rtol=0.02)
+    assert low.weight is not model.weight
+
+
+@pytest.fixture
+def _bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that is fast in it."""
+    monkeypatch.setattr(timing, "our_precision", lambda _: "bfloat16")
+
+
+@pytest.mark.usefixtures("_bfloat16")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has the rows of a GPU too")
 def test_faster_rcnn_speed(root: Path) -> None:
-    table = faster_rcnn.speed(root, size=(32, 48), repetitions=1)
-    assert_compares(table, ["stock Detectron2", "torchvision"] * 2 + [MISSING_GPU])
-    batches = np.array([1, 1, 2, 2])
-    np.testing.assert_allclose(table["ours, images/s"][:4], batches / table["ours, s"][:4])
+    table = faster_rcnn.speed(root, size=(32, 48), rounds=1)
+    by = ["ours", *["stock Detectron2", "torchvision"] * 2]
+    for part, count in ((table[:5], 1), (table[5:10], 2)):
+        assert_compares(part, by)
+        assert part["precision"].tolist()[1:] == ["float32"] * 2 + ["bfloat16"] * 2
+        np.testing.assert_allclose(part["images/s"], count / part["s"])
+    assert table["by"].tolist()[10:] == [MISSING_GPU]
 
 
 def test_the_three_networks_are_the_same(root: Path) -> None:
     samples = faster_rcnn.read_samples(root, 2, (64, 96))
-    contenders = faster_rcnn.build_contenders(samples, "cpu")
-    ours, stock, rival = (each.model for each in contenders.values())
+    ours, stock, rival = (each.model for each in faster_rcnn.build_detectors(samples, "cpu")[:3])
     for name, value in ours.state_dict().items():
         assert torch.equal(value, stock.state_dict()[name]), name
     counts = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (ours, stock, rival)]
@@ -117,20 +150,20 @@ def test_faster_rcnn_accuracy(root: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has the rows of a GPU too")
 def test_yolov3_speed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yolov3, "fetch_ultralytics", lambda _: False)  # tests download nothing
-    table = yolov3.speed(root, size=64, repetitions=1)
-    assert table["rival"].tolist() == ["OpenCV", "ultralytics: not there", "ultralytics: not there", MISSING_GPU]
-    assert_compares(table[:1], ["OpenCV"])
+    monkeypatch.setattr(yolov3, "has_ultralytics", lambda: False)  # tests download nothing
+    table = yolov3.speed(root, size=64, rounds=1)
+    assert_compares(table[:2], ["ours", "OpenCV"])
+    assert table["by"].tolist()[2:] == [f"not measured: {MISSING}", "ours", f"not measured: {MISSING}", MISSING_GPU]
 
 
 def test_opencv_computes_our_yolov3(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yolov3, "fetch_ultralytics", lambda _: False)
+    monkeypatch.setattr(yolov3, "has_ultralytics", lambda: False)
     samples = yolov3.read_samples(root, 4, (96, 96))
-    contenders = yolov3.build_contenders(samples, "cpu", tmp_path)
-    (ours,) = contenders["ours"].detect(samples[:1])
-    ((_, scores, _),) = contenders["OpenCV"].detect(samples[:1])
+    ours, opencv = yolov3.build_detectors(samples, "cpu", tmp_path)
+    (found,) = ours.detect(samples[:1])
+    ((_, scores, _),) = opencv.detect(samples[:1])
     assert len(scores)
-    assert ours["instances"].scores.max().item() == pytest.approx(float(np.max(scores)), abs=0.05)  # bfloat16
+    assert found["instances"].scores.max().item() == pytest.approx(float(np.max(scores)), abs=0.05)  # bfloat16
 
 
 def test_the_loop_over_objects_assigns_the_same_targets() -> None:
@@ -141,7 +174,7 @@ def test_the_loop_over_objects_assigns_the_same_targets() -> None:
     assert torch.equal(ours.ignored, ignored)
     places = zip(ours.images.tolist(), ours.predictions.tolist(), strict=True)
     assert dict(zip(places, ours.classes.tolist(), strict=True)) == classes
-    assert_compares(yolov3.targets(Path(), images=2, objects=3, repetitions=1), ["a loop over objects"])
+    assert_compares(yolov3.targets(Path(), images=2, objects=3, rounds=1), ["ours", "a loop over objects"])
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +183,18 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_birds(tmp_path_factory.mktemp("data"), train=26, test=8)
 
 
-@pytest.mark.parametrize("name", [classification.OURS, classification.PLAIN, classification.TIMM])
-def test_contenders_of_classification_train(birds: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        (classification.OURS, ""),
+        (classification.PLAIN, "float32"),
+        (classification.PLAIN, "bfloat16"),
+        (classification.TIMM, "bfloat16"),
+    ],
+)
+def test_contenders_of_classification_train(birds: Path, name: str, precision: str) -> None:
     cub = read_cub(birds)
-    training = classification.build(name, cub.train, len(cub.class_names), 32, 0.02)
+    training = classification.build(name, precision, cub.train, len(cub.class_names), 32, 0.02)
     before = training.model.fc.weight.clone()
     assert 0 <= training.epoch() <= 100
     assert not torch.equal(training.model.fc.weight, before)
@@ -162,13 +203,14 @@ def test_contenders_of_classification_train(birds: Path, name: str) -> None:
 
 
 def test_voc_loader(root: Path) -> None:
-    table = voc.loader(root, images=6, repetitions=1)
-    assert_compares(table, ["stock Detectron2"] * 2)
-    assert table["what"].tolist() == ["reading 6 annotations, first", "reading 6 annotations, cached"]
+    table = voc.loader(root, images=6, rounds=1)
+    assert_compares(table, ["ours, for the first time", "ours, from the cache", "stock Detectron2"])
 
 
 def test_voc_evaluator(root: Path) -> None:
-    assert_compares(voc.evaluator(root, images=9, detections=5), ["stock Detectron2"])
+    table = voc.evaluator(root, images=9, detections=5, rounds=1)
+    assert_compares(table[:2], ["ours, all figures", "stock Detectron2, AP alone"])
+    assert table["what"].tolist()[2:] == ["1000 resamples of 9 images of 5 detections"] and table["s"][2] > 0
 
 
 def test_random_detections_find_objects(root: Path) -> None:
@@ -181,13 +223,15 @@ def test_random_detections_find_objects(root: Path) -> None:
 
 
 def test_training_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yolov3, "fetch_ultralytics", lambda _: False)
-    table = training_images.training_images(root, images=2, repetitions=1, large=(300, 400), size=(32, 48))
-    reference = "torchvision's reference"
-    assert_compares(table[:6], [reference, "stock Detectron2"] * 2 + [reference] * 2)
-    np.testing.assert_allclose(table["ours, images/s"][:6], 1 / table["ours, s"][:6])
-    assert (table[["ours, MB", "rival, MB"]].loc[[2, 3, 5]] >= 0).all(axis=None)
-    assert table["ours, images/s"][6] > 0
+    monkeypatch.setattr(training_images, "has_ultralytics", lambda: False)
+    table = training_images.training_images(root, images=2, rounds=1, large=(300, 400), size=(32, 48))
+    reference = ["ours", "torchvision's reference"]
+    for start, by in ((0, [*reference, "stock Detectron2"]), (6, reference)):
+        photographs, large = table[start : start + len(by)], table[start + len(by) : start + 2 * len(by)]
+        assert_compares(photographs, by)
+        assert_compares(large, by)
+        assert (large["MB"] >= 0).all()
+    assert table["images/s"][10] > 0
 
 
 def test_the_memory_of_a_run_is_measured() -> None:
@@ -203,7 +247,62 @@ def test_command_line(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     assert torch.__version__ in printed and str(root) in printed
     assert "## faster_rcnn_accuracy" in printed and "not measured" in printed
 
+    # Data that is missing stops its own benchmark, not the one after it.
+    monkeypatch.setattr(sys, "argv", ["bench", "classification", "faster_rcnn_accuracy", "--data", str(root)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and "classification: not measured for want of data" in printed.err
+    assert printed.out.index("## classification\n\nnot measured: ") < printed.out.index("make train-frcnn")
+
     monkeypatch.setattr(sys, "argv", ["bench", "nonsense"])
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
+
+
+def test_ultralytics_is_asked_for_and_held_against_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def install(command: list[str], check: bool) -> subprocess.CompletedProcess:
+        calls.append((command, Path(command[-1]).read_text()))
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(rivals, "has_ultralytics", lambda: False)
+    monkeypatch.setattr(rivals.subprocess, "run", install)
+    path = list(sys.path)
+    with rivals.fetched_ultralytics(agreed=False):  # the input of tests is no terminal
+        assert not calls
+    monkeypatch.setattr(sys, "stdin", Mock(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda _: "n")
+    with rivals.fetched_ultralytics(agreed=False):
+        assert not calls
+    monkeypatch.setattr("builtins.input", lambda _: "Y")
+    with rivals.fetched_ultralytics(agreed=False):
+        ((command, requirements),) = calls
+    assert {"--require-hashes", "--no-deps"} < set(command)
+    assert re.fullmatch(r"ultralytics==[\d.]+ --hash=sha256:[0-9a-f]{64}\n", requirements)
+    assert sys.path == path  # pip has failed
+
+
+def test_a_busy_process_runs_as_long_as_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(busy, "LEAST_SECONDS", 0.2)
+
+    def children() -> list[psutil.Process]:
+        return psutil.Process().children()
+
+    before = children()
+    seen = []
+    seconds = busy.measure(lambda: (time.sleep(0.2), seen.append(len(children()) - len(before))), rounds=2)
+    assert seen == [0, 0, 0, 1, 0, 1]  # twice to begin with
+    assert all(each >= 0.2 for times in seconds.values() for each in times)
+    assert children() == before
+
+
+def test_a_job_of_the_busy_machine_runs_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(busy, "JOBS", busy.JOBS[:1])
+    (row,) = busy.busy(tmp_path, rounds=1).to_dict("records")
+    assert row["what"] == "ResNet-18, inference" and row["quiet, s"] > 0
+    assert row["busy / quiet"] == pytest.approx(row["busy, s"] / row["quiet, s"])

@@ -231,7 +231,13 @@ def test_all_parts_are_there(whole: tuple[Path, Page]) -> None:
     assert [address for address in page.addresses if address.startswith("#")] == [f"#{id}" for id in page.ids]
     names = {path.stem for path in (out / "figures").iterdir()}
     assert names >= {"sweep", "pretraining", "classifier", "curves-faster-r-cnn", "curves-yolov3", "errors"}
-    assert names >= {"pr-curves-faster-r-cnn", "pr-curves-yolov3", "confused_pairs", "confusion_matrix"}
+    assert names >= {
+        "pr-curves-faster-r-cnn",
+        "pr-curves-yolov3",
+        "classes-yolov3",
+        "confused_pairs",
+        "confusion_matrix",
+    }
     assert names >= {f"proposals-{number}" for number in (1, 2, 3, 4)} | {f"photograph-{n}" for n in (1, 2, 3)}
 
 

@@ -3,6 +3,7 @@
 import argparse
 import platform
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -12,8 +13,9 @@ import torch
 import torchvision
 
 from common.data_root import resolve_data_root
-from common.errors import exits_on_user_error
-from tools.bench import classification, faster_rcnn, training_images, voc, yolov3
+from common.errors import UserError, exits_on_user_error
+from tools.bench import busy, classification, faster_rcnn, training_images, voc, yolov3
+from tools.bench.rivals import fetched_ultralytics
 
 BENCHMARKS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "classification": classification.training_epoch,
@@ -25,7 +27,9 @@ BENCHMARKS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "voc_loader": voc.loader,
     "voc_evaluator": voc.evaluator,
     "training_images": training_images.training_images,
+    "busy": busy.busy,
 }
+WITH_ULTRALYTICS = {"yolov3", "training_images"}
 
 
 def describe_machine() -> str:
@@ -50,12 +54,23 @@ def main() -> None:
     # argparse holds the empty list, all of them, against the choices too.
     parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], metavar="name", help=", ".join(BENCHMARKS))
     parser.add_argument("--data", help="data root (default: datasets/, else the drawn sample)")
+    parser.add_argument("--fetch", action="store_true", help="fetch ultralytics without asking")
     arguments = parser.parse_args()
     root, is_sample = resolve_data_root(arguments.data, ["VOC2007", "VOC2012"])
     print(f"{describe_machine()}\nData: {root}{' (the drawn sample)' if is_sample else ''}")
-    for name in arguments.names or BENCHMARKS:
-        table = BENCHMARKS[name](root)
-        print(f"\n## {name}\n\n{table.astype(object).fillna('').to_markdown(index=False, floatfmt='.3g')}", flush=True)
+    names, failed = arguments.names or list(BENCHMARKS), []
+    with fetched_ultralytics(arguments.fetch) if WITH_ULTRALYTICS & set(names) else nullcontext():
+        for name in names:
+            print(f"\n## {name}\n")
+            try:
+                table = BENCHMARKS[name](root)
+            except UserError as error:
+                print(f"not measured: {error}", flush=True)
+                failed.append(name)
+                continue
+            print(table.astype(object).fillna("").to_markdown(index=False, floatfmt=".3g"), flush=True)
+    if failed:
+        raise UserError(f"{', '.join(failed)}: not measured for want of data, see above; the other benchmarks are done")
 
 
 if __name__ == "__main__":

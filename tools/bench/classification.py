@@ -7,17 +7,18 @@ Three trainings of ResNet-18 on the same images, on this machine, in turn:
   the same factories with the same defaults: create_loader, create_transform, batch 128, 4 workers, float32, NCHW;
 - ours, with the study's recipe.
 
+The first two also as ours computes: channels last, under autocast.
+
 Each lives in a process of its own, so that what ours sets for its process (the memory allocator) helps no other.
 """
 
 import itertools
 import math
 import multiprocessing
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,17 @@ from classification.engine import Batch, BatchAugmentation, evaluate
 from classification.recipe import load_recipe
 from classification.run import build_trainer
 from classification.train import RECIPES, start_process
+from common.runtime import default_device
+from tools.bench.timing import (
+    ROUNDS,
+    Contender,
+    at_precision,
+    in_turn,
+    our_precision,
+    rival_precisions,
+    rows,
+    seconds_of,
+)
 
 
 class Pictures(Dataset):
@@ -58,7 +70,7 @@ class Plain:
     """The loop that every tutorial has: batches from a loader, float32, channels first."""
 
     def __init__(self, model: nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer, device: torch.device):
-        self.model, self.loader, self.optimizer, self.device = model.to(device), loader, optimizer, device
+        self.model, self.loader, self.optimizer, self.device = model, loader, optimizer, device
 
     def epoch(self) -> float:
         """Trains an epoch and returns the percentage of its time spent waiting for data."""
@@ -72,7 +84,7 @@ class Plain:
             if batch is None:
                 return 100 * waited / (time.perf_counter() - start)
             images, labels = (tensor.to(self.device) for tensor in batch)
-            loss = nn.functional.cross_entropy(self.model(images), labels)
+            loss = nn.functional.cross_entropy(self.model(images).float(), labels)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -121,11 +133,11 @@ class Ours:
 
 PLAIN, TIMM, OURS = "plain torchvision loop", "timm's script at its defaults", "ours"
 
-Settings = tuple[str, list[Bird], int, int, float]  # what `build` takes
+Settings = tuple[str, str, list[Bird], int, int, float]  # what `build` takes
 
 
-def build(name: str, birds: list[Bird], classes: int, size: int, lr: float) -> Plain | Ours:
-    """Builds one of the three trainings in this process, from the same seed."""
+def build(name: str, precision: str, birds: list[Bird], classes: int, size: int, lr: float) -> Plain | Ours:
+    """Builds one of the three trainings in this process, from the same seed; ours chooses its precision itself."""
     torch.manual_seed(0)
     if name == OURS:
         return Ours(birds, classes, size, start_process(), lr)
@@ -141,12 +153,13 @@ def build(name: str, birds: list[Bird], classes: int, size: int, lr: float) -> P
                 transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
             ]
         )
-        model = timm.create_model("resnet18", num_classes=classes)  # as ours begins, weight by weight
+        model = timm.create_model("resnet18", num_classes=classes).to(device)  # as ours begins, weight by weight
+        model = at_precision(model, precision, device.type)
         loader = DataLoader(Pictures(birds, transform), batch_size=64, shuffle=True, num_workers=2, drop_last=True)
         optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=1e-3)
         return Plain(model, loader, optimizer, device)
     warnings.filterwarnings("ignore", "This DataLoader will create")  # timm's default of 4 workers on fewer cores
-    model = timm.create_model("resnet18", num_classes=classes)
+    model = at_precision(timm.create_model("resnet18", num_classes=classes).to(device), precision, device.type)
     loader = create_loader(
         Pictures(birds),  # type: ignore[arg-type] # timm takes any data set that has a `transform`
         input_size=(3, size, size),
@@ -167,14 +180,13 @@ def serve(orders: Connection, *arguments: *Settings) -> None:
     """A contender's process: trains an epoch, measures or ends when told, and answers with the figures."""
     training = build(*arguments)
     while (order := orders.recv()) is not None:
-        start = time.perf_counter()
         answer = getattr(training, order[0])(*order[1:])
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        orders.send((time.perf_counter() - start, answer))
+        orders.send(answer)
 
 
-class Contender:
+class Process:
     """One of the three trainings in its own process; waits, without computing, until it is its turn."""
 
     def __init__(self, *arguments: *Settings):
@@ -183,8 +195,8 @@ class Contender:
         self.process = context.Process(target=serve, args=(theirs, *arguments))
         self.process.start()
 
-    def __call__(self, method: str, *arguments: object) -> tuple[float, Any]:
-        """Calls a method of the training and returns the seconds it took and its result."""
+    def __call__(self, method: str, *arguments: object) -> Any:
+        """Calls a method of the training and returns its result."""
         self.orders.send((method, *arguments))
         return self.orders.recv()
 
@@ -194,8 +206,8 @@ class Contender:
         self.process.join()
 
 
-def training_epoch(root: Path, images: int = 256, size: int = 224, rounds: int = 2) -> pd.DataFrame:
-    """Times whole epochs of all three in turn, loading included.
+def training_epoch(root: Path, images: int = 256, size: int = 224, rounds: int = ROUNDS) -> pd.DataFrame:
+    """Times whole epochs of all in turn, loading included.
 
     The first round, in which ours decodes its images, stands apart.
 
@@ -205,34 +217,26 @@ def training_epoch(root: Path, images: int = 256, size: int = 224, rounds: int =
         size: side of what the network sees, in pixels.
         rounds: epochs that count after the first.
     """
-    cub = read_cub(root)
+    cub, device = read_cub(root), default_device()
     birds = cub.train[:: max(1, len(cub.train) // images)][:images]  # the set is in the order of its classes
-    trainings = {name: Contender(name, birds, len(cub.class_names), size, 0.02) for name in (OURS, PLAIN, TIMM)}
-    seconds: dict[str, list[float]] = {name: [] for name in trainings}
-    shares = {}
-    for _ in range(rounds + 1):
-        for name, training in trainings.items():
-            duration, shares[name] = training("epoch")
-            seconds[name].append(duration)
-    resident = trainings[OURS]("resident")[1] if torch.cuda.is_available() else math.nan
-    for training in trainings.values():
-        training.close()
-    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-    rows = [
-        {
-            "what": f"ResNet-18, epoch of {len(birds)} images, {size} px",
-            "trained by": name,
-            "first epoch, s": seconds[name][0],
-            "an epoch, s": medians[name],
-            "images/s": len(birds) / medians[name],
-            "ours is faster by": medians[name] / medians[OURS],
-            "waiting for data, %": shares[name],
-        }
-        for name in trainings
-    ]
+    ways = [(OURS, our_precision(device)), *itertools.product((PLAIN, TIMM), rival_precisions(device))]
+    trainings = [Process(*way, birds, len(cub.class_names), size, 0.02) for way in ways]
+    shares = [math.nan] * len(ways)
+
+    def epoch(number: int) -> None:
+        shares[number] = trainings[number]("epoch")
+
+    contenders = [Contender(name, partial(epoch, number), precision) for number, (name, precision) in enumerate(ways)]
+    seconds = in_turn(contenders, rounds)
     on_gpu: dict[str, str | float] = {"what": "the same with images resident on an NVIDIA GPU"}
-    on_gpu |= {"trained by": "not measured: none here"} if math.isnan(resident) else {"images/s": resident}
-    return pd.DataFrame([*rows, on_gpu])
+    on_gpu |= {"images/s": trainings[0]("resident")} if device == "cuda" else {"by": "not measured: none here"}
+    for training in trainings:
+        training.close()
+    what = f"ResNet-18, epoch of {len(birds)} images, {size} px"
+    table = pd.DataFrame(rows(what, contenders, [times[1:] for times in seconds], len(birds)))
+    table["first epoch, s"] = [times[0] for times in seconds]
+    table["waiting for data, %"] = shares
+    return pd.concat([table, pd.DataFrame([on_gpu])], ignore_index=True)
 
 
 def training_accuracy(root: Path, size: int = 64, epochs: int = 6) -> pd.DataFrame:
@@ -244,15 +248,15 @@ def training_accuracy(root: Path, size: int = 64, epochs: int = 6) -> pd.DataFra
         epochs: of each training.
     """
     cub = read_cub(root)
-    rows = []
-    for name in (OURS, PLAIN):
-        training = Contender(name, cub.train, len(cub.class_names), size, 0.05)
-        seconds = sum(training("epoch")[0] for _ in range(epochs))
+    table = []
+    for name, precision in ((OURS, our_precision(default_device())), (PLAIN, "float32")):
+        training = Process(name, precision, cub.train, len(cub.class_names), size, 0.05)
+        seconds = seconds_of(lambda training=training: [training("epoch") for _ in range(epochs)])  # type: ignore[misc]
         what = f"ResNet-18, {epochs} epochs of {len(cub.train)} images, {size} px"
-        accuracy = training("accuracy", cub.test, size)[1]
-        rows.append({"what": what, "trained by": name, "seconds": seconds} | accuracy)
+        accuracy = training("accuracy", cub.test, size)
+        table.append({"what": what, "by": name, "precision": precision, "s": seconds} | accuracy)
         training.close()
-    return pd.DataFrame(rows)
+    return pd.DataFrame(table)
 
 
 def measure_alike(model: nn.Module, birds: list[Bird], size: int) -> dict[str, float]:

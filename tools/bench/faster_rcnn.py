@@ -24,15 +24,14 @@ from detection.experiment import newest_detector
 from detection.modeling import build_model, load_detector
 from detection.trainer import Evaluator
 from detection.voc import default_splits, register_voc
-from tools.bench.timing import against_rivals, in_turn
+from tools.bench.timing import ROUNDS, Contender, at_precision, compare, our_precision, rival_precisions
 
 
-class Contender:
+class Detector:
     """A detector, its optimizer, and what turns Detectron2's inputs into its own."""
 
-    def __init__(self, model: nn.Module, inputs: Callable[[Sequence[dict]], tuple]) -> None:
-        self.model = model
-        self.inputs = inputs
+    def __init__(self, name: str, precision: str, model: nn.Module, inputs: Callable[[Sequence[dict]], tuple]) -> None:
+        self.name, self.precision, self.model, self.inputs = name, precision, model, inputs
         # The rate is so low that the network, and so the work, stays the same.
         self.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-7, momentum=0.9)
 
@@ -52,36 +51,31 @@ class Contender:
         self.optimizer.step()
 
 
-def speed(root: Path, size: tuple[int, int] = (600, 800), repetitions: int = 5) -> pd.DataFrame:
+def speed(root: Path, size: tuple[int, int] = (600, 800), rounds: int = ROUNDS) -> pd.DataFrame:
     """Times inference and a training step, on the CPU and on a GPU where there is one.
 
     Args:
         root: data root; its first training images are resized and taken.
         size: height and width of the images.
-        repetitions: rounds of inference that count; of training, half as many.
+        rounds: that count.
     """
     samples = read_samples(root, 4, size)
-    rows = _speed_on("cpu", samples, repetitions)
+    rows = _speed_on("cpu", samples, rounds)
     if torch.cuda.is_available():
-        rows += _speed_on("cuda", samples, repetitions)
+        rows += _speed_on("cuda", samples, rounds)
     else:
-        rows.append({"what": "the same on an NVIDIA GPU", "rival": "not measured: none here"})
+        rows.append({"what": "the same on an NVIDIA GPU", "by": "not measured: none here"})
     return pd.DataFrame(rows)
 
 
-def _speed_on(device: str, samples: Sequence[dict], repetitions: int) -> list[dict]:
-    contenders = build_contenders(samples, device)
-    rows = []
-    for what, count, task, rounds in (
-        ("inference", 1, Contender.detect, repetitions),
-        ("training step", 2, Contender.step, (repetitions + 1) // 2),
-    ):
-        batch = samples[:count]
-        seconds = in_turn({name: partial(task, each, batch) for name, each in contenders.items()}, rounds)
-        height, width = batch[0]["image"].shape[1:]
-        compared = against_rivals(f"{what}, {count} x {height} x {width}, {device}", seconds)
-        rows += [row | {"ours, images/s": count / row["ours, s"]} for row in compared]
-    return rows
+def _speed_on(device: str, samples: Sequence[dict], rounds: int) -> list[dict]:
+    detectors = build_detectors(samples, device)
+    height, width = samples[0]["image"].shape[1:]
+    table = []
+    for what, count, task in (("inference", 1, Detector.detect), ("training step", 2, Detector.step)):
+        contenders = [Contender(each.name, partial(task, each, samples[:count]), each.precision) for each in detectors]
+        table += compare(f"{what}, {count} x {height} x {width}, {device}", contenders, rounds, count)
+    return table
 
 
 def accuracy(root: Path) -> pd.DataFrame:
@@ -127,31 +121,38 @@ def read_samples(root: Path, count: int, size: tuple[int, int]) -> list[dict]:
     return samples
 
 
-def build_contenders(samples: Sequence[dict], device: str) -> dict[str, Contender]:
-    """Ours, stock Detectron2's and torchvision's Faster R-CNN R50-FPN for VOC's classes.
+def build_detectors(samples: Sequence[dict], device: str) -> list[Detector]:
+    """Ours, then stock Detectron2's and torchvision's Faster R-CNN R50-FPN for VOC's classes, as they come and as ours.
 
     All have the same random ResNet, its first two stages frozen, and ours and Detectron2's the same random weights
     altogether. Each image keeps its size.
     """
-    cfg = get_cfg()
-    merge_file(cfg, CONFIGS / "faster_rcnn_R_50_FPN.yaml")
-    cfg.MODEL.DEVICE = device
-    resnet = random_resnet([sample["image"] for sample in samples], cfg)
-
+    cfg, resnet, ours = build_ours(samples, device)
     stock = GeneralizedRCNN(cfg).to(device)
-    stock.load_state_dict(convert_resnet(resnet), strict=False)
-    ours = build_model(cfg)
-    ours.load_state_dict(stock.state_dict())
+    stock.load_state_dict(ours.state_dict())
 
     height, width = samples[0]["image"].shape[1:]
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
     backbone.body.load_state_dict({name: value for name, value in resnet.items() if not name.startswith("fc.")})
     rival = FasterRCNN(backbone, num_classes=21, min_size=min(height, width), max_size=max(height, width)).to(device)
-    return {
-        "ours": Contender(ours, lambda batch: (batch,)),
-        "stock Detectron2": Contender(stock, lambda batch: (batch,)),
-        "torchvision": Contender(rival, partial(_torchvision_inputs, device=device)),
-    }
+    detectors = [Detector("ours", our_precision(device), ours, _as_they_are)]
+    for precision in rival_precisions(device):
+        model = at_precision(stock, precision, device)
+        detectors.append(Detector("stock Detectron2", precision, model, _as_they_are))
+        model, inputs = at_precision(rival, precision, device), partial(_torchvision_inputs, device=device)
+        detectors.append(Detector("torchvision", precision, model, inputs))
+    return detectors
+
+
+def build_ours(samples: Sequence[dict], device: str) -> tuple[CfgNode, dict[str, Tensor], nn.Module]:
+    """The configuration, the tensors of a random ResNet calibrated on samples, and our detector with them."""
+    cfg = get_cfg()
+    merge_file(cfg, CONFIGS / "faster_rcnn_R_50_FPN.yaml")
+    cfg.MODEL.DEVICE = device
+    resnet = random_resnet([sample["image"] for sample in samples], cfg)
+    model = build_model(cfg)
+    model.load_state_dict(convert_resnet(resnet), strict=False)
+    return cfg, resnet, model
 
 
 def random_resnet(images: Sequence[Tensor], cfg: CfgNode) -> dict[str, Tensor]:
@@ -169,6 +170,10 @@ def random_resnet(images: Sequence[Tensor], cfg: CfgNode) -> dict[str, Tensor]:
     with torch.inference_mode():
         resnet.train()(torch.stack([(image - mean) / std for image in images]))
     return resnet.state_dict()
+
+
+def _as_they_are(batch: Sequence[dict]) -> tuple:
+    return (batch,)
 
 
 def _torchvision_inputs(batch: Sequence[dict], device: str) -> tuple[list[Tensor], list[dict[str, Tensor]]]:

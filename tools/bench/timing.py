@@ -1,23 +1,66 @@
 """Timing several ways to do one thing side by side."""
 
+import copy
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import nn
+
+from common.runtime import PRECISIONS, fastest_precision
+
+ROUNDS = 5
+NOISE = 0.05  # a difference of less says nothing
 
 
-def in_turn(runs: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    """Median seconds of each run.
+@dataclass(frozen=True)
+class Contender:
+    """One way to do a job.
 
-    After one round that does not count, every round takes each run in turn, so that a machine that grows busy slows all
-    of them.
+    Attributes:
+        name: who does it; ours come first wherever there are several.
+        run: does it once.
+        precision: in which a network computes; empty where there is none.
+        threads: that compute; None for those of torch.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(1 + repetitions):
-        for name, run in runs.items():
-            seconds[name].append(seconds_of(run))
-    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+
+    name: str
+    run: Callable[[], object]
+    precision: str = ""
+    threads: int | None = None
+
+
+def our_precision(device: str) -> str:
+    """The precision that our networks choose for themselves."""
+    return fastest_precision(torch.device(device))
+
+
+def rival_precisions(device: str) -> list[str]:
+    """Those that a rival is measured in: float32, as it comes, and ours."""
+    return list(dict.fromkeys(["float32", our_precision(device)]))
+
+
+def at_precision(model: nn.Module, precision: str, device: str) -> nn.Module:
+    """A rival's model as it is for float32; else a copy of it, channels last, that runs under autocast."""
+    if precision == "float32":
+        return model
+    model = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    model.forward = torch.autocast(device, PRECISIONS[precision])(model.forward)
+    return model
+
+
+def in_turn(contenders: Sequence[Contender], rounds: int = ROUNDS) -> list[list[float]]:
+    """Seconds of each contender in each round, and before them in one that does not count.
+
+    Every round takes each contender in turn, so that a machine that grows busy slows all of them.
+    """
+    seconds: list[list[float]] = [[] for _ in contenders]
+    for _ in range(1 + rounds):
+        for contender, times in zip(contenders, seconds, strict=True):
+            times.append(seconds_of(contender.run))
+    return seconds
 
 
 def seconds_of(run: Callable[[], object]) -> float:
@@ -29,10 +72,36 @@ def seconds_of(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def against_rivals(what: str, seconds: Mapping[str, float]) -> list[dict]:
-    """Rows of a table, one a rival, from the seconds of all; the first is ours."""
-    (_, ours), *rivals = seconds.items()
-    return [
-        {"what": what, "ours, s": ours, "rival": name, "rival, s": theirs, "times as fast": theirs / ours}
-        for name, theirs in rivals
-    ]
+def compare(what: str, contenders: Sequence[Contender], rounds: int = ROUNDS, images: int = 0) -> list[dict]:
+    """Times contenders in turn; rows of a table, one a contender.
+
+    Args:
+        what: they all do.
+        contenders: ours first.
+        rounds: that count.
+        images: that a run deals with; with 0 the table has no rate.
+    """
+    return rows(what, contenders, [times[1:] for times in in_turn(contenders, rounds)], images)
+
+
+def rows(what: str, contenders: Sequence[Contender], seconds: Sequence[Sequence[float]], images: int = 0) -> list[dict]:
+    """Rows of a table from the seconds of each contender.
+
+    `s` is the median, `± %` half of the range from the fastest round to the slowest in per cent of it, and `ours is`
+    tells what `times as fast` means: differences below 5 % are noise.
+    """
+    table = []
+    ours = statistics.median(seconds[0])
+    for contender, times in zip(contenders, seconds, strict=True):
+        median = statistics.median(times)
+        row: dict[str, str | float] = {"what": what, "by": contender.name, "precision": contender.precision}
+        row["threads"] = torch.get_num_threads() if contender.threads is None else contender.threads
+        row |= {"s": median, "± %": 50 * (max(times) - min(times)) / median}
+        if images:
+            row["images/s"] = images / median
+        if contender is not contenders[0]:
+            ratio = median / ours
+            is_noise = 1 - NOISE < ratio < 1 + NOISE
+            row |= {"times as fast": ratio, "ours is": "noise" if is_noise else "faster" if ratio > 1 else "slower"}
+        table.append(row)
+    return table

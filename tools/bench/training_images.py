@@ -6,7 +6,7 @@ import multiprocessing
 import resource
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -27,9 +27,9 @@ from detection.config import CONFIGS, get_cfg, merge_file
 from detection.data_loader import build_training_stream
 from detection.dataset_mapper import DatasetMapper
 from detection.voc import VOC_CLASSES, default_splits, register_voc
-from tools.bench import yolov3
-from tools.bench.faster_rcnn import build_contenders, read_samples
-from tools.bench.timing import against_rivals, in_turn
+from tools.bench.faster_rcnn import Detector, build_ours, read_samples
+from tools.bench.rivals import has_ultralytics
+from tools.bench.timing import ROUNDS, Contender, compare, our_precision
 
 if TYPE_CHECKING:
     from ultralytics.data import YOLODataset
@@ -44,7 +44,7 @@ T = TypeVar("T")
 def training_images(
     root: Path,
     images: int = 100,
-    repetitions: int = 3,
+    rounds: int = ROUNDS,
     large: tuple[int, int] = (3000, 4000),
     size: tuple[int, int] = (600, 800),
 ) -> pd.DataFrame:
@@ -56,13 +56,13 @@ def training_images(
     Args:
         root: data root.
         images: images to map.
-        repetitions: rounds that count.
+        rounds: that count.
         large: height and width of the large photograph, the first of `root` made larger.
         size: height and width of the images of a training step, whose rate is told for comparison.
     """
     register_voc(root)
     records = [record for name in default_splits(root)[0] for record in DatasetCatalog.get(name)]
-    rows = []
+    table = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         enlarged = enlarge(records[0], folder / "large.jpg", large)
@@ -71,33 +71,30 @@ def training_images(
             merge_file(cfg, CONFIGS / f"{config}.yaml")
             stream, mapper = build_training_stream(cfg, records), DatasetMapper(cfg, True, dataset_dicts=records)
             order = [records[index] for index in itertools.islice(itertools.cycle(stream.order(0)), images)]
-            # Here the images are mixed with the large one again.
-            ours = DatasetMapper(cfg, True, dataset_dicts=[enlarged])
             rivals: dict[str, Mapper] = {"torchvision's reference": ReferenceMapper(cfg, mapper.square_size)}
             if model == "Faster R-CNN":
                 rivals["stock Detectron2"] = StockDatasetMapper(cfg, True)
             runs = {"ours": partial(_map_all, stream.__getitem__, range(images))}
             runs |= {rival: partial(_map_all, mapper, order) for rival, mapper in rivals.items()}
-            if model == "YOLOv3" and yolov3.fetch_ultralytics(folder / "pip"):
+            if model == "YOLOv3" and has_ultralytics():
                 dataset = ultralytics_dataset(records, 416, folder)
                 runs["ultralytics"] = partial(_map_all, dataset.__getitem__, [i % len(dataset) for i in range(images)])
-            rows += _compared(f"{model}, {images} photographs", in_turn(runs, repetitions), images)
+            table += compare(f"{model}, {images} photographs", _contenders(runs), rounds, images)
 
-            runs = {
-                name: partial(_map_all, mapper, [enlarged] * 4) for name, mapper in {"ours": ours, **rivals}.items()
-            }
-            peaks = {name: peak_megabytes(run) for name, run in runs.items()}
-            compared = _compared(f"{model}, {large[1]} x {large[0]}", in_turn(runs, repetitions), 4)
-            rows += [row | {"ours, MB": peaks["ours"], "rival, MB": peaks[row["rival"]]} for row in compared]
-    batch = read_samples(root, 2, size)
-    seconds = in_turn({"": partial(build_contenders(batch, default_device())["ours"].step, batch)}, repetitions)[""]
-    rows.append({"what": f"a training step of Faster R-CNN, {default_device()}", "ours, images/s": 2 / seconds})
-    return pd.DataFrame(rows)
+            # Here the images are mixed with the large one again.
+            mappers = {"ours": DatasetMapper(cfg, True, dataset_dicts=[enlarged]), **rivals}
+            runs = {name: partial(_map_all, mapper, [enlarged] * 4) for name, mapper in mappers.items()}
+            peaks = [peak_megabytes(run) for run in runs.values()]
+            compared = compare(f"{model}, {large[1]} x {large[0]}", _contenders(runs), rounds, 4)
+            table += [row | {"MB": peak} for row, peak in zip(compared, peaks, strict=True)]
+    batch, device = read_samples(root, 2, size), default_device()
+    step = Detector("ours", our_precision(device), build_ours(batch, device)[2], lambda batch: (batch,)).step
+    contender = Contender("ours", partial(step, batch), our_precision(device))
+    return pd.DataFrame(table + compare(f"a training step of Faster R-CNN, {device}", [contender], rounds, len(batch)))
 
 
-def _compared(what: str, seconds: dict[str, float], images: int) -> list[dict]:
-    each = {name: total / images for name, total in seconds.items()}
-    return [row | {"ours, images/s": 1 / row["ours, s"]} for row in against_rivals(what, each)]
+def _contenders(runs: Mapping[str, Callable[[], object]]) -> list[Contender]:
+    return [Contender(name, run, threads=1) for name, run in runs.items()]
 
 
 def _map_all(mapper: Callable[[T], object], items: Iterable[T]) -> None:

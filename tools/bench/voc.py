@@ -16,20 +16,22 @@ from detectron2.evaluation import DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
 from common.errors import UserError
+from detection.bootstrap import RESAMPLES, resample_ap
 from detection.evaluation import VOCEvaluator
+from detection.matching import Detections
 from detection.voc import VOC_CLASSES, load_voc_instances
-from tools.bench.timing import against_rivals, in_turn, seconds_of
+from tools.bench.timing import ROUNDS, Contender, compare, in_turn, rows, seconds_of
 
 STOCK = "stock Detectron2"
 
 
-def loader(root: Path, images: int = 16551, repetitions: int = 5) -> pd.DataFrame:
+def loader(root: Path, images: int = 16551, rounds: int = ROUNDS) -> pd.DataFrame:
     """Times reading the annotations of VOC07+12 trainval, 16,551 files, for the first time and from the cache.
 
     Args:
         root: data root, whose annotations are repeated until there are enough.
         images: annotation files.
-        repetitions: rounds that count.
+        rounds: that count.
     """
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
@@ -39,32 +41,26 @@ def loader(root: Path, images: int = 16551, repetitions: int = 5) -> pd.DataFram
             shutil.rmtree(tree / ".voc_cache", ignore_errors=True)
             load_voc_instances(tree, "trainval", VOC_CLASSES)
 
-        seconds = in_turn(
-            {
-                "first": first,
-                "cached": partial(load_voc_instances, tree, "trainval", VOC_CLASSES),
-                STOCK: partial(load_voc_instances_of_stock, str(tree), "trainval", VOC_CLASSES),
-            },
-            repetitions,
-        )
-    return pd.DataFrame(
-        [
-            row
-            for time in ("first", "cached")
-            for row in against_rivals(
-                f"reading {images} annotations, {time}", {"ours": seconds[time], STOCK: seconds[STOCK]}
-            )
+        read = partial(load_voc_instances, tree, "trainval", VOC_CLASSES)
+        stock = partial(load_voc_instances_of_stock, str(tree), "trainval", VOC_CLASSES)
+        contenders = [
+            Contender("ours, for the first time", first, threads=1),
+            Contender("ours, from the cache", read, threads=1),
+            Contender(STOCK, stock, threads=1),
         ]
-    )
+        return pd.DataFrame(compare(f"reading {images} annotations", contenders, rounds))
 
 
-def evaluator(root: Path, images: int = 4952, detections: int = 100) -> pd.DataFrame:
-    """Times taking in and scoring detections on as many images as VOC07 test has. Detectron2's is timed once.
+def evaluator(root: Path, images: int = 4952, detections: int = 100, rounds: int = ROUNDS) -> pd.DataFrame:
+    """Times taking in and scoring detections on as many images as VOC07 test has, with all figures of an evaluation.
+
+    Detectron2's evaluator, which has AP alone, is timed once. Then the bootstrap, which nothing else has.
 
     Args:
         root: data root, whose annotations are repeated until there are enough.
         images: images.
         detections: detections on each.
+        rounds: that count.
     """
     name = "bench_voc_evaluator"
     with tempfile.TemporaryDirectory() as folder:
@@ -75,12 +71,18 @@ def evaluator(root: Path, images: int = 4952, detections: int = 100) -> pd.DataF
         MetadataCatalog.get(name).set(thing_classes=list(VOC_CLASSES), dirname=folder, split="trainval", year=2007)
         try:
             ours, stock = VOCEvaluator(name), PascalVOCDetectionEvaluator(name)
-            seconds = in_turn({"ours": partial(_evaluate, ours, records, outputs)}, 3)
-            seconds[STOCK] = seconds_of(partial(_evaluate, stock, records, outputs))
+            contenders = [
+                Contender("ours, all figures", partial(_evaluate, ours, records, outputs), threads=1),
+                Contender(f"{STOCK}, AP alone", partial(_evaluate, stock, records, outputs), threads=1),
+            ]
+            timed = in_turn(contenders[:1], rounds)[0][1:], [seconds_of(contenders[1].run)]
         finally:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
-    return pd.DataFrame(against_rivals(f"evaluating {images} images, {detections} detections each", seconds))
+    what = f"{images} images of {detections} detections"
+    bootstrap = partial(resample_ap, records, to_detections(outputs), len(VOC_CLASSES))
+    spread = compare(f"{RESAMPLES} resamples of {what}", [Contender("ours", bootstrap)], rounds)
+    return pd.DataFrame(rows(f"evaluating {what}", contenders, timed) + spread)
 
 
 def write_voc_folder(folder: Path, root: Path, images: int) -> None:
@@ -130,6 +132,16 @@ def random_detections(records: list[dict], count: int) -> list[Instances]:
             )
         )
     return outputs
+
+
+def to_detections(outputs: list[Instances]) -> Detections:
+    """Detections on all images in the form that the evaluation reads."""
+    return Detections(
+        np.repeat(np.arange(len(outputs)), [len(instances) for instances in outputs]),
+        np.concatenate([instances.pred_classes.numpy() for instances in outputs]),
+        np.concatenate([instances.scores.numpy() for instances in outputs]),
+        np.concatenate([instances.pred_boxes.tensor.numpy() for instances in outputs]),
+    )
 
 
 def _evaluate(evaluator: DatasetEvaluator, records: list[dict], outputs: list[Instances]) -> None:

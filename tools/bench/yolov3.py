@@ -1,9 +1,5 @@
 """YOLOv3 Darknet-53 beside OpenCV, which runs the same network from Darknet's files, and ultralytics' own version."""
 
-import importlib.util
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +21,8 @@ from detection.yolov3.darknet_weights import NEGATIVE_SLOPE, NORM_EPS, write_dar
 from detection.yolov3.head import YOLOv3Level
 from detection.yolov3.targets import Grid, assign_targets, match_anchors
 from tools.bench.faster_rcnn import read_samples
-from tools.bench.timing import against_rivals, in_turn
+from tools.bench.rivals import MISSING, has_ultralytics
+from tools.bench.timing import ROUNDS, Contender, at_precision, compare, our_precision, rival_precisions
 
 SCORE_THRESH, NMS_THRESH = 0.25, 0.45
 # Images that are detected on at once, and images of a training step.
@@ -33,14 +30,17 @@ BATCHES = {"cpu": (1, 4), "cuda": (64, 64)}
 
 
 @dataclass(frozen=True)
-class Contender:
+class Detector:
     """What a library does with a batch of Detectron2's inputs; OpenCV does not train."""
 
+    name: str
+    precision: str
     detect: Callable[[Sequence[dict]], object]
     step: Callable[[Sequence[dict]], object] | None = None
+    threads: int | None = None
 
 
-def speed(root: Path, size: int = 416, repetitions: int = 5) -> pd.DataFrame:
+def speed(root: Path, size: int = 416, rounds: int = ROUNDS) -> pd.DataFrame:
     """Times inference and a training step, on the CPU and on a GPU where there is one.
 
     Inference is the whole way from pixels to boxes, non-maximum suppression included, at the same thresholds for all.
@@ -48,56 +48,54 @@ def speed(root: Path, size: int = 416, repetitions: int = 5) -> pd.DataFrame:
     Args:
         root: data root; its first training images are resized and taken.
         size: height and width of the images, a multiple of 32.
-        repetitions: rounds of inference that count; of training, half as many.
+        rounds: that count.
     """
-    rows = _speed_on("cpu", root, size, repetitions)
+    rows = _speed_on("cpu", root, size, rounds)
     if torch.cuda.is_available():
-        rows += _speed_on("cuda", root, size, repetitions)
+        rows += _speed_on("cuda", root, size, rounds)
     else:
-        rows.append({"what": "the same on an NVIDIA GPU", "rival": "not measured: none here"})
+        rows.append({"what": "the same on an NVIDIA GPU", "by": "not measured: none here"})
     return pd.DataFrame(rows)
 
 
-def _speed_on(device: str, root: Path, size: int, repetitions: int) -> list[dict]:
+def _speed_on(device: str, root: Path, size: int, rounds: int) -> list[dict]:
     samples = read_samples(root, max(BATCHES[device]), (size, size))
-    rows = []
+    table = []
     with tempfile.TemporaryDirectory() as folder:
-        contenders = build_contenders(samples, device, Path(folder))
-        detectors = {name: each.detect for name, each in contenders.items()}
-        steps = {name: each.step for name, each in contenders.items() if each.step}
-        for what, tasks, count, rounds in (
-            ("inference", detectors, BATCHES[device][0], repetitions),
-            ("training step", steps, BATCHES[device][1], (repetitions + 1) // 2),
-        ):
+        detectors = build_detectors(samples, device, Path(folder))
+        for what, name, count in zip(("inference", "training step"), ("detect", "step"), BATCHES[device], strict=True):
             batch = samples[:count]
-            seconds = in_turn({name: partial(task, batch) for name, task in tasks.items()}, rounds)
             what = f"{what}, {len(batch)} x {size} x {size}, {device}"
-            compared = against_rivals(what, seconds)
-            if "ultralytics" not in contenders:
-                compared.append({"what": what, "ours, s": seconds["ours"], "rival": "ultralytics: not there"})
-            rows += [row | {"ours, images/s": len(batch) / row["ours, s"]} for row in compared]
-    return rows
+            contenders = [
+                Contender(each.name, partial(task, batch), each.precision, each.threads)
+                for each in detectors
+                if (task := getattr(each, name))
+            ]
+            table += compare(what, contenders, rounds, len(batch))
+            if not has_ultralytics():
+                table.append({"what": what, "by": f"not measured: {MISSING}"})
+    return table
 
 
-def targets(root: Path, images: int = 64, objects: int = 20, repetitions: int = 9) -> pd.DataFrame:
+def targets(root: Path, images: int = 64, objects: int = 20, rounds: int = 9) -> pd.DataFrame:
     """Times assigning targets to random predictions at 416 x 416, beside a loop over images and objects.
 
     Args:
         root: not used.
         images: images in the batch.
         objects: objects in each.
-        repetitions: rounds that count.
+        rounds: that count.
     """
     scenes = random_scenes(images, objects)
-    seconds = in_turn(
-        {"ours": partial(assign_targets, *scenes), "a loop over objects": partial(assign_in_a_loop, *scenes)},
-        repetitions,
-    )
-    return pd.DataFrame(against_rivals(f"assigning targets, {images} images of {objects} objects", seconds))
+    contenders = [
+        Contender("ours", partial(assign_targets, *scenes), "float32"),
+        Contender("a loop over objects", partial(assign_in_a_loop, *scenes), "float32"),
+    ]
+    return pd.DataFrame(compare(f"assigning targets, {images} images of {objects} objects", contenders, rounds))
 
 
-def build_contenders(samples: Sequence[dict], device: str, folder: Path) -> dict[str, Contender]:
-    """Ours; OpenCV with our weights, on the CPU; and ultralytics, where it is installed.
+def build_detectors(samples: Sequence[dict], device: str, folder: Path) -> list[Detector]:
+    """Ours; OpenCV with our weights, on the CPU; and ultralytics, where it is there, as it comes and as ours.
 
     All weights are random, and the statistics of all BatchNorms those of the samples.
 
@@ -106,6 +104,19 @@ def build_contenders(samples: Sequence[dict], device: str, folder: Path) -> dict
         device: "cpu" or "cuda".
         folder: where files are written.
     """
+    cfg, network = build_network(samples, device)
+    detectors = [ours(cfg, network, folder)]
+    if device == "cpu":
+        detector = opencv_detector(cfg, network, samples[0]["image"].shape[1], folder)
+        detectors.append(Detector("OpenCV", "float32", detector, threads=cv2.getNumThreads()))
+    if has_ultralytics():
+        for precision in rival_precisions(device):
+            detectors.append(ultralytics(samples, device, cfg.MODEL.YOLOV3.NUM_CLASSES, precision))
+    return detectors
+
+
+def build_network(samples: Sequence[dict], device: str) -> tuple[CfgNode, nn.Module]:
+    """Our random network, calibrated on samples, with enough detections to suppress, and its configuration."""
     cfg = get_cfg()
     merge_file(cfg, CONFIGS / "Base-YOLOv3.yaml")
     cfg.MODEL.DEVICE = device
@@ -116,15 +127,9 @@ def build_contenders(samples: Sequence[dict], device: str, folder: Path) -> dict
     network = build_model(cfg)
     for module in network.modules():
         if isinstance(module, YOLOv3Level):
-            nn.init.normal_(module.prediction.weight, std=0.1)  # enough for some detections
+            nn.init.normal_(module.prediction.weight, std=0.1)
     calibrate(network, samples[:4])
-
-    contenders = {"ours": ours(cfg, network, folder)}
-    if device == "cpu":
-        contenders["OpenCV"] = Contender(opencv_detector(cfg, network, samples[0]["image"].shape[1], folder))
-    if fetch_ultralytics(folder):
-        contenders["ultralytics"] = ultralytics(samples, device, cfg.MODEL.YOLOV3.NUM_CLASSES)
-    return contenders
+    return cfg, network
 
 
 @torch.no_grad()
@@ -136,7 +141,7 @@ def calibrate(network: nn.Module, inputs: object) -> None:
     network.train()(inputs)
 
 
-def ours(cfg: CfgNode, network: nn.Module, folder: Path) -> Contender:
+def ours(cfg: CfgNode, network: nn.Module, folder: Path) -> Detector:
     """Our network, which is loaded for detection as that of any run is."""
     (folder / "config.yaml").write_text(cfg.dump())
     save_checkpoint(folder / "model_best.pth", {"model": network.state_dict()})
@@ -149,7 +154,7 @@ def ours(cfg: CfgNode, network: nn.Module, folder: Path) -> Contender:
         loss.backward()
         optimizer.step()
 
-    return Contender(torch.inference_mode()(detector), step)
+    return Detector("ours", our_precision(cfg.MODEL.DEVICE), torch.inference_mode()(detector), step)
 
 
 def opencv_detector(cfg: CfgNode, network: nn.Module, size: int, folder: Path) -> Callable[[Sequence[dict]], list]:
@@ -197,25 +202,10 @@ def _section(name: str, **values: object) -> str:
     return "\n".join([f"[{name}]", *(f"{key}={value}" for key, value in values.items())]) + "\n\n"
 
 
-def fetch_ultralytics(folder: Path) -> bool:
-    """Makes ultralytics importable, from pip's newest where it is not installed; False where that fails.
-
-    The project does not depend on it: it is put into `folder` for as long as the benchmark runs, without its
-    dependencies, of which the project has those that the network needs.
-    """
-    os.environ |= {"YOLO_CONFIG_DIR": tempfile.gettempdir(), "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
-    if importlib.util.find_spec("ultralytics"):
-        return True
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--retries", "1", "--target", str(folder)]
-    if subprocess.run([*pip, "ultralytics"], check=False).returncode:
-        return False
-    sys.path.append(str(folder))
-    return True
-
-
-def ultralytics(samples: Sequence[dict], device: str, num_classes: int) -> Contender:
+def ultralytics(samples: Sequence[dict], device: str, num_classes: int, precision: str) -> Detector:
     """Ultralytics' `yolov3.yaml`, with the loss that it trains with; for detection fused, as its predictor fuses it."""
     threads = cv2.getNumThreads()
+    from ultralytics import __version__
     from ultralytics.cfg import get_cfg as get_ultralytics_cfg
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils.nms import non_max_suppression
@@ -226,7 +216,8 @@ def ultralytics(samples: Sequence[dict], device: str, num_classes: int) -> Conte
     calibrate(network, _stacked(samples[:4], device))
     detector = DetectionModel("yolov3.yaml", nc=num_classes, verbose=False).to(device)
     detector.load_state_dict(network.state_dict())
-    detector.eval().fuse(verbose=False)
+    detector = at_precision(detector.eval().fuse(verbose=False), precision, device)
+    network = at_precision(network, precision, device)
     optimizer = _sgd(network)
 
     @torch.inference_mode()
@@ -249,7 +240,7 @@ def ultralytics(samples: Sequence[dict], device: str, num_classes: int) -> Conte
         loss.sum().backward()
         optimizer.step()
 
-    return Contender(detect, step)
+    return Detector(f"ultralytics {__version__}", precision, detect, step)
 
 
 def _sgd(network: nn.Module) -> torch.optim.Optimizer:

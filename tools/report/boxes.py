@@ -37,7 +37,7 @@ def by_class(runs: Runs) -> Iterator[Block | Missing]:
 
 
 def training_curves(runs: Runs) -> Iterator[Block]:
-    """Losses and mAP of each detector by epoch."""
+    """Losses and mAP of each detector by epoch, and the AP of each class."""
     losses = {"training": "total_loss", "validation": "validation_loss"}
     precisions = {"AP50, 11 points": "AP50_11point", "AP50, area": "AP50", "AP75": "AP75", "AP 0.50:0.95": "AP"}
     for run in runs.detectors:
@@ -45,6 +45,8 @@ def training_curves(runs: Runs) -> Iterator[Block]:
         panels = {title: {label: run.points(key) for label, key in keys.items()} for title, keys in parts.items()}
         state = "" if run.is_finished else " So far: the run has not finished."
         yield from curves(panels, f"curves-{_slug(run)}", f"{run.network}, {runs.name(run.path)}.{state}")
+        caption = f"{run.network}: AP50 (11 points) of each class while training."
+        yield from taken_over(runs, run.path / "results_per_class.png", caption, f"classes-{_slug(run)}")
 
 
 def precision_recall(runs: Runs) -> Iterator[Block]:

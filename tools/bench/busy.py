@@ -1,0 +1,138 @@
+"""Our networks on a machine that does something else at the same time: quiet, and beside one process that loops.
+
+Each job lives in a process of its own, as a command line would run it; so `python -m tools.bench.busy ROOT JOB` prints
+its seconds.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from classification.engine import BatchAugmentation, predict_logits
+from classification.recipe import load_recipe
+from classification.run import build_trainer
+from classification.train import RECIPES, start_process
+from common.runtime import default_device, keep_freed_memory
+from tools.bench import faster_rcnn, yolov3
+from tools.bench.timing import ROUNDS, our_precision, seconds_of
+
+CLASSES = 200  # of birds
+LEAST_SECONDS = 1.0  # of what is timed at once: the scheduler takes its time to share the cores out
+LOOP = "print(flush=True)\nwhile True:\n    pass"
+Job = Callable[[], object]
+
+
+def busy(root: Path, rounds: int = ROUNDS) -> pd.DataFrame:
+    """Times inference and a training step of all three networks, quiet and beside one busy process, in turn.
+
+    A ratio of 2 is that of a thread which shares its core with the other process, while the other threads wait for it.
+
+    Args:
+        root: data root; its first training images are resized and taken.
+        rounds: that count.
+    """
+    table = []
+    for job in JOBS:
+        command = [sys.executable, "-m", "tools.bench.busy", str(root), job, str(rounds)]
+        measured = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        seconds = json.loads(measured.splitlines()[-1])
+        quiet, beside = (statistics.median(seconds[state]) for state in ("quiet", "busy"))
+        table.append(
+            {"what": job, "precision": our_precision(default_device()), "threads": seconds["threads"]}
+            | {"quiet, s": quiet, "busy, s": beside, "busy / quiet": beside / quiet}
+            | {"slowest busy, s": max(seconds["busy"])}
+        )
+    return pd.DataFrame(table)
+
+
+def faster_rcnn_jobs(root: Path, _: Path) -> tuple[Job, Job]:
+    """Faster R-CNN R50-FPN at 600 x 800: an image to detect on, a step of two."""
+    samples, device = faster_rcnn.read_samples(root, 2, (600, 800)), default_device()
+    model = faster_rcnn.build_ours(samples, device)[2]
+    ours = faster_rcnn.Detector("ours", our_precision(device), model, lambda batch: (batch,))
+    return partial(ours.detect, samples[:1]), partial(ours.step, samples)
+
+
+def yolov3_jobs(root: Path, folder: Path) -> tuple[Job, Job]:
+    """YOLOv3 Darknet-53 at 416 x 416: an image to detect on, a step of four."""
+    samples = yolov3.read_samples(root, 4, (416, 416))
+    ours = yolov3.ours(*yolov3.build_network(samples, default_device()), folder)
+    assert ours.step
+    return partial(ours.detect, samples[:1]), partial(ours.step, samples)
+
+
+def resnet_jobs(_: Path, __: Path) -> tuple[Job, Job]:
+    """ResNet-18 at 224 x 224 on noise: an image to recognise, a step of 64."""
+    device = start_process()
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18", num_classes=CLASSES).to(device).to(memory_format=torch.channels_last)
+    recipe = load_recipe(RECIPES / "study.yaml", ["pretrained=false"])
+    card = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "class_names": [""] * CLASSES}
+    trainer = build_trainer(recipe, model, 1000, card)
+    images = torch.randint(256, (64, 3, 224, 224), dtype=torch.uint8)
+    labels, seeds = torch.randint(CLASSES, (64,)), torch.arange(64)
+    prepare = BatchAugmentation(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    return (
+        lambda: predict_logits(model, [(images[:1], labels[:1])], prepare),  # type: ignore[arg-type]
+        lambda: trainer.train(iter([(images, labels, seeds)]), 1),
+    )
+
+
+NETWORKS = {"ResNet-18": resnet_jobs, "YOLOv3": yolov3_jobs, "Faster R-CNN": faster_rcnn_jobs}
+JOBS = [f"{network}, {task}" for network in NETWORKS for task in ("inference", "training step")]
+
+
+def measure(run: Job, rounds: int) -> dict[str, list[float]]:
+    """Seconds of a run in each round, `quiet` and `busy`."""
+    run()
+    times = max(1, round(LEAST_SECONDS / seconds_of(run)))
+
+    def several() -> None:
+        for _ in range(times):
+            run()
+
+    seconds: dict[str, list[float]] = {"quiet": [], "busy": []}
+    for _ in range(rounds):
+        seconds["quiet"].append(seconds_of(several) / times)
+        with busy_process():
+            seconds["busy"].append(seconds_of(several) / times)
+    return seconds
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """Keeps one core busy, as far as the others let it."""
+    with subprocess.Popen([sys.executable, "-c", LOOP], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()  # it has begun
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def main() -> None:
+    """Prints the seconds of one job as the last line, as JSON."""
+    root, job, rounds = sys.argv[1:]
+    network, task = job.split(", ")
+    if default_device() == "cpu":
+        keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        inference, step = NETWORKS[network](Path(root), Path(folder))
+        seconds = measure(inference if task == "inference" else step, int(rounds))
+    print(json.dumps(seconds | {"threads": torch.get_num_threads()}))
+
+
+if __name__ == "__main__":
+    main()
