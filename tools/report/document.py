@@ -131,6 +131,16 @@ def figure(value: object, digits: int = 2, is_difference: bool = False) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def duration(seconds: float) -> str:
+    """A time as text, in two units at most."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 def write_document(document: Document, out: Path) -> None:
     """Writes `index.html`, which needs nothing else, and `report.md` with its pictures in `figures/`; makes `out`."""
     (out / "figures").mkdir(parents=True, exist_ok=True)

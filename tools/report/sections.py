@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from tools.report import birds, boxes, study
-from tools.report.document import NONE, Block, Listing, Missing, Section, Table, figure
+from tools.report.document import NONE, Block, Listing, Missing, Section, Table, duration, figure
 from tools.report.runs import Run, Runs, finished
 
 ENVIRONMENT = ["machine", "processes", "python", "torch", "torchvision", "timm", "detectron2"]
@@ -147,10 +147,7 @@ def _duration(trials: Sequence[Run]) -> str:
     known = [time for time in times if isinstance(time, int | float) and math.isfinite(time)]
     if not known:
         return NONE
-    minutes, seconds = divmod(round(sum(known)), 60)
-    hours, minutes = divmod(minutes, 60)
-    text = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-    return text if len(known) == len(times) else f"{text} and more"
+    return duration(sum(known)) + " and more" * (len(known) < len(times))
 
 
 PARTS = (
