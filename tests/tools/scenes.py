@@ -1,4 +1,4 @@
-"""Photographs for detectors, a red and a blue rectangle on grey, and settings of detectors that are trained in a moment."""
+"""Photographs for detectors, a red and a blue rectangle on grey, and settings of detectors that train in a moment."""
 
 from pathlib import Path
 
