@@ -26,7 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.data_root import OFFICIAL
-from common.errors import UserError, exits_on_user_error
+from common.errors import Interrupted, UserError, exits_on_user_error
 from common.images import find_images
 from common.processes import ENDS_WITH_PARENT
 from common.run_folder import METRICS, read_metrics, write_atomically
@@ -39,7 +39,7 @@ LOSSES = ("total_loss", "train_loss")  # as metrics.json calls them, of a detect
 STARTING = 15  # seconds of a stage that are no step: libraries, data, tables and pictures
 
 
-@dataclass
+@dataclass(frozen=True)
 class Running:
     """A stage that has been started."""
 
@@ -174,6 +174,9 @@ def run_together(stages: Sequence[Stage], output: Path, gpus: Sequence[str], bar
 
     Yields:
         Each as it ends.
+
+    Raises:
+        Interrupted: Ctrl-C, once all have saved what they have.
     """
     waiting, free, running = list(stages), list(gpus), list[Running]()
     began, ended = time.time(), float(bar.n)
@@ -184,6 +187,8 @@ def run_together(stages: Sequence[Stage], output: Path, gpus: Sequence[str], bar
             time.sleep(0.2)
             for work in [work for work in running if work.process.poll() is not None]:
                 running.remove(work)
+                if work.process.returncode == 130:
+                    raise KeyboardInterrupt
                 free.append(work.gpu)
                 ended += work.stage.seconds
                 yield work
@@ -191,10 +196,10 @@ def run_together(stages: Sequence[Stage], output: Path, gpus: Sequence[str], bar
             if running and not bar.disable:
                 names = ", ".join(work.stage.name for work in running)
                 bar.set_description_str(f"{names} {latest_loss(output, began)}")
-    except KeyboardInterrupt:  # the terminal has told them too, and they save what they have
+    except KeyboardInterrupt:  # the terminal has told all of them, and they save what they have
         for work in running:
             work.process.wait()
-        raise
+        raise Interrupted(f"the same command goes on in {output}") from None
 
 
 def run_stages(stages: Sequence[Stage], output: Path, again: str, gpus: Sequence[str] = ("",)) -> None:

@@ -9,10 +9,11 @@ import pandas as pd
 
 from tools.report.document import Block, Missing, Table, figure
 from tools.report.figures import curves, taken_over
-from tools.report.runs import Evaluation, Run, Runs
+from tools.report.runs import Evaluation, Run, Runs, of_seeds
 from tools.report.study import is_voc07_test
 
 MAX_PROPOSALS, MAX_PHOTOGRAPHS = 4, 6
+MAX_KINDS = 6  # columns of the table that sets runs of one network side by side
 TARGETS = {"Faster R-CNN": "frcnn", "YOLOv3": "yolov3"}
 
 
@@ -30,10 +31,17 @@ def by_class(runs: Runs) -> Iterator[Block | Missing]:
         weights = runs.name(evaluation.session.get("weights") or run.path)
         state = "" if evaluation.session else ", last evaluation while training"
         caption = f"{run.network} on {_split(run, evaluation)}: {weights}{state}."
-        table = evaluation.table.rename(columns={"AP50_11point": "ap, 11 points", "AP50": "ap, area"})
+        table = run.by_class.rename(columns={"AP50_11point": "ap, 11 points", "AP50": "ap, area"})
         table = table.rename_axis("class").reset_index()
-        tables.append(Table(table, caption, digits=3, strong=[len(table) - 1]))
+        tables.append(Table(table, caption + of_seeds(run), digits=3, strong=[len(table) - 1]))
     yield tables
+    for name in TARGETS:
+        kinds = [run for run in runs.different if run.network == name and run.evaluation][:MAX_KINDS]
+        if len(kinds) > 1:
+            table = pd.DataFrame({runs.name(run.path): run.by_class["AP50_11point"] for run in kinds})
+            table = table.rename_axis("class").reset_index()
+            caption = f"AP (11 points) of each {name} that differs from the others in more than its seed."
+            yield Table(table, caption, digits=3, strong=[len(table) - 1])
 
 
 def training_curves(runs: Runs) -> Iterator[Block]:
