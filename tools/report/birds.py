@@ -21,10 +21,10 @@ def sweep(runs: Runs) -> Iterator[Block]:
     """The grid over rates and epochs, the best first."""
     if best := finished(runs.grid):
         run, result = best[0], best[0].result
+        validation, test = (figure(run.measured(key)) for key in ("validation_top1", "top1"))
         words = (
-            f"{run.network} on {run.data()}. Best: rate {result['lr']:g} with {result['epochs']} epochs, validation top-1 "
-            f"{figure(run.measured('validation_top1'))} %, test top-1 {figure(run.measured('top1'))} %; chosen on the "
-            f"{result['chosen_on']}."
+            f"{run.network} on {run.data()}. Best: rate {result['lr']:g} with {result['epochs']} epochs, validation "
+            f"top-1 {validation} %, test top-1 {test} %; chosen on the {result['chosen_on']}."
         )
         if unfinished := len(runs.grid) - len(best):
             words += f" {unfinished} of {len(runs.grid)} runs have not finished."
@@ -32,7 +32,12 @@ def sweep(runs: Runs) -> Iterator[Block]:
         caption = f"Every run of {runs.name(run.path.parent)}, the best first.{of_seeds(run)}"
         words = "Validation top-1 by learning rate and epochs" + f", seed {run.seed}" * (len(run.twins) > 1)
         heat_map = taken_over(runs, run.path.parent / "sweep.png", f"{words}.")
-        yield [Table(_trials(runs, best, OF_GRID), caption, strong=[0]), *heat_map]
+        table = Table(_trials(runs, best, OF_GRID), caption, strong=[0])
+        if len(run.twins) > 1:  # a deviation in every cell needs the whole width
+            yield table
+            yield [*heat_map]
+        else:
+            yield [table, *heat_map]
 
 
 def pretraining(runs: Runs) -> Iterator[Block]:

@@ -34,11 +34,13 @@ def by_class(runs: Runs) -> Iterator[Block | Missing]:
         table = run.by_class.rename(columns={"AP50_11point": "ap, 11 points", "AP50": "ap, area"})
         table = table.rename_axis("class").reset_index()
         tables.append(Table(table, caption + of_seeds(run), digits=3, strong=[len(table) - 1]))
-    yield tables
+    are_wide = any(len(run.twins) > 1 for run, _ in runs.evaluated)
+    yield from tables if are_wide else [tables]
     for name in TARGETS:
         kinds = [run for run in runs.different if run.network == name and run.evaluation][:MAX_KINDS]
+        kinds.sort(key=lambda run: run.path)
         if len(kinds) > 1:
-            table = pd.DataFrame({runs.name(run.path): run.by_class["AP50_11point"] for run in kinds})
+            table = pd.DataFrame({runs.title(run): run.by_class["AP50_11point"] for run in kinds})
             table = table.rename_axis("class").reset_index()
             caption = f"AP (11 points) of each {name} that differs from the others in more than its seed."
             yield Table(table, caption, digits=3, strong=[len(table) - 1])
@@ -58,7 +60,8 @@ def training_curves(runs: Runs) -> Iterator[Block]:
 def precision_recall(runs: Runs) -> Iterator[Block]:
     """The curves of each detector, and which class it takes for which."""
     for run, evaluation in runs.evaluated:
-        caption = f"{run.network} on {_split(run, evaluation)}, at IoU 0.5."
+        which = f", seed {run.seed}," if len(run.twins) > 1 else ""
+        caption = f"{run.network}{which} on {_split(run, evaluation)}, at IoU 0.5."
         for name in ("pr_curves", "f1_curves", "confusion"):
             picture = f"{name.replace('_', '-')}-{_slug(run)}"
             yield from taken_over(runs, evaluation.path / f"{name}.png", caption, picture)

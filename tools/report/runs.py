@@ -6,8 +6,10 @@ A file that is not what it should be becomes one line of `Runs.problems`; it nev
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -89,11 +91,13 @@ class Run:
 
     @property
     def by_class(self) -> pd.DataFrame:
-        """The table of a detector's evaluation; a cell whose figures differ between twins is a `Spread`."""
+        """The table of a detector's evaluation; if it has twins, a `Spread` in every cell and the mean of `dets`."""
         tables = [twin.evaluation.table for twin in self.twins if twin.evaluation]
 
         def cell(row: Any, column: Any) -> Any:
             values = [table.at[row, column] for table in tables]
+            if column == "dets" and values[0] != "":
+                return round(statistics.mean(values))
             return values[0] if column == "gts" or values[0] == "" else spread(values)
 
         first = tables[0]
@@ -145,7 +149,8 @@ class Runs:
             if is_trial and (folder.parent / "config.yaml").exists():
                 trials = sweeps.setdefault(folder.parent, [])
                 trials += [runs.pop(folder)] if folder in runs else []
-        self._find_twins([*runs.values(), *(trial for trials in sweeps.values() for trial in trials)])
+        find_twins(runs.values(), lambda run: run.kind)
+        find_twins(chain(*sweeps.values()), lambda trial: trial.path.name + trial.kind)
         newest = sorted(filter(None, sweeps.values()), key=lambda trials: -max(trial.written for trial in trials))
         grids = [trials for trials in newest if trials[0].path.name.startswith("lr")]
         pairs = [trials for trials in newest if trials not in grids]
@@ -175,24 +180,15 @@ class Runs:
 
     @cached_property
     def detectors(self) -> list[Run]:
-        """The newest run of each, or rather its twin of the lowest seed."""
-        newest_of = {run.network: run.twins[0] for run in reversed(self.single)}
+        """The newest run of each, or rather its twin of the lowest seed; one that was evaluated comes first."""
+        runs = sorted(self.single, key=lambda run: not (run.evaluation and run.evaluation.session))
+        newest_of = {run.network: run.twins[0] for run in reversed(runs)}
         return [newest_of[name] for name in dict.fromkeys(DETECTORS.values()) if name in newest_of]
 
     @property
     def evaluated(self) -> list[tuple[Run, Evaluation]]:
         """Which of the detectors have an evaluation, each with it."""
         return [(run, run.evaluation) for run in self.detectors if run.evaluation]
-
-    def _find_twins(self, every: Sequence[Run]) -> None:
-        """Of several runs of one kind and seed the newest counts, and each is its own twin."""
-        kinds: dict[str, dict[str, Run]] = {}
-        for run in sorted(every, key=lambda run: run.written):
-            if run.is_finished:
-                kinds.setdefault(run.kind, {})[run.seed] = run
-        for run in every:
-            by_seed = {**kinds.get(run.kind, {}), run.seed: run} if run.is_finished else {run.seed: run}
-            run.twins = [by_seed[seed] for seed in sorted(by_seed, key=lambda seed: (len(seed), seed))]
 
     def _read_run(self, folder: Path) -> Run | None:
         """The run in a folder, if there is one."""
@@ -207,6 +203,11 @@ class Runs:
         elif (folder / METRICS).exists() and not (folder / "config.yaml").exists():
             self.problems.add(f"{folder}: has {METRICS} but no config.yaml, so it cannot be told what ran")
         return None
+
+    def title(self, run: Run) -> str:
+        """The name of a run; of several that differ in their seed alone it is without that."""
+        name = self.name(run.path)
+        return re.sub(r"-seed\d+\b", "", name) if len(run.twins) > 1 else name
 
     def name(self, path: Path | str) -> str:
         """A folder or file as the report calls it: as seen from that of all runs if it is in there."""
@@ -241,11 +242,22 @@ class Runs:
         return sorted(paths, key=lambda path: -path.stat().st_mtime)
 
 
+def find_twins(runs: Iterable[Run], key: Callable[[Run], str]) -> None:
+    """Makes finished runs of one key each other's twins; of several of one seed the newest is that of the others."""
+    every = sorted(runs, key=lambda run: run.written)
+    newest: dict[str, dict[str, Run]] = {}
+    for run in filter(lambda run: run.is_finished, every):
+        newest.setdefault(key(run), {})[run.seed] = run
+    for run in every:
+        by_seed = {**(newest[key(run)] if run.is_finished else {}), run.seed: run}
+        run.twins = [by_seed[seed] for seed in sorted(by_seed, key=lambda seed: (len(seed), seed))]
+
+
 def of_seeds(run: Run) -> str:
     """What is to be said of figures of several runs; nothing of those of one."""
     if len(run.twins) == 1:
         return ""
-    return f" Mean ± standard deviation of {len(run.twins)} runs that differ in their seed alone: {run.seeds}."
+    return f" Mean ± standard deviation over {len(run.twins)} runs that differ in their seed alone ({run.seeds})."
 
 
 def finished(trials: Sequence[Run]) -> list[Run]:

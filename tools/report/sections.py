@@ -71,13 +71,13 @@ def _results(runs: Runs) -> Iterator[Block]:
     for what, run in classifiers:
         if run.result:
             data = "CUB-200-2011, test" if study.is_cub_test(run) else run.data()
-            own = f" {runs.name(run.path)}" if what == "fine-tuned" and kinds[run.network] > 1 else ""
+            own = f" {runs.title(run)}" if what == "fine-tuned" and kinds[run.network] > 1 else ""
             row = [f"{run.network}, {what}{own}", data, runs.name(run.start), "top-1"]
             rows.append([*row, _over_seeds(run.measured("top1"), 2, " %"), _over_seeds(study.top1(run), 2, " %")])
-    for run in runs.different:
+    for run in sorted(runs.different, key=lambda run: (run.network, run.path)):
         if run.is_detector and run.evaluation:
             data = "VOC07 test" if study.is_voc07_test(run.evaluation) else run.data(run.evaluation.session)
-            own = f", {runs.name(run.path)}" if kinds[run.network] > 1 else ""
+            own = f", {runs.title(run)}" if kinds[run.network] > 1 else ""
             row, means = [run.network + own, data, runs.name(run.start)], dict(run.by_class.loc["mAP"])
             rows.append([*row, "mAP, 11 points", _over_seeds(means["AP50_11point"]), study.mean_ap(run)])
             rows.append([*row, "mAP, area", _over_seeds(means["AP50"]), None])

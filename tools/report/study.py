@@ -190,10 +190,8 @@ def _highest(runs: Runs, network: str) -> str:
     points = [point for run in runs.detectors if run.network == network for point in run.points("AP50_11point")]
     if not points:
         return ""
-    epoch, best = max(points, key=lambda point: point[1])
-    return (
-        f"mAP is highest after {epoch:g} of {points[-1][0]:g} epochs, {best:.3f}; at the end it is {points[-1][1]:.3f}."
-    )
+    (epoch, best), (epochs, last) = max(points, key=lambda point: point[1]), points[-1]
+    return f"mAP is highest after {epoch:.3g} of {epochs:.3g} epochs, {best:.3f}; at the end it is {last:.3f}."
 
 
 def _apart(difference: float, digits: int, unit: str = "") -> str:
