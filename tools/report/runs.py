@@ -167,15 +167,10 @@ class Runs:
         return list({run.kind: run.twins[0] for run in reversed(shown)}.values())[::-1]
 
     @cached_property
-    def fine_tuned(self) -> list[Run]:
-        """The newest classifier of each network that is of no sweep, and no mere source of weights."""
-        birds = [run for run in self.different if not run.is_detector]
-        return list({run.network: run for run in reversed(birds)}.values())[::-1]
-
-    @cached_property
     def birds(self) -> Run | None:
         """The classifier to show: fine-tuned, else the best of the sweeps; one that has an evaluation comes first."""
-        runs = self.fine_tuned + finished([trial for sweep in self.sweeps for trial in sweep])
+        trials = dict.fromkeys(trial.twins[0] for sweep in self.sweeps for trial in sweep)
+        runs = [run for run in self.different if not run.is_detector] + finished([*trials])
         return min(runs, key=lambda run: not self.files("report.json", run), default=None)
 
     @cached_property
