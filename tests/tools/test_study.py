@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from common.data_root import SAMPLE
-from common.errors import UserError
+from common.errors import Interrupted, UserError
 from common.run_folder import append_metrics
 from tools import study
 from tools.plan import Stage, list_stages, read_entries
@@ -80,6 +80,15 @@ def test_as_many_at_once_as_there_are_gpus_and_one_on_each(output: Path) -> None
     (first, first_end), (second, second_end) = times["3"][0], times["5"][0]
     assert first < second_end
     assert second < first_end
+
+
+def test_an_interrupt_ends_the_study_and_the_stage_is_not_finished(output: Path) -> None:
+    """The exit code that every command line of the project has after Ctrl-C."""
+    stages = [Stage("first", ["timeit", "import os; os._exit(130)"], 1), Stage("second", ["timeit", "-n1"], 1)]
+    with pytest.raises(Interrupted, match=str(output)):
+        run_stages(stages, output, "make demo")
+    assert not (output / study.FINISHED).exists()
+    assert not (output / "logs" / "second.txt").exists()
 
 
 def test_gpus_are_shared_out_only_where_a_run_takes_one(monkeypatch: pytest.MonkeyPatch) -> None:

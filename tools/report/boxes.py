@@ -106,6 +106,14 @@ def errors(runs: Runs, path: Path) -> Iterator[Block]:
     analyses = json.loads(path.read_text())
     words = f"On {analyses.pop('photographs')} photographs of {analyses.pop('split')}, AP50 (area): "
     yield words + ", ".join(f"{name} {figure(analysis['ap50'], 3)}" for name, analysis in analyses.items()) + "."
+    comparison = json.loads(path.with_name("comparison.json").read_text())
+    weights = "; ".join(f"{name} is {runs.name(file)}" for name, file in comparison["weights"].items())
+    difference = comparison["ap50"]["difference"]
+    low, high = (figure(end, 3, is_difference=True) for end in difference["interval"])
+    yield (
+        f"{weights}. The first is {figure(difference['ap50'], 3, is_difference=True)} from the second, on resampled "
+        f"photographs {low} to {high} (95 %)."
+    )
     columns = {}
     for name, analysis in analyses.items():
         columns[f"{name}, number"] = pd.Series(analysis["count"], dtype=int)
