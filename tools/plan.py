@@ -186,6 +186,7 @@ def list_stages(
         images: of items with an empty list of them; such items are left out where these are none.
     """
     seeds_of = {entry.name: entry.seeds or [*seeds] for entry in entries}
+    data_of = {entry.name: entry.data or str(data) for entry in entries}
 
     def run(name: str, seed: int) -> Path:
         """Folder of a run of that seed, or of the first where it has not this one."""
@@ -195,7 +196,7 @@ def list_stages(
 
     def training(entry: Entry, seed: int) -> Stage:
         command, folder = COMMANDS[entry.command], output / f"{entry.name}-seed{seed}"
-        options, root = shlex.split(entry.options), entry.data or str(data)
+        options, root = shlex.split(entry.options), data_of[entry.name]
         begins = entry.start or (None if command.is_of_birds else start)
         default = recipe or (fallback if command.is_of_birds or not begins else None)
         named = entry.recipe or (None if entry.config else default)
@@ -215,7 +216,7 @@ def list_stages(
     def account(entry: Entry, seed: int) -> Stage:
         command, sources = COMMANDS[entry.command], [str(run(name, seed)) for name in entry.of]
         if command.is_of_birds:
-            words = [f"{sources[0]}/model_best.pth", "--data", entry.data or str(data)]
+            words = [f"{sources[0]}/model_best.pth", "--data", entry.data or data_of[_parts(entry.of[0])[0]]]
         elif command.number_of == 1:
             words = ["--start", sources[0], *(["--data", entry.data] if entry.data else [])]
         else:

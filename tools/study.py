@@ -34,7 +34,7 @@ from tools.plan import COMMANDS, Entry, Stage, list_stages, read_entries
 from tools.report.document import duration
 
 STUDIES = Path(__file__).parent / "studies"
-FINISHED, ESTIMATES = "stages.json", "estimates.json"
+STAGES, ESTIMATES = "stages.json", "estimates.json"
 LOSSES = ("total_loss", "train_loss")  # as metrics.json calls them, of a detector and of a classifier
 STARTING = 15  # seconds of a stage that are no step: libraries, data, tables and pictures
 
@@ -72,6 +72,28 @@ def check_data(entries: Sequence[Entry], data: Path) -> None:
         )
 
 
+def left_to_do(stages: Sequence[Stage], output: Path) -> list[Stage]:
+    """The stages that have not come to their end with these arguments, or whose run is gone, or is to be trained again.
+
+    Raises:
+        UserError: a training has begun with other arguments, so that going on would give another run than is asked for.
+    """
+    records, left = _read_json(output / STAGES), list[Stage]()
+    for stage in stages:
+        record = records.get(stage.name, {"arguments": stage.arguments, "is_finished": False})
+        is_there = stage.run is None or stage.run.exists()
+        if stage.run and is_there and record["arguments"] != stage.arguments:
+            before, asked = (shlex.join(arguments) for arguments in (record["arguments"], stage.arguments))
+            raise UserError(
+                f"{stage.run}: was begun as {before}; asked for is {asked}: delete that folder, or give the run another "
+                "name or the list another file"
+            )
+        is_done = record["is_finished"] and record["arguments"] == stage.arguments and is_there
+        if not is_done or {other.entry for other in left}.intersection(stage.of):
+            left.append(stage)
+    return left
+
+
 def read_plan(path: Path, output: Path, data: Path, **given: Any) -> list[Stage]:
     """The stages of a list of runs, with what they take on this machine; prints them all.
 
@@ -84,7 +106,7 @@ def read_plan(path: Path, output: Path, data: Path, **given: Any) -> list[Stage]
         given: what else `list_stages` takes.
 
     Raises:
-        UserError: the list is not what is expected, or data is missing.
+        UserError: the list is not what is expected, data is missing, or a training has begun as another one.
         SystemExit: a training could not begin; it has been said which and why.
     """
     entries = read_entries(path)
@@ -111,19 +133,18 @@ def read_plan(path: Path, output: Path, data: Path, **given: Any) -> list[Stage]
         return STARTING + sum(min(stage.images or math.inf, e["test_images"]) * e["test_seconds"] for e in of)
 
     stages = [replace(stage, seconds=seconds(stage)) for stage in stages]
-    finished = _read_json(output / FINISHED)
+    left = left_to_do(stages, output)
     for number, stage in enumerate(stages, start=1):
-        is_finished, has_begun = finished.get(stage.name) == stage.arguments, stage.run and stage.run.exists()
-        state = "finished" if is_finished else "to go on" if has_begun else "to do"
+        state = "finished" if stage not in left else "to go on" if stage.run and stage.run.exists() else "to do"
         print(f"[{number:2d}/{len(stages)}] {stage.name}: {state}, {duration(stage.seconds)}")
         print(f"        python -m {shlex.join(stage.arguments)}")
     size = sum(estimates[stage.entry]["size"] for stage in stages if not stage.of)
-    left = sum(stage.seconds for stage in stages if finished.get(stage.name) != stage.arguments)
     existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
+    seconds_left = sum(stage.seconds for stage in left)
     print(
-        f"About {duration(left)} to go, and {size / 1e9:.1f} GB of disk for all runs, {free / 1e9:.1f} GB are free; "
-        "from a few timed steps of each training."
+        f"About {duration(seconds_left)} to go, and {size / 1e9:.1f} GB of disk for all runs, {free / 1e9:.1f} GB are "
+        "free; from a few timed steps of each training."
     )
     if skipped := [entry.name for entry in entries if entry.name not in {stage.entry for stage in stages}]:
         print(f'Left out for want of photographs from outside: {", ".join(skipped)}; IMAGES="a.jpg b.jpg c.jpg"')
@@ -159,6 +180,7 @@ def start_stage(stage: Stage, output: Path, gpu: str = "") -> Running:
         output: folder of all runs, with `logs/` in it.
         gpu: the only one that it sees; "" for all.
     """
+    _record(stage, output, is_finished=False)
     log = output / "logs" / f"{stage.name}.txt"
     command = [sys.executable, "-m", *stage.arguments]
     if stage.resumes and stage.run is not None and stage.run.exists():
@@ -215,8 +237,7 @@ def run_stages(stages: Sequence[Stage], output: Path, again: str, gpus: Sequence
         UserError: stages failed; each has been named, and the others have run.
     """
     (output / "logs").mkdir(parents=True, exist_ok=True)
-    finished, failed = _read_json(output / FINISHED), []
-    left = [stage for stage in stages if finished.get(stage.name) != stage.arguments]
+    left, failed = left_to_do(stages, output), []
     total = sum(stage.seconds for stage in stages)
     done = total - sum(stage.seconds for stage in left)
     form = "{percentage:3.0f}% |{bar}| {elapsed}, {remaining} to go: {desc}"
@@ -228,8 +249,7 @@ def run_stages(stages: Sequence[Stage], output: Path, again: str, gpus: Sequence
                     failed.append(stage.name)
                     words = f"{work.log}: {stage.name} failed: {_last_line(work.log)}"
                 else:
-                    finished[stage.name] = stage.arguments
-                    write_atomically(output / FINISHED, methodcaller("write", json.dumps(finished, indent=1).encode()))
+                    _record(stage, output, is_finished=True)
                 bar.write(f"[{stages.index(stage) + 1:2d}/{len(stages)}] {words}", file=sys.stdout)
     report = ["-m", "tools.report", "--runs", str(output), "--out", str(output / "report"), "--pdf"]
     if code := subprocess.run([sys.executable, *report], check=False).returncode:
@@ -239,6 +259,12 @@ def run_stages(stages: Sequence[Stage], output: Path, again: str, gpus: Sequence
             f"{output / 'logs'}: {len(failed)} of {len(stages)} stages failed: {', '.join(failed)}; mend what they say "
             f"and call `{again}` again"
         )
+
+
+def _record(stage: Stage, output: Path, is_finished: bool) -> None:
+    records = _read_json(output / STAGES)
+    records[stage.name] = {"arguments": stage.arguments, "is_finished": is_finished}
+    write_atomically(output / STAGES, methodcaller("write", json.dumps(records, indent=1).encode()))
 
 
 def _read_json(path: Path) -> dict:

@@ -50,6 +50,7 @@ def test_a_run_starts_from_another_of_the_list_of_its_own_seed_where_there_is_on
         {"name": "c", "command": "finetune", "start": "b", "seeds": [1, 2], "data": "elsewhere", "recipe": "study"},
         {"name": "pair", "command": "compare-pretraining", "start": "c"},
         {"name": "told", "command": "eval-classifier", "of": ["pair/random"]},
+        {"name": "elsewhere-told", "command": "eval-classifier", "of": ["c"]},
     ]
     stages = stages_of(tmp_path, items)
     for seed, source in ((1, "o/b-seed1/model_best.pth"), (2, "o/b-seed0/model_best.pth")):
@@ -60,6 +61,8 @@ def test_a_run_starts_from_another_of_the_list_of_its_own_seed_where_there_is_on
         assert request.changes == ["data=elsewhere", f"weights={source}", f"seed={seed}"]
     assert "weights=o/c-seed1/model_best.pth" in stages["pair-seed0"].arguments
     assert "o/pair-seed0/random/model_best.pth" in stages["told-seed0"].arguments
+    assert stages["told-seed0"].arguments[-1] == "data"
+    assert stages["elsewhere-told-seed2"].arguments[-1] == "elsewhere"
 
 
 def test_start_and_recipe_reach_the_trainings_that_name_none(tmp_path: Path) -> None:

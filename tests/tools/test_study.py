@@ -14,13 +14,40 @@ from common.errors import Interrupted, UserError
 from common.run_folder import append_metrics
 from tools import study
 from tools.plan import Stage, list_stages, read_entries
-from tools.study import devices, latest_loss, run_stages, run_together, start_stage
+from tools.study import devices, latest_loss, left_to_do, run_stages, run_together, start_stage
 
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
     (tmp_path / "output" / "logs").mkdir(parents=True)
     return tmp_path / "output"
+
+
+def keep(output: Path, finished: dict[str, list[str]]) -> None:
+    """Says that stages have come to their end with such arguments."""
+    records = {name: {"arguments": arguments, "is_finished": True} for name, arguments in finished.items()}
+    (output / study.STAGES).write_text(json.dumps(records))
+
+
+def test_what_is_deleted_is_done_again_with_all_that_tells_of_it(tmp_path: Path, output: Path) -> None:
+    runs = {name: Stage(name, [name], run=tmp_path / name, entry=name) for name in ("kept", "deleted")}
+    told = {name: Stage(f"{name}-told", [name], of=(name,), entry=f"{name}-told") for name in runs}
+    stages = [*runs.values(), *told.values()]
+    keep(output, {stage.name: stage.arguments for stage in stages})
+    (tmp_path / "kept").mkdir()
+    assert left_to_do(stages, output) == [runs["deleted"], told["deleted"]]
+
+
+def test_no_run_goes_on_as_another_one(tmp_path: Path, output: Path) -> None:
+    """Resumed, a run keeps its recipe, so that another recipe would be told of and never trained."""
+    before = Stage("run", ["train", "--recipe", "study"], run=tmp_path / "run")
+    asked = Stage("run", ["train", "--recipe", "best"], run=tmp_path / "run")
+    keep(output, {"run": before.arguments})
+    assert left_to_do([asked], output) == [asked]  # its folder is gone
+    (tmp_path / "run").mkdir()
+    assert left_to_do([before], output) == []
+    with pytest.raises(UserError, match=r"run: was begun as train --recipe study; asked for is train --recipe best"):
+        left_to_do([asked], output)
 
 
 def test_begun_run_is_resumed_but_for_a_sweep_which_goes_on_by_itself(tmp_path: Path, output: Path) -> None:
@@ -49,12 +76,15 @@ def test_finished_stages_are_left_alone_and_the_others_go_on_after_one_that_fail
     marks = [tmp_path / name for name in ("first", "second", "third")]
     first, second, third = (Stage(mark.name, ["venv", "--without-pip", str(mark)], 1) for mark in marks)
     fails = Stage("fails", ["tools.sample_data", "--no-such-option"], 1)
-    (output / study.FINISHED).write_text(json.dumps({"first": first.arguments, "second": ["other arguments"]}))
+    keep(output, {"first": first.arguments, "second": ["other arguments"]})
     with pytest.raises(UserError, match=r"1 of 4 stages failed: fails; .*`make demo` again"):
         run_stages([first, second, fails, third], output, "make demo")
     assert [mark.exists() for mark in marks] == [False, True, True]
-    finished = json.loads((output / study.FINISHED).read_text())
-    assert finished == {stage.name: stage.arguments for stage in (first, second, third)}
+    records = json.loads((output / study.STAGES).read_text())
+    assert records == {
+        stage.name: {"arguments": stage.arguments, "is_finished": stage is not fails}
+        for stage in (first, second, fails, third)
+    }
     log = output / "logs" / "fails.txt"
     reason = log.read_text().strip().splitlines()[-1]
     assert f"[ 3/4] {log}: fails failed: {reason}" in capsys.readouterr().out
@@ -87,7 +117,7 @@ def test_an_interrupt_ends_the_study_and_the_stage_is_not_finished(output: Path)
     stages = [Stage("first", ["timeit", "import os; os._exit(130)"], 1), Stage("second", ["timeit", "-n1"], 1)]
     with pytest.raises(Interrupted, match=str(output)):
         run_stages(stages, output, "make demo")
-    assert not (output / study.FINISHED).exists()
+    assert not json.loads((output / study.STAGES).read_text())["first"]["is_finished"]
     assert not (output / "logs" / "second.txt").exists()
 
 
@@ -126,8 +156,9 @@ def test_the_plan_says_what_is_finished_and_what_has_begun_how_long_the_rest_tak
     timed = {"seconds": 3600, "size": 2e9, "test_images": 500, "test_seconds": 0.1}
     estimates = {" ".join(stage.arguments): timed for stage in stages if not stage.of}
     (output / study.ESTIMATES).write_text(json.dumps(estimates))
-    (output / study.FINISHED).write_text(json.dumps({stages[0].name: stages[0].arguments}))
-    (output / "faster_rcnn-seed0").mkdir()
+    keep(output, {stages[0].name: stages[0].arguments})
+    for name in ("sweep-seed0", "faster_rcnn-seed0"):
+        (output / name).mkdir()
     before = {path: path.stat().st_mtime for path in output.rglob("*")}
     study.main(["--data", str(tmp_path), "--output", str(output), "--plan"])
     printed = capsys.readouterr().out

@@ -111,8 +111,8 @@ def errors(runs: Runs, path: Path) -> Iterator[Block]:
     difference = comparison["ap50"]["difference"]
     low, high = (figure(end, 3, is_difference=True) for end in difference["interval"])
     yield (
-        f"{weights}. The first is {figure(difference['ap50'], 3, is_difference=True)} from the second, on resampled "
-        f"photographs {low} to {high} (95 %)."
+        f"{weights}. The first less the second is {figure(difference['ap50'], 3, is_difference=True)}; on resampled "
+        f"photographs it is {low} to {high} (95 %)."
     )
     columns = {}
     for name, analysis in analyses.items():
