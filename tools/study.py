@@ -36,6 +36,8 @@ from tools.report.document import duration
 STUDIES = Path(__file__).parent / "studies"
 STAGES, ESTIMATES = "stages.json", "estimates.json"
 LOSSES = ("total_loss", "train_loss")  # as metrics.json calls them, of a detector and of a classifier
+# Folders of the official data of birds (True) and detectors, and those that show a folder of one's own.
+LAYOUTS = {True: (["CUB_200_2011"], ["train"]), False: (["VOC2007", "VOC2012"], ["Annotations", "JPEGImages", "train"])}
 STARTING = 15  # seconds of a stage that are no step: libraries, data, tables and pictures
 
 
@@ -62,10 +64,11 @@ def check_data(entries: Sequence[Entry], data: Path) -> None:
         UserError: something is missing.
     """
     halves = {COMMANDS[entry.command].is_of_birds for entry in entries if not entry.data}
-    needed = ["CUB_200_2011"] * (True in halves) + ["VOC2007", "VOC2012"] * (False in halves)
-    missing = [name for name in needed if not (data / name).is_dir()]
-    is_own = data != OFFICIAL and data.is_dir() and len(missing) == len(needed)
-    if missing and not is_own:
+    needed = []
+    for is_of_birds in sorted(halves, reverse=True):
+        official, own = LAYOUTS[is_of_birds]
+        needed += [] if any((data / name).is_dir() for name in own) else official
+    if missing := [name for name in needed if not (data / name).is_dir()]:
         raise UserError(
             f"{data}: no {', no '.join(missing)} in it; expected {', '.join(needed)}: make datasets fetches them, "
             "DATA=path names another root, and make demo runs on drawn data"
@@ -85,8 +88,8 @@ def left_to_do(stages: Sequence[Stage], output: Path) -> list[Stage]:
         if stage.run and is_there and record["arguments"] != stage.arguments:
             before, asked = (shlex.join(arguments) for arguments in (record["arguments"], stage.arguments))
             raise UserError(
-                f"{stage.run}: was begun as {before}; asked for is {asked}: delete that folder, or give the run another "
-                "name or the list another file"
+                f"{stage.run}: was begun as {before}; asked for is {asked}: delete that folder, or give the run "
+                "another name or the list another file"
             )
         is_done = record["is_finished"] and record["arguments"] == stage.arguments and is_there
         if not is_done or {other.entry for other in left}.intersection(stage.of):

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from common.data_root import SAMPLE
 from common.errors import Interrupted, UserError
 from common.run_folder import append_metrics
-from tools import study
-from tools.plan import Stage, list_stages, read_entries
-from tools.study import devices, latest_loss, left_to_do, run_stages, run_together, start_stage
+from tools import demo, study
+from tools.plan import Entry, Stage, list_stages, read_entries
+from tools.study import check_data, devices, latest_loss, left_to_do, run_stages, run_together, start_stage
 
 
 @pytest.fixture
@@ -146,6 +146,20 @@ def test_missing_data_is_named_before_anything_starts(
     assert not (output / "study").exists()
 
 
+def test_only_what_the_list_needs_is_missed_and_folders_of_ones_own_are_data(tmp_path: Path) -> None:
+    birds, boxes = Entry("birds", "finetune"), Entry("boxes", "train-frcnn")
+    elsewhere = Entry("elsewhere", "train-yolov3", data="elsewhere")
+    for entries, missing in (([birds, elsewhere], "no CUB_200_2011"), ([boxes], "no VOC2007, no VOC2012")):
+        with pytest.raises(UserError, match=f": {missing} in it; "):
+            check_data(entries, tmp_path)
+    (tmp_path / "Annotations").mkdir()
+    check_data([boxes, elsewhere], tmp_path)
+    with pytest.raises(UserError, match=": no CUB_200_2011 in it; "):
+        check_data([birds, boxes], tmp_path)
+    (tmp_path / "CUB_200_2011").mkdir()
+    check_data([birds, boxes], tmp_path)
+
+
 def test_the_plan_says_what_is_finished_and_what_has_begun_how_long_the_rest_takes_and_runs_nothing(
     tmp_path: Path, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,5 +194,19 @@ def test_the_plan_says_what_is_finished_and_what_has_begun_how_long_the_rest_tak
 def test_the_demo_is_the_same_list_on_the_sample() -> None:
     names = {name: [entry.name for entry in read_entries(study.STUDIES / f"{name}.yaml")] for name in ("study", "demo")}
     assert [name for name in names["study"] if name != "alexnet"] == names["demo"][1:]
-    stages = {stage.name: stage for stage in list_stages(read_entries(study.STUDIES / "demo.yaml"), Path("o"), SAMPLE)}
-    assert "weights=o/other-birds-seed0/model_best.pth" in stages["pretraining-seed0"].arguments
+
+
+def test_the_demo_ends_with_the_figures_of_its_own_runs(tmp_path: Path) -> None:
+    for stage in list_stages(read_entries(study.STUDIES / "demo.yaml"), tmp_path, SAMPLE):
+        if "detection.train_net" in stage.arguments and stage.run:
+            (stage.run / "evaluation").mkdir(parents=True)
+            (stage.run / "evaluation" / "evaluation.json").write_text(json.dumps({"AP50_11point": 0.125}))
+        elif "pretraining" in stage.arguments:
+            assert f"weights={tmp_path}/other-birds-seed0/model_best.pth" in stage.arguments
+            for start, top1 in (("pretrained", 70.25), ("random", 30.5)):
+                (stage.run / start).mkdir(parents=True)
+                (stage.run / start / "result.json").write_text(json.dumps({"top1": top1}))
+    text = demo.summary(tmp_path)
+    assert text.count("0.125 mAP") == 2
+    assert "pretrained: 70.2 % top-1" in text
+    assert "random: 30.5 % top-1" in text
