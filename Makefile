@@ -49,8 +49,8 @@ demo: setup ## Every experiment on drawn data, and the report of them: fifteen m
 	@$(PY) -m tools.demo
 
 .PHONY: study
-study: setup ## Every experiment of the study on real data, and the report of them; called again, it goes on [DATA RECIPE=study|best IMAGES="a.jpg dir/" NGPU PLAN=1]
-	@$(PY) -m tools.study $(data) $(call option,--recipe,RECIPE) $(if $(filter 1,$(PLAN)),--plan) $(call quoted,IMAGES)
+study: setup ## Every experiment of the study on real data, or the runs of your own list, and the report of them; called again, it goes on [DATA RECIPE=study|best START SEEDS="0 1 2" IMAGES="a.jpg dir/" NGPU PLAN=1 STUDY=file.yaml]
+	@$(PY) -m tools.study $(call option,--study,STUDY) $(data) $(call option,--recipe,RECIPE) $(call option,--start,START) $(call option,--seeds,SEEDS) $(if $(filter 1,$(PLAN)),--plan) $(call quoted,IMAGES)
 
 ##@ Set-up
 

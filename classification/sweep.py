@@ -215,17 +215,22 @@ def _draw_curves(curves: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-@exits_on_user_error
-def main() -> None:
-    """Reads the command line and runs the sweep or the comparison."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads a command line; None takes that of the process."""
     parser = argparse.ArgumentParser(description="Several training runs and their comparison.")
     parser.add_argument("kind", choices=("grid", "pretraining"))
     add_recipe_argument(parser)
     parser.add_argument("--lrs", type=_numbers(float), default=[0.005, 0.01, 0.02], help="rates of the grid")
     parser.add_argument("--epochs", type=_numbers(int), help="numbers of epochs of the grid; the recipe's")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
-    arguments = parser.parse_intermixed_args()
+    parser.add_argument("--name", help="name of the sweep's folder, instead of the one made of model, recipe and kind")
+    return parser.parse_intermixed_args(argv)
 
+
+@exits_on_user_error
+def main() -> None:
+    """Reads the command line and runs the sweep or the comparison."""
+    arguments = parse_args()
     request = parse_request(arguments.recipe)
     path, recipe, _, is_sample = resolve(request)
     shared = [str(path), *request.changes]
@@ -233,7 +238,8 @@ def main() -> None:
         # The runs of a grid are compared, which must not be done on the test split.
         recipe = dataclasses.replace(recipe, holdout=COMPARED_ON)
         shared.append(f"holdout={COMPARED_ON}")
-    folder = _sweep_folder(arguments.output, f"{run_name(recipe, path, is_sample)}-{arguments.kind}", recipe)
+    name = arguments.name or f"{run_name(recipe, path, is_sample)}-{arguments.kind}"
+    folder = _sweep_folder(arguments.output, name, recipe)
     print(folder)
     if arguments.kind == "grid":
         sweep_grid(arguments.lrs, arguments.epochs or [recipe.epochs], shared, folder)

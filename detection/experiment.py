@@ -208,12 +208,12 @@ def _names(configuration: str, backbone: str | None, is_own: bool) -> list[str]:
 
 
 def newest_run(args: argparse.Namespace) -> Path:
-    """The newest run of this model and recipe, on the data named or on any.
+    """The newest run of this name or else of this model and recipe, on the data named or on any.
 
     Raises:
         UserError: there is none.
     """
-    names = run_names(args)
+    names = [args.name] if args.name else run_names(args)
     if args.data and len(names) > 1:
         names = [names[resolve_data_root(args.data, [])[1]]]
     return run_to_resume(args.output, names)

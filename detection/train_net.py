@@ -61,7 +61,7 @@ def train(args: argparse.Namespace, log: RunLog) -> Path:
         )
         return begun
     if run is None:
-        run = on_main_process(create_run_folder, args.output, experiment.name)
+        run = on_main_process(create_run_folder, args.output, args.name or experiment.name)
     if is_main_process():
         write_atomically(run / "config.yaml", lambda file: file.write(cfg.dump().encode()))
         log.open(run)
@@ -141,6 +141,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--backbone", help="any network of timm with strides 8 to 32, of 4 too for Faster R-CNN")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
+    parser.add_argument("--name", help="name of the run folder, instead of that of the configuration")
     parser.add_argument("--resume", action="store_true", help="go on with the newest run of this name")
     parser.add_argument("--eval-only", action="store_true")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs over the configuration")

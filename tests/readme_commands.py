@@ -24,6 +24,9 @@ ELSEWHERE = {
 OFFLINE = {
     "make datasets": "datasets/README.md",
     "make check-datasets": "make datasets",
+    "make study PLAN=1": "make datasets",
+    'make study SEEDS="0 1 2" START=coco': "make datasets",
+    "make study STUDY=docs/ablation.yaml PLAN=1": "make datasets",
     "make train-frcnn DATA=path/to/folder": "PRETRAINED=0",
 }
 # (file, pattern, replacement): fewer pictures, fewer steps, smaller images; nothing else differs from the checkout.

@@ -1,6 +1,7 @@
 """Every experiment of the study on drawn data, and the report of them: `make demo`, without network or GPU.
 
-The stages of `tools.study`, shortened, into `output/demo`. Called again after an interruption, it goes on where it was.
+The engine of `tools.study` with a shorter list, into `output/demo`. Called again after an interruption, it goes on
+where it was.
 """
 
 import argparse
@@ -10,33 +11,9 @@ from pathlib import Path
 from common.data_root import SAMPLE
 from common.errors import exits_on_user_error
 from common.sample import draw_sample
-from tools import study
-from tools.study import Stage, run_stages
+from tools.study import STUDIES, read_plan, run_stages
 
 OTHER_SAMPLE = SAMPLE.with_name("sample-other")  # birds to learn from first, and photographs from outside
-# Where the F1 of the demo's Faster R-CNN on its test split is highest (0.93; at 0.5, with a fifth of them wrong, 0.87).
-SCORE = "0.65"
-
-
-def plan(output: Path) -> list[Stage]:
-    """The stages of the demo in their order; both samples must have been drawn."""
-    first_birds = output / "resnet18-other-birds"
-    pretraining = ["sample", f"data={OTHER_SAMPLE}", "pretrained=false", "epochs=8", "--name", first_birds.name]
-    train = ["tools.launch", "classification.train", *pretraining, "--output", str(output)]
-    return [
-        Stage("ResNet-18 on other birds", train, 105, first_birds),
-        *study.plan(
-            output,
-            SAMPLE,
-            "best",
-            # So short a run shows what the weights bring along only where the layers below the head may follow it.
-            ["sample", f"weights={first_birds / 'model_best.pth'}", "lr=0.2", "backbone_lr_scale=0.3"],
-            pair=["epochs=4"],
-            grid=["--lrs", "0.05 0.2", "--epochs", "1 3"],
-            outside=sorted((OTHER_SAMPLE / "VOC2007" / "JPEGImages").glob("*.jpg"))[:3],
-            score=SCORE,
-        ),
-    ]
 
 
 def summary(output: Path) -> str:
@@ -44,12 +21,12 @@ def summary(output: Path) -> str:
     figures = {
         name: json.loads((output / run / "evaluation" / "evaluation.json").read_text())["AP50_11point"]
         for name, run in (
-            ("Faster R-CNN", "faster_rcnn_R_50_FPN-sample"),
-            ("YOLOv3", "yolov3_darknet53-sample"),
+            ("Faster R-CNN", "faster_rcnn-seed0"),
+            ("YOLOv3", "yolov3-seed0"),
         )
     }
     top1 = {
-        start: json.loads((output / "resnet18-sample-pretraining" / start / "result.json").read_text())["top1"]
+        start: json.loads((output / "pretraining-seed0" / start / "result.json").read_text())["top1"]
         for start in ("pretrained", "random")
     }
     return "\n".join(
@@ -72,7 +49,8 @@ def main() -> None:
 
     draw_sample(SAMPLE, seed=0)
     draw_sample(OTHER_SAMPLE, seed=1)
-    run_stages(plan(output), output, "demo", times="{elapsed}, {remaining} to go")
+    outside = sorted(map(str, (OTHER_SAMPLE / "VOC2007" / "JPEGImages").glob("*.jpg")))[:3]
+    run_stages(read_plan(STUDIES / "demo.yaml", output, SAMPLE, images=outside), output, "make demo")
     print(summary(output))
 
 

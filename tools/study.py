@@ -1,96 +1,170 @@
 """Every experiment of the study on real data, and the report of them: `make study`.
 
-The stages run one after the other, each a command line of this project, into one folder; what a stage printed is in its
-`logs/`. A stage that fails is named, and the others go on. Called again, finished stages are left alone, and the one
-that was interrupted goes on from its last checkpoint. `tools.demo` is the same list on drawn data.
+The stages of a list (`tools.plan`) run one after the other, each a command line of this project, into one folder; what
+each printed is in its `logs/`. Before the first, the plan says what there is to do, how long it takes here and how much
+disk it needs. A stage that fails is named, and the others go on. Called again, finished stages are left alone, and the
+one that was interrupted goes on from its last checkpoint. `STUDY=file.yaml` is another list, and `tools.demo` one on
+drawn data.
 """
 
 import argparse
 import json
+import math
+import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from operator import methodcaller
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from common.data_root import OFFICIAL
-from common.errors import UserError, exits_on_user_error
+from common.errors import Interrupted, UserError, exits_on_user_error
 from common.images import find_images
 from common.processes import ENDS_WITH_PARENT
 from common.run_folder import METRICS, read_metrics, write_atomically
-from common.sample import sample_seed
-from detection.config import leaf_name
+from tools.plan import COMMANDS, Entry, Stage, list_stages, read_entries
+from tools.report.document import duration
 
-NEEDED = ("CUB_200_2011", "VOC2007", "VOC2012")
-FINISHED = "stages.json"
+STUDIES = Path(__file__).parent / "studies"
+STAGES, ESTIMATES = "stages.json", "estimates.json"
 LOSSES = ("total_loss", "train_loss")  # as metrics.json calls them, of a detector and of a classifier
+# Folders of the official data of birds (True) and detectors, and those that show a folder of one's own.
+LAYOUTS = {True: (["CUB_200_2011"], ["train"]), False: (["VOC2007", "VOC2012"], ["Annotations", "JPEGImages", "train"])}
+STARTING = 15  # seconds of a stage that are no step: libraries, data, tables and pictures
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One command line.
+class Running:
+    """A stage that has been started."""
 
-    Attributes:
-        name: what the progress display calls it.
-        arguments: of `python -m`.
-        seconds: what it took on the drawn data, on two cores: its share of the progress bar.
-        run: the folder that shows that it has begun; it is then called with `--resume`.
+    stage: Stage
+    process: subprocess.Popen
+    log: Path
+    gpu: str
+    begun: float
+
+    @property
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.time() - self.begun
+
+
+def check_data(entries: Sequence[Entry], data: Path) -> None:
+    """Names what a list of runs needs and the data root lacks; a folder of one's own is left to those who read it.
+
+    Raises:
+        UserError: something is missing.
     """
+    halves = {COMMANDS[entry.command].is_of_birds for entry in entries if not entry.data}
+    needed = []
+    for is_of_birds in sorted(halves, reverse=True):
+        official, own = LAYOUTS[is_of_birds]
+        needed += [] if any((data / name).is_dir() for name in own) else official
+    if missing := [name for name in needed if not (data / name).is_dir()]:
+        raise UserError(
+            f"{data}: no {', no '.join(missing)} in it; expected {', '.join(needed)}: make datasets fetches them, "
+            "DATA=path names another root, and make demo runs on drawn data"
+        )
 
-    name: str
-    arguments: list[str]
-    seconds: int
-    run: Path | None = None
+
+def left_to_do(stages: Sequence[Stage], output: Path) -> list[Stage]:
+    """The stages that have not come to their end with these arguments, or whose run is gone, or is to be trained again.
+
+    Raises:
+        UserError: a training has begun with other arguments, so that going on would give another run than is asked for.
+    """
+    records, left = _read_json(output / STAGES), list[Stage]()
+    for stage in stages:
+        record = records.get(stage.name, {"arguments": stage.arguments, "is_finished": False})
+        is_there = stage.run is None or stage.run.exists()
+        if stage.run and is_there and record["arguments"] != stage.arguments:
+            before, asked = (shlex.join(arguments) for arguments in (record["arguments"], stage.arguments))
+            raise UserError(
+                f"{stage.run}: was begun as {before}; asked for is {asked}: delete that folder, or give the run "
+                "another name or the list another file"
+            )
+        is_done = record["is_finished"] and record["arguments"] == stage.arguments and is_there
+        if not is_done or {other.entry for other in left}.intersection(stage.of):
+            left.append(stage)
+    return left
 
 
-def plan(
-    output: Path,
-    data: Path,
-    recipe: str,
-    bird: list[str],
-    *,
-    pair: Sequence[str] = (),
-    grid: Sequence[str] = (),
-    outside: Sequence[Path] = (),
-    score: str = "0.5",
-) -> list[Stage]:
-    """The stages of the study in their order.
+def read_plan(path: Path, output: Path, data: Path, **given: Any) -> list[Stage]:
+    """The stages of a list of runs, with what they take on this machine; prints them all.
+
+    A few steps of each training are timed, once: `output` keeps what was found.
 
     Args:
+        path: the list, see `tools.plan`.
         output: folder of all runs.
         data: root of the data.
-        recipe: of the detectors.
-        bird: recipe of the classifiers, and KEY=VALUE over it.
-        pair: more of these for the runs from pretrained and from random weights.
-        grid: options of the sweep.
-        outside: photographs on which the detectors are compared; none leaves that out.
-        score: detections drawn beside the proposals have at least this one.
+        given: what else `list_stages` takes.
+
+    Raises:
+        UserError: the list is not what is expected, data is missing, or a training has begun as another one.
+        SystemExit: a training could not begin; it has been said which and why.
     """
-    runs, kind = ["--output", str(output)], [] if sample_seed(data) is None else ["sample"]
-    birds = output / "-".join([*dict.fromkeys(["resnet18", bird[0], *kind]), "pretraining"])
-    bird = [*bird, f"data={data}"]
-    detect = ["tools.launch", "detection.train_net", "--data", str(data), "--recipe", recipe, *runs, "--model"]
-    frcnn, yolov3 = (output / "-".join([leaf_name(model, recipe), *kind]) for model in ("faster_rcnn", "yolov3"))
-    compare = ["tools.compare_detectors", "--recipe", recipe, *runs]
-    evaluate = ["classification.evaluate", str(birds / "pretrained" / "model_best.pth"), "--data", str(data)]
-    proposals = ["tools.visualize_proposals", "--recipe", recipe, "--score", score, *runs]
-    photographs = [*compare, *map(str, outside)]
-    return [
-        Stage("sweep of rates and epochs", ["classification.sweep", "grid", *bird, *grid, *runs], 115),
-        Stage("pretrained against random", ["classification.sweep", "pretraining", *bird, *pair, *runs], 110),
-        Stage("evaluating the classifier", evaluate, 12),
-        Stage("training Faster R-CNN", [*detect, "faster_rcnn"], 190, frcnn),
-        Stage("evaluating Faster R-CNN", [*detect, "faster_rcnn", "--eval-only"], 15),
-        Stage("proposals", proposals, 20),
-        Stage("training YOLOv3", [*detect, "yolov3"], 165, yolov3),
-        Stage("evaluating YOLOv3", [*detect, "yolov3", "--eval-only"], 12),
-        *([Stage("both detectors on photographs from outside", photographs, 12)] if outside else []),
-        Stage("their errors on the test split", compare, 25),
-    ]
+    entries = read_entries(path)
+    check_data(entries, data)
+    stages = list_stages(entries, output, data, **given)
+    first: dict[str, list[str]] = {}
+    for stage in stages:
+        if not stage.of:
+            first.setdefault(stage.entry, stage.arguments)
+    known = _read_json(output / ESTIMATES)
+    if any(" ".join(arguments) not in known for arguments in first.values()):
+        print("Timing a few steps of each training ...", flush=True)
+        output.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-W", "ignore", "-m", "tools.estimate", str(output / ESTIMATES), json.dumps(first)]
+        if code := subprocess.run(command, check=False, **ENDS_WITH_PARENT).returncode:
+            sys.exit(code)
+        known = _read_json(output / ESTIMATES)
+    estimates = {entry: known[" ".join(arguments)] for entry, arguments in first.items()}
+
+    def seconds(stage: Stage) -> float:
+        if not stage.of:
+            return STARTING + estimates[stage.entry]["seconds"]
+        of = [estimates[entry] for entry in stage.of]
+        return STARTING + sum(min(stage.images or math.inf, e["test_images"]) * e["test_seconds"] for e in of)
+
+    stages = [replace(stage, seconds=seconds(stage)) for stage in stages]
+    left = left_to_do(stages, output)
+    for number, stage in enumerate(stages, start=1):
+        state = "finished" if stage not in left else "to go on" if stage.run and stage.run.exists() else "to do"
+        print(f"[{number:2d}/{len(stages)}] {stage.name}: {state}, {duration(stage.seconds)}")
+        print(f"        python -m {shlex.join(stage.arguments)}")
+    size = sum(estimates[stage.entry]["size"] for stage in stages if not stage.of)
+    existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    seconds_left = sum(stage.seconds for stage in left)
+    print(
+        f"About {duration(seconds_left)} to go, and {size / 1e9:.1f} GB of disk for all runs, {free / 1e9:.1f} GB are "
+        "free; from a few timed steps of each training."
+    )
+    if skipped := [entry.name for entry in entries if entry.name not in {stage.entry for stage in stages}]:
+        print(f'Left out for want of photographs from outside: {", ".join(skipped)}; IMAGES="a.jpg b.jpg c.jpg"')
+    return stages
+
+
+def devices() -> list[str]:
+    """The GPUs that stages share out, one each; one word "" where they do not: it leaves all to every stage.
+
+    They do with `NGPU=1`, so that several seeds of one training run beside one another.
+    """
+    if os.environ.get("NGPU") != "1":
+        return [""]
+    import torch  # here, since little else of this process needs it
+
+    all_of_them = ",".join(map(str, range(torch.cuda.device_count())))
+    return os.environ.get("CUDA_VISIBLE_DEVICES", all_of_them).split(",")
 
 
 def latest_loss(output: Path, since: float) -> str:
@@ -101,77 +175,102 @@ def latest_loss(output: Path, since: float) -> str:
     return losses[-1] if losses else ""
 
 
-def run_stage(stage: Stage, output: Path, bar: tqdm) -> float:
-    """Runs one stage to its end; moves the bar and shows the loss meanwhile.
+def start_stage(stage: Stage, output: Path, gpu: str = "") -> Running:
+    """Starts a stage; a training that has begun goes on.
 
-    Returns:
-        The seconds it took.
+    Args:
+        stage: the stage.
+        output: folder of all runs, with `logs/` in it.
+        gpu: the only one that it sees; "" for all.
+    """
+    _record(stage, output, is_finished=False)
+    log = output / "logs" / f"{stage.name}.txt"
+    command = [sys.executable, "-m", *stage.arguments]
+    if stage.resumes and stage.run is not None and stage.run.exists():
+        command.append("--resume")
+    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
+    with log.open("ab") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT, **ENDS_WITH_PARENT)
+    return Running(stage, process, log, gpu, time.time())
+
+
+def run_together(stages: Sequence[Stage], output: Path, gpus: Sequence[str], bar: tqdm) -> Iterator[Running]:
+    """Runs stages, as many at once as there are GPUs to share out; moves the bar and shows the loss meanwhile.
+
+    Yields:
+        Each as it ends.
 
     Raises:
-        UserError: it failed; the message ends with the last line of its log.
+        Interrupted: Ctrl-C, once all have saved what they have.
     """
-    log = output / "logs" / f"{stage.name.replace(' ', '-')}.txt"
-    command = [sys.executable, "-m", *stage.arguments]
-    if stage.run is not None and stage.run.exists():
-        command.append("--resume")
-    start, began, shown = time.perf_counter(), time.time(), 0.0
-    with log.open("ab") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, **ENDS_WITH_PARENT)
-        while process.poll() is None:
+    waiting, free, running = list(stages), list(gpus), list[Running]()
+    began, ended = time.time(), float(bar.n)
+    try:
+        while waiting or running:
+            while waiting and free:
+                running.append(start_stage(waiting.pop(0), output, free.pop(0)))
             time.sleep(0.2)
-            if not bar.disable:
-                bar.set_description_str(f"{stage.name} {latest_loss(output, began)}")
-            progress = min(time.perf_counter() - start, stage.seconds) - shown
-            shown += progress
-            bar.update(progress)
-    bar.update(stage.seconds - shown)
-    if process.returncode:
-        raise UserError(f"{log}: {stage.name} failed: {_last_line(log)}")
-    return time.perf_counter() - start
+            for work in [work for work in running if work.process.poll() is not None]:
+                running.remove(work)
+                if work.process.returncode == 130:
+                    raise KeyboardInterrupt
+                free.append(work.gpu)
+                ended += work.stage.seconds
+                yield work
+            bar.n = ended + sum(min(work.seconds, work.stage.seconds) for work in running)
+            if running and not bar.disable:
+                names = ", ".join(work.stage.name for work in running)
+                bar.set_description_str(f"{names} {latest_loss(output, began)}")
+    except KeyboardInterrupt:  # the terminal has told all of them, and they save what they have
+        for work in running:
+            work.process.wait()
+        raise Interrupted(f"the same command goes on in {output}") from None
 
 
-def run_stages(stages: Sequence[Stage], output: Path, target: str, times: str = "{elapsed}") -> None:
+def run_stages(stages: Sequence[Stage], output: Path, again: str, gpus: Sequence[str] = ("",)) -> None:
     """Runs what is not finished yet, and the report of all there is.
 
     Args:
         stages: in their order.
         output: folder of all runs.
-        target: of make, that runs these stages again.
-        times: what the bar says of time, in tqdm's words; `{remaining}` is right where the stages take their seconds.
+        again: the command that goes on.
+        gpus: see `devices`.
 
     Raises:
         UserError: stages failed; each has been named, and the others have run.
     """
     (output / "logs").mkdir(parents=True, exist_ok=True)
-    finished, failed = finished_stages(output), []
-    bar_format = f"{{percentage:3.0f}}% |{{bar}}| {times}: {{desc}}"
-    with tqdm(total=sum(stage.seconds for stage in stages), bar_format=bar_format, disable=None) as bar:
-        for number, stage in enumerate(stages, start=1):
-            if finished.get(stage.name) == stage.arguments:
-                bar.update(stage.seconds)
-                continue
-            bar.set_description_str(stage.name)
-            try:
-                words = f"{stage.name}: {run_stage(stage, output, bar):.0f} s"
-                finished[stage.name] = stage.arguments
-                write_atomically(output / FINISHED, methodcaller("write", json.dumps(finished, indent=1).encode()))
-            except UserError as error:
-                failed.append(stage.name)
-                words = str(error)
-            bar.write(f"[{number:2d}/{len(stages)}] {words}", file=sys.stdout)
+    left, failed = left_to_do(stages, output), []
+    total = sum(stage.seconds for stage in stages)
+    done = total - sum(stage.seconds for stage in left)
+    form = "{percentage:3.0f}% |{bar}| {elapsed}, {remaining} to go: {desc}"
+    with tqdm(total=total, initial=done, bar_format=form, disable=None) as bar:
+        for _, group in groupby(left, key=lambda stage: stage.entry or stage.name):
+            for work in run_together(list(group), output, gpus, bar):
+                stage, words = work.stage, f"{work.stage.name}: {duration(work.seconds)}"
+                if work.process.returncode:
+                    failed.append(stage.name)
+                    words = f"{work.log}: {stage.name} failed: {_last_line(work.log)}"
+                else:
+                    _record(stage, output, is_finished=True)
+                bar.write(f"[{stages.index(stage) + 1:2d}/{len(stages)}] {words}", file=sys.stdout)
     report = ["-m", "tools.report", "--runs", str(output), "--out", str(output / "report"), "--pdf"]
     if code := subprocess.run([sys.executable, *report], check=False).returncode:
         sys.exit(code)
     if failed:
         raise UserError(
             f"{output / 'logs'}: {len(failed)} of {len(stages)} stages failed: {', '.join(failed)}; mend what they say "
-            f"and call `make {target}` again"
+            f"and call `{again}` again"
         )
 
 
-def finished_stages(output: Path) -> dict[str, list[str]]:
-    """The stages that have come to their end, each with its arguments then."""
-    path = output / FINISHED
+def _record(stage: Stage, output: Path, is_finished: bool) -> None:
+    records = _read_json(output / STAGES)
+    records[stage.name] = {"arguments": stage.arguments, "is_finished": is_finished}
+    write_atomically(output / STAGES, methodcaller("write", json.dumps(records, indent=1).encode()))
+
+
+def _read_json(path: Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
@@ -180,39 +279,39 @@ def _last_line(log: Path) -> str:
     return lines[-1].removeprefix("error: ")
 
 
+def _seeds(text: str) -> list[int]:
+    words = text.split()
+    if not words or not all(map(str.isdecimal, words)) or len({*words}) < len(words):
+        raise UserError(f"SEEDS={text}: expected different whole numbers with blanks between them")
+    return [int(word) for word in words]
+
+
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the study, or prints what it would run.
+    """Says what there is to run, and runs it.
 
     Args:
         argv: the command line without the program's name; None takes that of the process.
     """
     parser = argparse.ArgumentParser(prog="tools.study", description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", help="photographs from outside, to compare the detectors on")
-    parser.add_argument("--data", type=Path, default=OFFICIAL, help=f"folder that holds {', '.join(NEEDED)}")
-    parser.add_argument("--recipe", choices=["study", "best"], default="study")
-    parser.add_argument("--output", type=Path, default=Path("output/study"), help="folder of the study's runs")
-    parser.add_argument("--plan", action="store_true", help="print the stages, and end")
+    parser.add_argument("--study", type=Path, help="a list of runs of your own; default the experiments of the study")
+    parser.add_argument("--data", type=Path, default=OFFICIAL, help="root of the data")
+    parser.add_argument("--recipe", choices=["study", "best"], help="of trainings that name none")
+    parser.add_argument("--start", help="of detectors that name none")
+    parser.add_argument("--seeds", default="0", help="of trainings that name none")
+    parser.add_argument("--output", type=Path, help="folder of all runs; default that of the list's name in output/")
+    parser.add_argument("--plan", action="store_true", help="say what there is to run, and end")
     args = parser.parse_args(argv)
 
-    if missing := [name for name in NEEDED if not (args.data / name).is_dir()]:
-        raise UserError(
-            f"{args.data}: no {', no '.join(missing)} in it; expected {', '.join(NEEDED)}: make datasets fetches them, "
-            "DATA=path names another root, and make demo runs on drawn data"
-        )
-    outside = find_images(args.images)
-    stages = plan(args.output, args.data, args.recipe, [args.recipe], outside=outside)
-    alexnet = ["study", "model=alexnet", f"data={args.data}", "--name", "alexnet", "--output", str(args.output)]
-    stages.append(Stage("AlexNet", ["tools.launch", "classification.train", *alexnet], 60, args.output / "alexnet"))
-    finished = finished_stages(args.output)
-    for number, stage in enumerate(stages, start=1):
-        is_finished, has_begun = finished.get(stage.name) == stage.arguments, stage.run and stage.run.exists()
-        state = "finished" if is_finished else "to go on" if has_begun else "to do"
-        print(f"[{number:2d}/{len(stages)}] {stage.name}: {state}\n        python -m {' '.join(stage.arguments)}")
-    if not outside:
-        print('Without photographs the detectors are not compared outside the test split: IMAGES="a.jpg b.jpg c.jpg"')
+    path = args.study or STUDIES / "study.yaml"
+    output = args.output or Path("output") / path.stem
+    stages = read_plan(
+        path, output, args.data, recipe=args.recipe, fallback=None if args.study else "study", start=args.start,
+        seeds=_seeds(args.seeds), images=list(map(str, find_images(args.images))),
+    )  # fmt: skip
     if not args.plan:
-        run_stages(stages, args.output, "study")
+        run_stages(stages, output, "make study" + f" STUDY={path}" * bool(args.study), devices())
 
 
 if __name__ == "__main__":

@@ -25,56 +25,11 @@ from common.run_folder import append_metrics, read_metrics, record_session
 from detection import train_net
 from detection.evaluation import evaluate_voc
 from detection.matching import Detections
+from tests.tools.scenes import TINY, TINY_FRCNN, TINY_YOLOV3, draw_voc
 from tools import compare_detectors, visualize_proposals
 from tools.report.__main__ import main
 from tools.report.document import BROWSERS
 from tools.report.study import CLASSES, STUDY
-
-COLOURS = {"red_thing_with_a_name_that_is_much_longer_than_a_column": (200, 30, 30), "blue": (30, 30, 200)}
-OBJECT = """<object><name>{}</name><difficult>0</difficult>
-<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
-TINY = {"MODEL.WEIGHTS": "", "MODEL.DEVICE": "cpu", "DATALOADER.NUM_WORKERS": 0, "INPUT.MIN_SIZE_TEST": 64}
-TINY |= {"SOLVER.IMS_PER_BATCH": 2, "SOLVER.MAX_ITER": 2, "SOLVER.LOG_PERIOD": 1}
-TINY |= {"TEST.EVAL_PERIOD": 1, "TEST.VALIDATION_LOSS_IMAGES": 2}
-TINY_FRCNN = {
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.NORM": "BN",
-    "MODEL.BACKBONE.FREEZE_AT": 0,
-    "MODEL.FPN.OUT_CHANNELS": 16,
-    "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
-    "MODEL.RPN.POST_NMS_TOPK_TEST": 30,
-    "SOLVER.STEPS": (1,),
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-    "INPUT.MIN_SIZE_TRAIN": (64,),
-}
-TINY_YOLOV3 = {
-    "MODEL.DARKNET.NAME": "resnet10t",
-    "MODEL.YOLOV3.CONV_DIMS": [8, 16, 16],
-    "MODEL.YOLOV3.NUM_CONVS": [1, 1, 1],
-    "INPUT.SQUARE_SIZES_TRAIN": [64],
-    "INPUT.MAX_SIZE_TEST": 64,
-}
-
-
-def draw_voc(folder: Path) -> None:
-    """Eight photographs in VOC layout, two rectangles each."""
-    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (folder / name).mkdir(parents=True)
-    (folder / "labels.txt").write_text("\n".join(COLOURS) + "\n")
-    rng = np.random.default_rng(0)
-    for number in range(8):
-        image, objects = np.full((48, 64, 3), 120, dtype=np.uint8), ""
-        for name, colour in COLOURS.items():
-            (x, y), (w, h) = rng.integers(0, 16, 2), rng.integers(16, 32, 2)
-            image[y : y + h, x : x + w] = colour
-            objects += OBJECT.format(name, x + 1, y + 1, x + w, y + h)
-        Image.fromarray(image).save(folder / "JPEGImages" / f"{number}.png")
-        size = "<size><width>64</width><height>48</height><depth>3</depth></size>"
-        (folder / "Annotations" / f"{number}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
-    (folder / "ImageSets/Main/trainval.txt").write_text("0\n1\n2\n3\n")
-    (folder / "ImageSets/Main/test.txt").write_text("4\n5\n6\n7\n")
 
 
 def draw_birds(root: Path) -> None:
@@ -567,6 +522,84 @@ def test_on_its_own_data_the_study_stands_beside_ours(copy: Path, tmp_path: Path
     html = (tmp_path / "report" / "index.html").read_text()
     assert len(re.findall(r'class="difference behind"', html)) == 1  # dogs
     assert page.table("learning rate", "the study, %", "here, %", "difference")[-1][1:] == ["73.70", "75.00", "+1.30"]
+
+
+def second_seed(runs: Path) -> None:
+    """Every run again with seed 1, all its figures of accuracy raised, those of precision halved."""
+    for folder in [path for path in runs.iterdir() if path.name not in ("other", "comparison", "errors")]:
+        again = shutil.copytree(folder, runs / f"{folder.name}-seed1", copy_function=shutil.copy2)
+        folder.rename(runs / f"{folder.name}-seed0")
+        for path in again.rglob("config.yaml"):
+            path.write_text(re.sub(r"^(seed|SEED): 0$", r"\1: 1", path.read_text(), flags=re.MULTILINE))
+        for path in [*again.rglob("result.json"), *again.rglob("report.json")]:
+            figures = json.loads(path.read_text())
+            raised = {key: figures[key] + 5 for key in figures if "top" in key}
+            path.write_text(json.dumps({**figures, **raised, "seed": 1}))
+        for path in again.rglob("evaluation.json"):
+            figures = json.loads(path.read_text())
+            halved = {key: figures[key] / 2 for key in ("AP50_11point", "AP50")}
+            classes = {
+                name: {**row, "dets": row["dets"] + 10, **{key: row[key] / 2 for key in ("recall", *halved)}}
+                for name, row in figures["per_class"].items()
+            }
+            path.write_text(json.dumps({**figures, **halved, "per_class": classes}))
+    for path in runs.rglob("environment.json"):
+        path.write_text(path.read_text().replace("finetuned/", f"finetuned-{path.parent.parent.name[-5:]}/"))
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_row_with_mean_and_deviation(copy: Path, tmp_path: Path) -> None:
+    """Of two figures the mean is the middle and the standard deviation (n - 1) their distance over the root of two."""
+
+    def shown(first: float, second: float, digits: int) -> str:
+        return f"{np.mean([first, second]):.{digits}f} ± {abs(first - second) / 2**0.5:.{digits}f}"
+
+    second_seed(copy)
+    third = shutil.copytree(copy / "finetuned-seed1", copy / "finetuned-longer", copy_function=shutil.copy2)
+    config = (third / "config.yaml").read_text()
+    shutil.rmtree(third / "evaluation")
+    (third / "config.yaml").write_text(config.replace("lr: 0.01", "lr: 0.07"))
+    page = make(copy, tmp_path / "report")
+
+    rows = {(row[0], row[3]): row[4] for row in page.table("what", "data", "started from", "metric", "measured")}
+    top1 = json.loads((copy / "finetuned-seed0" / "result.json").read_text())["top1"]
+    assert rows.pop(("test_resnet, fine-tuned finetuned", "top-1")) == f"{shown(top1, top1 + 5, 2)} % (2 runs)"
+    assert rows.pop(("test_resnet, fine-tuned finetuned-longer", "top-1")) == f"{top1 + 5:.2f} %"
+    evaluation = json.loads((copy / "faster_rcnn_R_50_FPN-seed0" / "evaluation" / "evaluation.json").read_text())
+    ap = evaluation["AP50_11point"]
+    assert rows.pop(("Faster R-CNN", "mAP, 11 points")) == f"{shown(ap, ap / 2, 3)} (2 runs)"
+
+    (faster_rcnn, _) = [table for table in page.tables if table[0][-2:] == ["ap, 11 points", "ap, area"]]
+    for row, (name, figures) in zip(faster_rcnn[1:], evaluation["per_class"].items(), strict=False):
+        assert row[:3] == [name, str(figures["gts"]), str(figures["dets"] + 5)]
+        keys = ("recall", "AP50_11point", "AP50")
+        assert row[3:] == [shown(figures[key], figures[key] / 2, 3) for key in keys]
+    assert faster_rcnn[-1][4] == shown(ap, ap / 2, 3)
+
+    sweep = pd.read_csv(copy / "few-grid-seed0" / "sweep.csv")
+    rows = page.table("learning rate", "epochs", "validation top-1, %")
+    for row, (_, trial) in zip(rows, sweep.iterrows(), strict=True):
+        for cell, key in ((row[2], "validation top-1"), (row[3], "validation top-5"), (row[5], "test top-1")):
+            assert cell == shown(trial[key], trial[key] + 5, 2)
+    pair = pd.read_csv(copy / "pair-pretraining-seed0" / "comparison.csv").set_index("start")
+    for row in page.table("start", "weights", "epochs"):
+        assert row[4:6] == ["0, 1", shown(pair["test top-1"][row[0]], pair["test top-1"][row[0]] + 5, 2)]
+    report = json.loads((copy / "finetuned-seed0" / "evaluation" / "report.json").read_text())
+    (row,) = page.table("images", "top-1, %", "top-5, %")
+    assert row[:2] == [str(report["images"]), shown(report["top1"], report["top1"] + 5, 2)]
+    assert "2 runs that differ in their seed alone (0, 1)" in section(tmp_path / "report" / "index.html", "detectors")
+
+
+def test_runs_of_one_network_that_differ_in_more_stand_side_by_side_by_class(copy: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(copy / "yolov3_darknet53", copy / "wide", copy_function=shutil.copy2)
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("MAX_ITER: 2", "MAX_ITER: 3"))
+    path = other / "evaluation" / "evaluation.json"
+    figures = json.loads(path.read_text())
+    figures["per_class"]["blue"]["AP50_11point"] = 0.625
+    path.write_text(json.dumps(figures))
+    rows = make(copy, tmp_path / "report").table("class", "wide", "yolov3_darknet53")
+    (blue,) = [row for row in rows if row[0] == "blue"]
+    assert blue[1] == "0.625"
 
 
 def test_the_evaluation_shown_is_that_of_the_run_shown(copy: Path, tmp_path: Path) -> None:

@@ -2,26 +2,19 @@
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from tqdm import tqdm
 
-from classification.recipe import load_recipe
-from classification.train import run_name
 from common.data_root import SAMPLE
-from common.errors import UserError
+from common.errors import Interrupted, UserError
 from common.run_folder import append_metrics
-from common.sample import sample_seed
-from detection.experiment import run_names
-from detection.train_net import parse_args
 from tools import demo, study
-from tools.study import Stage, latest_loss, run_stage, run_stages
-
-
-@pytest.fixture
-def bar() -> tqdm:
-    return tqdm(total=100, disable=True)
+from tools.plan import Entry, Stage, list_stages, read_entries
+from tools.study import check_data, devices, latest_loss, left_to_do, run_stages, run_together, start_stage
 
 
 @pytest.fixture
@@ -30,22 +23,41 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "output"
 
 
-def test_failing_stage_names_its_log_and_the_last_line(tmp_path: Path, output: Path, bar: tqdm) -> None:
-    weights = tmp_path / "nothing.pth"
-    stage = Stage("evaluating birds", ["classification.evaluate", str(weights)], 5)
-    with pytest.raises(
-        UserError, match=r"evaluating-birds\.txt: evaluating birds failed: .*nothing\.pth: no such weights file"
-    ):
-        run_stage(stage, output, bar)
-    assert "error: " in (output / "logs" / "evaluating-birds.txt").read_text()
+def keep(output: Path, finished: dict[str, list[str]]) -> None:
+    """Says that stages have come to their end with such arguments."""
+    records = {name: {"arguments": arguments, "is_finished": True} for name, arguments in finished.items()}
+    (output / study.STAGES).write_text(json.dumps(records))
 
 
-def test_begun_run_is_resumed(tmp_path: Path, output: Path, bar: tqdm) -> None:
-    """What is run tells its arguments: Python's own `compileall` refuses an option that it does not know."""
-    stage = Stage("training", ["compileall", "-q"], 5, run=tmp_path / "run")
+def test_what_is_deleted_is_done_again_with_all_that_tells_of_it(tmp_path: Path, output: Path) -> None:
+    runs = {name: Stage(name, [name], run=tmp_path / name, entry=name) for name in ("kept", "deleted")}
+    told = {name: Stage(f"{name}-told", [name], of=(name,), entry=f"{name}-told") for name in runs}
+    stages = [*runs.values(), *told.values()]
+    keep(output, {stage.name: stage.arguments for stage in stages})
+    (tmp_path / "kept").mkdir()
+    assert left_to_do(stages, output) == [runs["deleted"], told["deleted"]]
+
+
+def test_no_run_goes_on_as_another_one(tmp_path: Path, output: Path) -> None:
+    """Resumed, a run keeps its recipe, so that another recipe would be told of and never trained."""
+    before = Stage("run", ["train", "--recipe", "study"], run=tmp_path / "run")
+    asked = Stage("run", ["train", "--recipe", "best"], run=tmp_path / "run")
+    keep(output, {"run": before.arguments})
+    assert left_to_do([asked], output) == [asked]  # its folder is gone
     (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match="unrecognized arguments: --resume"):
-        run_stage(stage, output, bar)
+    assert left_to_do([before], output) == []
+    with pytest.raises(UserError, match=r"run: was begun as train --recipe study; asked for is train --recipe best"):
+        left_to_do([asked], output)
+
+
+def test_begun_run_is_resumed_but_for_a_sweep_which_goes_on_by_itself(tmp_path: Path, output: Path) -> None:
+    """What is run tells its arguments: Python's own `compileall` refuses an option that it does not know."""
+    (tmp_path / "run").mkdir()
+    for name, resumes, run in (("begun", True, "run"), ("sweep", False, "run"), ("new", True, "nothing")):
+        stage = Stage(name, ["compileall", "-q", str(output)], run=tmp_path / run, resumes=resumes)
+        code = start_stage(stage, output).process.wait()
+        printed = (output / "logs" / f"{name}.txt").read_text()
+        assert (code, "unrecognized arguments: --resume" in printed) == ((2, True) if name == "begun" else (0, False))
 
 
 def test_the_loss_shown_is_the_newest_of_the_running_stage(tmp_path: Path) -> None:
@@ -64,14 +76,62 @@ def test_finished_stages_are_left_alone_and_the_others_go_on_after_one_that_fail
     marks = [tmp_path / name for name in ("first", "second", "third")]
     first, second, third = (Stage(mark.name, ["venv", "--without-pip", str(mark)], 1) for mark in marks)
     fails = Stage("fails", ["tools.sample_data", "--no-such-option"], 1)
-    (output / study.FINISHED).write_text(json.dumps({"first": first.arguments, "second": ["other arguments"]}))
-    with pytest.raises(UserError, match=r"1 of 4 stages failed: fails; .*make demo"):
-        run_stages([first, second, fails, third], output, "demo")
+    keep(output, {"first": first.arguments, "second": ["other arguments"]})
+    with pytest.raises(UserError, match=r"1 of 4 stages failed: fails; .*`make demo` again"):
+        run_stages([first, second, fails, third], output, "make demo")
     assert [mark.exists() for mark in marks] == [False, True, True]
-    finished = json.loads((output / study.FINISHED).read_text())
-    assert finished == {stage.name: stage.arguments for stage in (first, second, third)}
-    assert "[ 3/4]" in capsys.readouterr().out
+    records = json.loads((output / study.STAGES).read_text())
+    assert records == {
+        stage.name: {"arguments": stage.arguments, "is_finished": stage is not fails}
+        for stage in (first, second, fails, third)
+    }
+    log = output / "logs" / "fails.txt"
+    reason = log.read_text().strip().splitlines()[-1]
+    assert f"[ 3/4] {log}: fails failed: {reason}" in capsys.readouterr().out
+    assert "no-such-option" in reason
     assert (output / "report" / "index.html").exists()
+
+
+def test_as_many_at_once_as_there_are_gpus_and_one_on_each(output: Path) -> None:
+    """Each says which GPU it saw, when it began and when it ended."""
+    code = (
+        "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], time.time()); time.sleep(0.6); print(time.time())"
+    )
+    stages = [Stage(str(number), ["timeit", "-n1", "-r1", code]) for number in range(5)]
+    ended = list(run_together(stages, output, ["3", "5"], tqdm(disable=True)))
+    assert sorted(work.stage.name for work in ended) == ["0", "1", "2", "3", "4"]
+    times: dict[str, list[tuple[float, float]]] = {"3": [], "5": []}
+    for work in ended:
+        gpu, begun, end = work.log.read_text().split()[:3]
+        times[gpu].append((float(begun), float(end)))
+    for of_gpu in times.values():
+        of_gpu.sort()
+        assert all(end <= begun for (_, end), (begun, _) in pairwise(of_gpu))
+    (first, first_end), (second, second_end) = times["3"][0], times["5"][0]
+    assert first < second_end
+    assert second < first_end
+
+
+def test_an_interrupt_ends_the_study_and_the_stage_is_not_finished(output: Path) -> None:
+    """The exit code that every command line of the project has after Ctrl-C."""
+    stages = [Stage("first", ["timeit", "import os; os._exit(130)"], 1), Stage("second", ["timeit", "-n1"], 1)]
+    with pytest.raises(Interrupted, match=str(output)):
+        run_stages(stages, output, "make demo")
+    assert not json.loads((output / study.STAGES).read_text())["first"]["is_finished"]
+    assert not (output / "logs" / "second.txt").exists()
+
+
+def test_gpus_are_shared_out_only_where_a_run_takes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("NGPU", raising=False)
+    assert devices() == [""]  # each takes all three
+    monkeypatch.setenv("NGPU", "1")
+    assert devices() == ["0", "1", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    assert devices() == ["4", "6", "7"]
+    monkeypatch.setenv("NGPU", "3")
+    assert devices() == [""]
 
 
 def test_missing_data_is_named_before_anything_starts(
@@ -86,42 +146,67 @@ def test_missing_data_is_named_before_anything_starts(
     assert not (output / "study").exists()
 
 
-def test_the_plan_says_what_is_finished_and_what_has_begun_and_runs_nothing(
+def test_only_what_the_list_needs_is_missed_and_folders_of_ones_own_are_data(tmp_path: Path) -> None:
+    birds, boxes = Entry("birds", "finetune"), Entry("boxes", "train-frcnn")
+    elsewhere = Entry("elsewhere", "train-yolov3", data="elsewhere")
+    for entries, missing in (([birds, elsewhere], "no CUB_200_2011"), ([boxes], "no VOC2007, no VOC2012")):
+        with pytest.raises(UserError, match=f": {missing} in it; "):
+            check_data(entries, tmp_path)
+    (tmp_path / "Annotations").mkdir()
+    check_data([boxes, elsewhere], tmp_path)
+    with pytest.raises(UserError, match=": no CUB_200_2011 in it; "):
+        check_data([birds, boxes], tmp_path)
+    (tmp_path / "CUB_200_2011").mkdir()
+    check_data([birds, boxes], tmp_path)
+
+
+def test_the_plan_says_what_is_finished_and_what_has_begun_how_long_the_rest_takes_and_runs_nothing(
     tmp_path: Path, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in study.NEEDED:
+    """The steps of the trainings have been timed before: an hour each and 2 GB; 500 test images, 0.1 s each."""
+    for name in ("CUB_200_2011", "VOC2007", "VOC2012"):
         (tmp_path / name).mkdir()
-    sweep, *_ = study.plan(output, tmp_path, "study", ["study"])
-    (output / study.FINISHED).write_text(json.dumps({sweep.name: sweep.arguments}))
-    (output / "faster_rcnn_R_50_FPN_study").mkdir()
-    before = sorted(output.rglob("*"))
+    stages = list_stages(read_entries(study.STUDIES / "study.yaml"), output, tmp_path, fallback="study")
+    timed = {"seconds": 3600, "size": 2e9, "test_images": 500, "test_seconds": 0.1}
+    estimates = {" ".join(stage.arguments): timed for stage in stages if not stage.of}
+    (output / study.ESTIMATES).write_text(json.dumps(estimates))
+    keep(output, {stages[0].name: stages[0].arguments})
+    for name in ("sweep-seed0", "faster_rcnn-seed0"):
+        (output / name).mkdir()
+    before = {path: path.stat().st_mtime for path in output.rglob("*")}
     study.main(["--data", str(tmp_path), "--output", str(output), "--plan"])
-    lines = capsys.readouterr().out.splitlines()
-    states = {line.partition("] ")[2].rpartition(": ")[0]: line.rpartition(": ")[2] for line in lines if "] " in line}
-    assert states.pop(sweep.name) == "finished"
-    assert states.pop("training Faster R-CNN") == "to go on"
-    assert len(states) == 8
-    assert set(states.values()) == {"to do"}
-    assert sorted(output.rglob("*")) == before
+    printed = capsys.readouterr().out
+    lines = [line.partition("] ")[2].partition(": ") for line in printed.splitlines() if line.startswith("[")]
+    states = {name: rest for name, _, rest in lines}
+    hour = "1 h 0 min"
+    assert states.pop("sweep-seed0") == f"finished, {hour}"
+    assert states.pop("faster_rcnn-seed0") == f"to go on, {hour}"
+    assert states.pop("yolov3-evaluated-seed0") == f"to do, 1 min {study.STARTING - 10} s"  # 500 images
+    assert states.pop("errors") == f"to do, {study.STARTING + 20} s"  # 100 images, two detectors
+    assert len(states) == 6
+    # Four trainings that are not finished, three evaluations of 500 images, 100 images once and twice.
+    left = 4 * 3600 + 3 * 50 + 10 + 20 + 9 * study.STARTING
+    assert f"About {left // 3600} h {left % 3600 // 60} min to go, and 10.0 GB of disk" in printed
+    assert "Left out for want of photographs from outside: comparison" in printed
+    assert {path: path.stat().st_mtime for path in output.rglob("*")} == before
 
 
-@pytest.mark.parametrize("recipe", ["study", "best"])
-def test_stages_look_for_runs_where_training_puts_them(tmp_path: Path, recipe: str) -> None:
-    stages = {stage.name: stage for stage in study.plan(tmp_path, tmp_path, recipe, [recipe])}
-    path = Path("classification/recipes") / f"{recipe}.yaml"
-    pair = f"{run_name(load_recipe(path), path, is_sample=False)}-pretraining"
-    assert str(tmp_path / pair / "pretrained" / "model_best.pth") in stages["evaluating the classifier"].arguments
-    assert (
-        stages["training YOLOv3"].run == tmp_path / run_names(parse_args(["--model", "yolov3", "--recipe", recipe]))[0]
-    )
+def test_the_demo_is_the_same_list_on_the_sample() -> None:
+    names = {name: [entry.name for entry in read_entries(study.STUDIES / f"{name}.yaml")] for name in ("study", "demo")}
+    assert [name for name in names["study"] if name != "alexnet"] == names["demo"][1:]
 
 
-def test_the_demo_is_the_same_list_on_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "sample_seed", lambda root: 0 if root == SAMPLE else sample_seed(root))
-    stages = {stage.name: stage for stage in demo.plan(tmp_path)}
-    names = [stage.name for stage in study.plan(tmp_path, tmp_path, "study", ["study"])]
-    assert [name for name in stages if name in names] == names
-    path = Path("classification/recipes/sample.yaml")
-    pair = f"{run_name(load_recipe(path), path, is_sample=True)}-pretraining"
-    assert str(tmp_path / pair / "pretrained" / "model_best.pth") in stages["evaluating the classifier"].arguments
-    assert stages["training Faster R-CNN"].run == tmp_path / run_names(parse_args(["--model", "faster_rcnn"]))[1]
+def test_the_demo_ends_with_the_figures_of_its_own_runs(tmp_path: Path) -> None:
+    for stage in list_stages(read_entries(study.STUDIES / "demo.yaml"), tmp_path, SAMPLE):
+        if "detection.train_net" in stage.arguments and stage.run:
+            (stage.run / "evaluation").mkdir(parents=True)
+            (stage.run / "evaluation" / "evaluation.json").write_text(json.dumps({"AP50_11point": 0.125}))
+        elif "pretraining" in stage.arguments:
+            assert f"weights={tmp_path}/other-birds-seed0/model_best.pth" in stage.arguments
+            for start, top1 in (("pretrained", 70.25), ("random", 30.5)):
+                (stage.run / start).mkdir(parents=True)
+                (stage.run / start / "result.json").write_text(json.dumps({"top1": top1}))
+    text = demo.summary(tmp_path)
+    assert text.count("0.125 mAP") == 2
+    assert "pretrained: 70.2 % top-1" in text
+    assert "random: 30.5 % top-1" in text

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from tools.report.document import Block, Missing, Picture, Table, figure
+from tools.report.document import Block, Missing, Picture, Table, figure, spread
 from tools.report.figures import curves, taken_over
-from tools.report.runs import Run, Runs, finished
+from tools.report.runs import Run, Runs, finished, of_seeds
 
 COLUMNS = {"start": "start", "weights": "weights", "rate": "learning rate", "epochs": "epochs", "seed": "seed",
            "validation_top1": "validation top-1, %", "validation_top5": "validation top-5, %", "epoch": "best epoch",
@@ -21,17 +21,23 @@ def sweep(runs: Runs) -> Iterator[Block]:
     """The grid over rates and epochs, the best first."""
     if best := finished(runs.grid):
         run, result = best[0], best[0].result
+        validation, test = (figure(run.measured(key)) for key in ("validation_top1", "top1"))
         words = (
             f"{run.network} on {run.data()}. Best: rate {result['lr']:g} with {result['epochs']} epochs, validation "
-            f"top-1 {result['validation_top1']:.2f} %, test top-1 {result['top1']:.2f} %; compared on "
-            f"{result['validated_on']}."
+            f"top-1 {validation} %, test top-1 {test} %; compared on {result['validated_on']}."
         )
         if unfinished := len(runs.grid) - len(best):
             words += f" {unfinished} of {len(runs.grid)} runs have not finished."
         yield words
-        caption = f"Every run of {runs.name(run.path.parent)}, the best first."
-        heat_map = taken_over(runs, run.path.parent / "sweep.png", "Validation top-1 by learning rate and epochs.")
-        yield [Table(_trials(runs, best, OF_GRID), caption, strong=[0]), *heat_map]
+        caption = f"Every run of {runs.name(run.path.parent)}, the best first.{of_seeds(run)}"
+        words = "Validation top-1 by learning rate and epochs" + f", seed {run.seed}" * (len(run.twins) > 1)
+        heat_map = taken_over(runs, run.path.parent / "sweep.png", f"{words}.")
+        table = Table(_trials(runs, best, OF_GRID), caption, strong=[0])
+        if len(run.twins) > 1:  # a deviation in every cell needs the whole width
+            yield table
+            yield [*heat_map]
+        else:
+            yield [table, *heat_map]
 
 
 def pretraining(runs: Runs) -> Iterator[Block]:
@@ -41,7 +47,8 @@ def pretraining(runs: Runs) -> Iterator[Block]:
     words += [f"The run {trial.path.name} has not finished." for trial in trials if not trial.is_finished]
     yield " ".join(words)
     if done := [trial for trial in trials if trial.result]:
-        yield Table(_trials(runs, done, OF_PAIR), f"Both runs of {runs.name(done[0].path.parent)}.")
+        caption = f"Both runs of {runs.name(done[0].path.parent)}.{of_seeds(done[0])}"
+        yield Table(_trials(runs, done, OF_PAIR), caption)
     yield from _curves({f"{trial.path.name}, ": trial for trial in trials}, "pretraining")
 
 
@@ -54,24 +61,30 @@ def classifier(runs: Runs) -> Iterator[Block | Missing]:
         return
     words = f"{runs.name(run.path)}: {run.network} on {run.data()}, {run.length}"
     if run.result:
-        result = "test top-1 {top1:.2f} %, top-5 {top5:.2f} % (epoch {epoch}, {chosen})"
-        words += f"; {result.format(**run.result)}"
-    yield f"{words}."
+        words += (
+            f"; test top-1 {figure(run.measured('top1'))} %, top-5 {figure(run.measured('top5'))} % (epoch "
+            f"{run.result['epoch']}, {run.result['chosen']})"
+        )
+    yield f"{words}.{of_seeds(run)}"
     if run in runs.single:  # the curves of a run of a sweep stand there
         yield from _curves({"": run}, "classifier")
-    evaluation = runs.newest("report.json", lambda path: list(_evaluation(runs, path)), run)
+    evaluation = runs.newest("report.json", lambda path: list(_evaluation(runs, run, path)), run)
     yield from evaluation
     if not evaluation:
         command = f"make eval-classifier WEIGHTS={run.path / 'model_best.pth'}"
         yield Missing(f"Confused pairs and calibration of {runs.name(run.path)}", command)
 
 
-def _evaluation(runs: Runs, path: Path) -> Iterator[Block]:
+def _evaluation(runs: Runs, run: Run, path: Path) -> Iterator[Block]:
     columns = {"images": "images", "top1": "top-1, %", "top5": "top-5, %", "mean_class_accuracy": "mean of classes, %",
                "calibration_error": "calibration error, %", "loss": "loss"}  # fmt: skip
-    table = pd.DataFrame([json.loads(path.read_text())])[list(columns)].astype(float).astype({"images": int})
-    table["loss"] = [figure(loss, digits=3) for loss in table["loss"]]
-    yield Table(table.rename(columns=columns), f"Evaluation in {runs.name(path.parent)}.")
+    others = [runs.newest("report.json", _report, twin) for twin in run.twins if twin is not run]
+    reports = [*_report(path), *(report for found in others for report in found)]
+    figures = {key: spread([float(report[key]) for report in reports]) for key in columns}
+    figures |= {"images": int(reports[0]["images"]), "loss": figure(figures["loss"], digits=3)}
+    yield Table(
+        pd.DataFrame([figures]).rename(columns=columns), f"Evaluation in {runs.name(path.parent)}.{of_seeds(run)}"
+    )
     pairs = pd.read_csv(path.with_name("confused_pairs.csv"), dtype=str, keep_default_na=False)
     pairs = pairs[["true", "predicted", "images"]].set_axis(["true class", "taken for", "images"], axis=1)
     if len(pairs):
@@ -86,6 +99,10 @@ def _evaluation(runs: Runs, path: Path) -> Iterator[Block]:
     yield [*matrix, *taken_over(runs, path.with_name("calibration.png"), caption)]
 
 
+def _report(path: Path) -> list[dict]:
+    return [json.loads(path.read_text())]
+
+
 def _meaning_of_pretrained(runs: Runs, trial: Run) -> str:
     if trial.start == "random":
         return f"No pretrained weights could be had on {trial.data()}, so that both runs started from random ones."
@@ -97,10 +114,12 @@ def _meaning_of_pretrained(runs: Runs, trial: Run) -> str:
 
 def _trials(runs: Runs, trials: Sequence[Run], columns: Sequence[str]) -> pd.DataFrame:
     """The results of finished trials."""
-    rows = [
-        {**run.result, "start": run.path.name, "weights": runs.name(run.start), "rate": f"{run.result['lr']:g}"}
-        for run in trials
-    ]
+    rows = []
+    for run in trials:
+        figures = {key: run.measured(key) for key in ("validation_top1", "validation_top5", "top1", "top5")}
+        epochs = ", ".join(str(twin.result["epoch"]) for twin in run.twins)
+        named = {"start": run.path.name, "weights": runs.name(run.start), "rate": f"{run.result['lr']:g}"}
+        rows.append({**run.result, **figures, **named, "epoch": epochs, "seed": run.seeds})
     return pd.DataFrame(rows)[list(columns)].rename(columns=COLUMNS)
 
 

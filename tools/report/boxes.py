@@ -9,10 +9,11 @@ import pandas as pd
 
 from tools.report.document import Block, Missing, Table, figure
 from tools.report.figures import curves, taken_over
-from tools.report.runs import Evaluation, Run, Runs
+from tools.report.runs import Evaluation, Run, Runs, of_seeds
 from tools.report.study import is_voc07_test
 
 MAX_PROPOSALS, MAX_PHOTOGRAPHS = 4, 6
+MAX_KINDS = 6  # columns of the table that sets runs of one network side by side
 TARGETS = {"Faster R-CNN": "frcnn", "YOLOv3": "yolov3"}
 
 
@@ -30,10 +31,19 @@ def by_class(runs: Runs) -> Iterator[Block | Missing]:
         weights = runs.name(evaluation.session.get("weights") or run.path)
         state = "" if evaluation.session else ", last evaluation while training"
         caption = f"{run.network} on {_split(run, evaluation)}: {weights}{state}."
-        table = evaluation.table.rename(columns={"AP50_11point": "ap, 11 points", "AP50": "ap, area"})
+        table = run.by_class.rename(columns={"AP50_11point": "ap, 11 points", "AP50": "ap, area"})
         table = table.rename_axis("class").reset_index()
-        tables.append(Table(table, caption, digits=3, strong=[len(table) - 1]))
-    yield tables
+        tables.append(Table(table, caption + of_seeds(run), digits=3, strong=[len(table) - 1]))
+    are_wide = any(len(run.twins) > 1 for run, _ in runs.evaluated)
+    yield from tables if are_wide else [tables]
+    for name in TARGETS:
+        kinds = [run for run in runs.different if run.network == name and run.evaluation][:MAX_KINDS]
+        kinds.sort(key=lambda run: run.path)
+        if len(kinds) > 1:
+            table = pd.DataFrame({runs.title(run): run.by_class["AP50_11point"] for run in kinds})
+            table = table.rename_axis("class").reset_index()
+            caption = f"AP (11 points) of each {name} that differs from the others in more than its seed."
+            yield Table(table, caption, digits=3, strong=[len(table) - 1])
 
 
 def training_curves(runs: Runs) -> Iterator[Block]:
@@ -52,7 +62,8 @@ def training_curves(runs: Runs) -> Iterator[Block]:
 def precision_recall(runs: Runs) -> Iterator[Block]:
     """The curves of each detector, and which class it takes for which."""
     for run, evaluation in runs.evaluated:
-        caption = f"{run.network} on {_split(run, evaluation)}, at IoU 0.5."
+        which = f", seed {run.seed}," if len(run.twins) > 1 else ""
+        caption = f"{run.network}{which} on {_split(run, evaluation)}, at IoU 0.5."
         for name in ("pr_curves", "f1_curves", "confusion"):
             picture = f"{name.replace('_', '-')}-{_slug(run)}"
             yield from taken_over(runs, evaluation.path / f"{name}.png", caption, picture)
@@ -97,6 +108,14 @@ def errors(runs: Runs, path: Path) -> Iterator[Block]:
     analyses = json.loads(path.read_text())
     words = f"On {analyses.pop('photographs')} photographs of {analyses.pop('split')}, AP50 (area): "
     yield words + ", ".join(f"{name} {figure(analysis['ap50'], 3)}" for name, analysis in analyses.items()) + "."
+    comparison = json.loads(path.with_name("comparison.json").read_text())
+    weights = "; ".join(f"{name} is {runs.name(file)}" for name, file in comparison["weights"].items())
+    difference = comparison["ap50"]["difference"]
+    low, high = (figure(end, 3, is_difference=True) for end in difference["interval"])
+    yield (
+        f"{weights}. The first less the second is {figure(difference['ap50'], 3, is_difference=True)}; on resampled "
+        f"photographs it is {low} to {high} (95 %)."
+    )
     columns = {}
     for name, analysis in analyses.items():
         columns[f"{name}, number"] = pd.Series(analysis["count"], dtype=int)

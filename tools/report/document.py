@@ -8,13 +8,14 @@ import base64
 import math
 import re
 import shutil
+import statistics
 import subprocess
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Union
+from typing import Any, ClassVar, NamedTuple, Union
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -25,6 +26,7 @@ from common.run_folder import write_atomically
 
 NONE = "–"  # noqa: RUF001
 DATE = "%Y-%m-%d %H:%M"
+NUMBER = r"[-+]?[\d.,]+( ± [\d.,]+)?( %)?( \(\d+ runs\))?"
 LONG = 16  # characters of a cell that may wrap
 MIME = {"svg": "image/svg+xml", "webp": "image/webp"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -89,7 +91,7 @@ class Table:
         kinds = []
         for name, column in self.cells.items():
             cells = [cell for cell in column if cell not in ("", NONE)]
-            is_number = bool(cells) and all(re.fullmatch(r"[-+]?[\d.,]+( %)?", cell) for cell in cells)
+            is_number = bool(cells) and all(re.fullmatch(NUMBER, cell) for cell in cells)
             is_long = any(len(cell) > LONG for cell in cells)
             kinds.append(
                 "difference" if name in self.differences else "number" if is_number else "long" if is_long else "short"
@@ -121,14 +123,47 @@ class Listing:
     kind: ClassVar[str] = "listing"
 
 
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (of a sample: divided by n - 1) of a figure over n runs, 2 or more."""
+
+    mean: float
+    deviation: float
+    number: int
+
+
+def spread(values: Sequence[Any]) -> Any:
+    """Of several numbers their `Spread`, of one this number itself, of none None."""
+    if len(values) < 2:
+        return values[0] if values else None
+    return Spread(statistics.mean(values), statistics.stdev(values), len(values))
+
+
+def mean(value: Any) -> Any:
+    """The mean of a `Spread`; any other value as it is."""
+    return value.mean if isinstance(value, Spread) else value
+
+
 def figure(value: object, digits: int = 2, is_difference: bool = False) -> str:
     """A value as text: numbers with so many decimals and commas between thousands, a dash for nan and None."""
+    if isinstance(value, Spread):
+        return f"{figure(float(value.mean), digits)} ± {figure(float(value.deviation), digits)}"
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return NONE
     if isinstance(value, float):
         value = round(value, digits)
         return f"{value:{'+' if is_difference and value else ''},.{digits}f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """A time as text, in two units at most."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def write_document(document: Document, out: Path) -> None:

@@ -6,10 +6,12 @@ A file that is not what it should be becomes one line of `Runs.problems`; it nev
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pandas as pd
 import yaml
@@ -17,7 +19,7 @@ import yaml
 from common.errors import UserError
 from common.run_folder import ENVIRONMENT, METRICS, read_metrics, read_sessions
 from detection.config import NAMES as DETECTORS
-from tools.report.document import NONE
+from tools.report.document import NONE, mean, spread
 
 FIRST_WORDS, LAST_WORDS = "Training into", "Everything is in"  # of a detector's log, as it begins and ends
 GROUPS = ("MODEL", "DATASETS", "SOLVER")  # of settings, in a detector's config.yaml
@@ -45,6 +47,7 @@ class Run:
         written: time of the last step, in seconds.
         start: the weights that it started from.
         settings, seed, length: what it was trained with, and how far it has come if it is not at its end.
+        twins: this and the other finished runs that differ from it in their seed alone, in the order of the seeds.
     """
 
     def __init__(self, folder: Path, config: dict, network: str, attempt: Callable) -> None:
@@ -69,6 +72,37 @@ class Run:
             done, total, unit = int(last.get("epoch", 0)), config.get("epochs"), "epochs"
         self.seed = str(config.get("SEED" if self.is_detector else "seed", NONE))
         self.length = f"{total} {unit}" if done == total else f"{done} of {total} {unit}"
+        self.twins = [self]
+
+    @property
+    def kind(self) -> str:
+        """All that it was trained with but the seed, which is also in the names of the runs that it started from."""
+        settings = {key: value for key, value in self.config.items() if key.lower() != "seed"}
+        return re.sub(r"-seed\d+\b", "", json.dumps([settings, self.data()], sort_keys=True, default=str))
+
+    @property
+    def seeds(self) -> str:
+        """Of its twins."""
+        return ", ".join(twin.seed for twin in self.twins)
+
+    def measured(self, key: str) -> Any:
+        """A figure of a classifier's result: a `Spread` where it has twins."""
+        return spread([twin.result[key] for twin in self.twins if twin.result])
+
+    @property
+    def by_class(self) -> pd.DataFrame:
+        """The table of a detector's evaluation; if it has twins, a `Spread` in every cell and the mean of `dets`."""
+        tables = [twin.evaluation.table for twin in self.twins if twin.evaluation]
+
+        def cell(row: Any, column: Any) -> Any:
+            values = [table.at[row, column] for table in tables]
+            if column == "dets" and values[0] != "":
+                return round(statistics.mean(values))
+            return values[0] if column == "gts" or values[0] == "" else spread(values)
+
+        first = tables[0]
+        return pd.DataFrame({column: [cell(row, column) for row in first.index] for column in first},
+                            index=first.index, dtype=object)  # fmt: skip
 
     def data(self, session: dict | None = None) -> str:
         """What its data was in a session, its last if none is given: the drawn sample and its seed, or the folder."""
@@ -115,31 +149,35 @@ class Runs:
             if is_trial and (folder.parent / "config.yaml").exists():
                 trials = sweeps.setdefault(folder.parent, [])
                 trials += [runs.pop(folder)] if folder in runs else []
+        find_twins(runs.values(), lambda run: run.kind)
+        find_twins(chain(*sweeps.values()), lambda trial: trial.path.name + trial.kind)
         newest = sorted(filter(None, sweeps.values()), key=lambda trials: -max(trial.written for trial in trials))
         grids = [trials for trials in newest if trials[0].path.name.startswith("lr")]
         pairs = [trials for trials in newest if trials not in grids]
-        self.sweeps, self.grid, self.pair = grids + pairs, next(iter(grids), []), next(iter(pairs), [])
+        self.sweeps = grids + pairs
+        self.grid, self.pair = ([trial.twins[0] for trial in next(iter(sweeps), [])] for sweeps in (grids, pairs))
         self.single = [run for run in runs.values() if run.path not in sweeps]
         self.single.sort(key=lambda run: (not run.is_finished, -run.written))
 
     @cached_property
-    def fine_tuned(self) -> list[Run]:
-        """The newest classifier of each network that is of no sweep, and no mere source of weights."""
-        birds = [run for run in self.single if not run.is_detector]
-        others = birds + [trial for sweep in self.sweeps for trial in sweep]
-        shown = [run for run in birds if not any(map(run.is_source_of, others))]
-        return list({run.network: run for run in reversed(shown)}.values())[::-1]
+    def different(self) -> list[Run]:
+        """The runs that are of no sweep and no mere source of weights; of twins the one of the lowest seed."""
+        others = self.single + [trial for sweep in self.sweeps for trial in sweep]
+        shown = [run for run in self.single if not any(map(run.is_source_of, others))]
+        return list({run.kind: run.twins[0] for run in reversed(shown)}.values())[::-1]
 
     @cached_property
     def birds(self) -> Run | None:
         """The classifier to show: fine-tuned, else the best of the sweeps; one that has an evaluation comes first."""
-        runs = self.fine_tuned + finished([trial for sweep in self.sweeps for trial in sweep])
+        trials = dict.fromkeys(trial.twins[0] for sweep in self.sweeps for trial in sweep)
+        runs = [run for run in self.different if not run.is_detector] + finished([*trials])
         return min(runs, key=lambda run: not self.files("report.json", run), default=None)
 
     @cached_property
     def detectors(self) -> list[Run]:
-        """The newest run of each."""
-        newest_of = {run.network: run for run in reversed(self.single)}
+        """The newest run of each, or rather its twin of the lowest seed; one that was evaluated comes first."""
+        runs = sorted(self.single, key=lambda run: not (run.evaluation and run.evaluation.session))
+        newest_of = {run.network: run.twins[0] for run in reversed(runs)}
         return [newest_of[name] for name in dict.fromkeys(DETECTORS.values()) if name in newest_of]
 
     @property
@@ -160,6 +198,11 @@ class Runs:
         elif (folder / METRICS).exists() and not (folder / "config.yaml").exists():
             self.problems.add(f"{folder}: has {METRICS} but no config.yaml, so it cannot be told what ran")
         return None
+
+    def title(self, run: Run) -> str:
+        """The name of a run; of several that differ in their seed alone it is without that."""
+        name = self.name(run.path)
+        return re.sub(r"-seed\d+\b", "", name) if len(run.twins) > 1 else name
 
     def name(self, path: Path | str) -> str:
         """A folder or file as the report calls it: as seen from that of all runs if it is in there."""
@@ -194,12 +237,30 @@ class Runs:
         return sorted(paths, key=lambda path: -path.stat().st_mtime)
 
 
+def find_twins(runs: Iterable[Run], key: Callable[[Run], str]) -> None:
+    """Makes finished runs of one key each other's twins; of several of one seed the newest is that of the others."""
+    every = sorted(runs, key=lambda run: run.written)
+    newest: dict[str, dict[str, Run]] = {}
+    for run in filter(lambda run: run.is_finished, every):
+        newest.setdefault(key(run), {})[run.seed] = run
+    for run in every:
+        by_seed = {**(newest[key(run)] if run.is_finished else {}), run.seed: run}
+        run.twins = [by_seed[seed] for seed in sorted(by_seed, key=lambda seed: (len(seed), seed))]
+
+
+def of_seeds(run: Run) -> str:
+    """What is to be said of figures of several runs; nothing of those of one."""
+    if len(run.twins) == 1:
+        return ""
+    return f" Mean ± standard deviation over {len(run.twins)} runs that differ in their seed alone ({run.seeds})."
+
+
 def finished(trials: Sequence[Run]) -> list[Run]:
     """Those at their end, the best first; of equals the one that costs least, as in `sweep.csv`."""
 
     def rank(trial: Run) -> tuple[float, int, float]:
         # By the validation figure; the test figure of a recipe that holds images out must not choose.
-        return -trial.result["validation_top1"], trial.result["epochs"], trial.result["lr"]
+        return -mean(trial.measured("validation_top1")), trial.result["epochs"], trial.result["lr"]
 
     return sorted((trial for trial in trials if trial.result), key=rank)
 

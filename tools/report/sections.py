@@ -3,15 +3,16 @@
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from tools.report import birds, boxes, study
-from tools.report.document import NONE, Block, Listing, Missing, Section, Table, figure
+from tools.report.document import NONE, Block, Listing, Missing, Section, Spread, Table, duration, figure
 from tools.report.runs import Run, Runs, finished
 
 ENVIRONMENT = ["machine", "processes", "python", "torch", "torchvision", "timm", "detectron2"]
@@ -63,27 +64,35 @@ def _written(part: Part, runs: Runs, *path: Path) -> list[Block | Missing]:
 
 def _results(runs: Runs) -> Iterator[Block]:
     rows: list[list[str | float | None]] = []
-    classifiers = [("fine-tuned", run) for run in runs.fine_tuned]
+    kinds = Counter(run.network for run in runs.different)
+    classifiers = [("fine-tuned", run) for run in runs.different if not run.is_detector]
     classifiers += [(f"started {trial.path.name}", trial) for trial in runs.pair]
     classifiers += [("best of the sweep", trial) for trial in finished(runs.grid)[:1]]
     for what, run in classifiers:
         if run.result:
             data = "CUB-200-2011, test" if study.is_cub_test(run) else run.data()
-            row = [f"{run.network}, {what}", data, runs.name(run.start), "top-1"]
-            rows.append(
-                [*row, *(figure(value) + " %" * bool(value) for value in (run.result["top1"], study.top1(run)))]
-            )
-    for run, evaluation in runs.evaluated:
-        data = "VOC07 test" if study.is_voc07_test(evaluation) else run.data(evaluation.session)
-        row, means = [run.network, data, runs.name(run.start)], dict(evaluation.table.loc["mAP"])
-        rows.append([*row, "mAP, 11 points", means["AP50_11point"], study.mean_ap(run)])
-        rows.append([*row, "mAP, area", means["AP50"], None])
+            own = f" {runs.title(run)}" if what == "fine-tuned" and kinds[run.network] > 1 else ""
+            row = [f"{run.network}, {what}{own}", data, runs.name(run.start), "top-1"]
+            rows.append([*row, _over_seeds(run.measured("top1"), 2, " %"), _over_seeds(study.top1(run), 2, " %")])
+    for run in sorted(runs.different, key=lambda run: (run.network, run.path)):
+        if run.is_detector and run.evaluation:
+            data = "VOC07 test" if study.is_voc07_test(run.evaluation) else run.data(run.evaluation.session)
+            own = f", {runs.title(run)}" if kinds[run.network] > 1 else ""
+            row, means = [run.network + own, data, runs.name(run.start)], dict(run.by_class.loc["mAP"])
+            rows.append([*row, "mAP, 11 points", _over_seeds(means["AP50_11point"]), study.mean_ap(run)])
+            rows.append([*row, "mAP, area", _over_seeds(means["AP50"]), None])
     if rows:
         table = pd.DataFrame(rows, columns=["what", "data", "started from", "metric", "measured", "the study"])
         is_compared = any(figure(value) != NONE for value in table["the study"])
         yield Table(table if is_compared else table.drop(columns="the study"), digits=3)
         if not is_compared:
             yield "None of this was measured on the data of the study, so its figures are not set beside these."
+
+
+def _over_seeds(value: Any, digits: int = 3, unit: str = "") -> str:
+    """A figure, and of how many runs its mean and deviation are."""
+    runs = f" ({value.number} runs)" if isinstance(value, Spread) else ""
+    return figure(value, digits) + (unit if value else "") + runs
 
 
 def _what_ran(runs: Runs) -> Iterator[Block]:
@@ -147,10 +156,7 @@ def _duration(trials: Sequence[Run]) -> str:
     known = [time for time in times if isinstance(time, int | float) and math.isfinite(time)]
     if not known:
         return NONE
-    minutes, seconds = divmod(round(sum(known)), 60)
-    hours, minutes = divmod(minutes, 60)
-    text = f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-    return text if len(known) == len(times) else f"{text} and more"
+    return duration(sum(known)) + " and more" * (len(known) < len(times))
 
 
 PARTS = (
@@ -159,7 +165,8 @@ PARTS = (
         "One figure a row, all on test splits. Top-1 is the share of pictures whose likeliest class is the right one. "
         "mAP is the mean over the classes of average precision (AP), from 0 to 1: 1 where every object is found before "
         "anything else is; an object counts as found where the boxes share more than half of what they cover together "
-        "(IoU over 0.5). Objects marked difficult do not count. 11 points and area are two ways to average.",
+        "(IoU over 0.5). Objects marked difficult do not count. 11 points and area are two ways to average. Behind ± "
+        "stands the standard deviation over runs that differ in their seed alone.",
         _results,
     ),
     Part(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from tools.report.document import Block, Table, figure
-from tools.report.runs import Evaluation, Run, Runs, finished
+from tools.report.document import Block, Table, figure, mean
+from tools.report.runs import Evaluation, Run, Runs, finished, of_seeds
 
 STUDY = json.loads(Path(__file__).with_name("study.json").read_text())
 CLASSES = pd.DataFrame.from_dict(STUDY["per_class"], orient="index", columns=STUDY["columns"])
@@ -43,48 +43,49 @@ def beside_ours(runs: Runs) -> Iterator[Block]:
     if not runs.single and not runs.sweeps:
         return
     grid = [trial for trial in finished(runs.grid) if top1(trial)]
-    evaluation = next((run.evaluation for run in runs.detectors if mean_ap(run)), None)
-    if not grid and not evaluation:
+    detector = next((run for run in runs.detectors if mean_ap(run)), None)
+    if not grid and not detector:
         yield (
             "None of these runs was on its data: its figures below stand alone, and of its findings only the direction "
             "can be compared."
         )
     rows = [(claim, find(runs) or "not tested") for claim, find in FINDINGS]
     yield Table(pd.DataFrame(rows, columns=["the study", "here"]), "Its findings, and what was found here.")
-    tables: list[Block] = [_classes(evaluation), _sweep(grid)]
-    yield from tables if evaluation else [tables]  # two evaluations in one table need the whole width
+    tables: list[Block] = [_classes(detector), _sweep(grid)]
+    yield from tables if detector else [tables]  # two evaluations in one table need the whole width
 
 
 def _sweep(grid: list[Run]) -> Table:
-    ours = {(trial.result["lr"], trial.result["epochs"]): trial.result["top1"] for trial in grid}
+    ours = {(trial.result["lr"], trial.result["epochs"]): trial.measured("top1") for trial in grid}
     rates, top1s = zip(*STUDY["sweep"].items(), strict=True)
     table = pd.DataFrame({"learning rate": rates, "the study, %": [100 * top1 for top1 in top1s]})
     caption = f"Top-1 of the study's sweep, ResNet-18 on CUB-200-2011, {STUDY['epochs']} epochs"
     if not grid:
         return Table(table, f"{caption}: the study's figures alone.")
     table["here, %"] = [ours.get((float(rate), STUDY["epochs"])) for rate in rates]
-    table["difference"] = table["here, %"] - table["the study, %"]
-    return Table(table, f"{caption}, beside ours.", differences=["difference"])
+    table["difference"] = table["here, %"].map(mean) - table["the study, %"]
+    return Table(table, f"{caption}, beside ours.{of_seeds(grid[0])}", differences=["difference"])
 
 
-def _classes(evaluation: Evaluation | None) -> Table:
+def _classes(detector: Run | None) -> Table:
     study, caption = CLASSES.rename_axis("class"), "Faster R-CNN R50 on VOC07 test"
-    if not evaluation:
+    if not detector:
         study = study.astype(object)
         study.loc["mAP"] = ["", "", "", STUDY["mAP"]]
         caption += ": the study's figures alone."
         return Table(study.reset_index(), caption, digits=3, strong=[len(CLASSES)])
-    ours = evaluation.table.drop("mAP").rename(columns={"AP50_11point": "ap"}).infer_objects()
+    ours = detector.by_class.rename(columns={"AP50_11point": "ap"})
     table = study[["gts"]].copy()
     for column in ("dets", "recall", "ap"):
         table[column], table[f"{column}, study"] = ours[column], study[column]
-    table["difference"] = table["ap"] - table["ap, study"]
+    table["difference"] = table["ap"].map(mean).astype(float) - table["ap, study"]
     table = table.sort_values("difference", ascending=False, kind="stable").astype(object)
-    means = [float(evaluation.table["AP50_11point"].iloc[-1]), STUDY["mAP"]]
-    table.loc["mAP"] = ["", "", "", "", "", *means, means[0] - means[1]]
+    ap = ours["ap"]["mAP"]
+    table.loc["mAP"] = pd.Series(["", "", "", "", "", ap, STUDY["mAP"], mean(ap) - STUDY["mAP"]], table.columns)
     caption += (
         ", ours beside the study's (11 points), the class that is furthest ahead first. gts agree in every class."
     )
+    caption += of_seeds(detector)
     return Table(table.reset_index(), caption, digits=3, strong=[len(CLASSES)], differences=["difference"])
 
 
@@ -97,11 +98,11 @@ def _pair(runs: Runs) -> dict[str, Run]:
 def _pretraining(runs: Runs) -> str:
     if not (pair := _pair(runs)):
         return ""
-    pretrained, random = (pair[start].result["top1"] for start in ("pretrained", "random"))
+    pretrained, random = (pair[start].measured("top1") for start in ("pretrained", "random"))
     run = pair["random"]
     return (
-        f"Test top-1 is {pretrained:.2f} % pretrained and {random:.2f} % from random weights: pretrained is "
-        f"{_apart(pretrained - random, 2, ' points')}, after {run.length} on {run.data()}."
+        f"Test top-1 is {figure(pretrained)} % pretrained and {figure(random)} % from random weights: pretrained is "
+        f"{_apart(mean(pretrained) - mean(random), 2, ' points')}, after {run.length} on {run.data()}.{of_seeds(run)}"
     )
 
 
@@ -133,8 +134,8 @@ def _best_rate(runs: Runs) -> str:
         return ""
     best, listed = trials[0], ", ".join(f"{rate:g}" for rate in rates)
     return (
-        f"The best of {listed} is {best.result['lr']:g}: {best.result['validation_top1']:.2f} % validation top-1 with "
-        f"{best.result['epochs']} epochs on {best.data()}."
+        f"The best of {listed} is {best.result['lr']:g}: {figure(best.measured('validation_top1'))} % validation top-1 "
+        f"with {best.result['epochs']} epochs on {best.data()}.{of_seeds(best)}"
     )
 
 
@@ -142,21 +143,23 @@ def _longer(runs: Runs) -> str:
     trials = sorted(finished(runs.grid), key=lambda trial: (trial.result["lr"], trial.result["epochs"]))
     by_rate = [list(group) for _, group in groupby(trials, key=lambda trial: trial.result["lr"])]
     pairs = [pair for group in by_rate for pair in pairwise(group)]
-    lower = sum(long.result["validation_top1"] < short.result["validation_top1"] for short, long in pairs)
+    top1s = [[mean(trial.measured("validation_top1")) for trial in pair] for pair in pairs]
+    lower = sum(long < short for short, long in top1s)
     if not pairs:
         return ""
     return f"Pairs of runs that differ in their length alone: {len(pairs)}; the longer one is lower in {lower}."
 
 
 def _yolov3_behind(runs: Runs) -> str:
-    evaluations = {run.network: (run.data(found.session), found) for run, found in runs.evaluated}
-    if len(evaluations) < 2 or len({data for data, _ in evaluations.values()}) > 1:
+    evaluated = {run.network: run for run, _ in runs.evaluated}
+    data = {run.data(found.session) for run, found in runs.evaluated}
+    if len(evaluated) < 2 or len(data) > 1:
         return ""
-    (data, yolov3), (_, frcnn) = evaluations["YOLOv3"], evaluations["Faster R-CNN"]
-    means = [float(found.table["AP50_11point"].iloc[-1]) for found in (yolov3, frcnn)]
+    yolov3, frcnn = (evaluated[name].by_class["AP50_11point"]["mAP"] for name in ("YOLOv3", "Faster R-CNN"))
+    where = "VOC07 test" if all(is_voc07_test(found) for _, found in runs.evaluated) else data.pop()
     return (
-        f"mAP (11 points) of YOLOv3 is {means[0]:.3f}, of Faster R-CNN {means[1]:.3f}: YOLOv3 is "
-        f"{_apart(means[0] - means[1], 3)} on {'VOC07 test' if is_voc07_test(frcnn) else data}."
+        f"mAP (11 points) of YOLOv3 is {figure(yolov3, 3)}, of Faster R-CNN {figure(frcnn, 3)}: YOLOv3 is "
+        f"{_apart(mean(yolov3) - mean(frcnn), 3)} on {where}.{of_seeds(evaluated['YOLOv3'])}"
     )
 
 
@@ -187,10 +190,8 @@ def _highest(runs: Runs, network: str) -> str:
     points = [point for run in runs.detectors if run.network == network for point in run.points("AP50_11point")]
     if not points:
         return ""
-    epoch, best = max(points, key=lambda point: point[1])
-    return (
-        f"mAP is highest after {epoch:g} of {points[-1][0]:g} epochs, {best:.3f}; at the end it is {points[-1][1]:.3f}."
-    )
+    (epoch, best), (epochs, last) = max(points, key=lambda point: point[1]), points[-1]
+    return f"mAP is highest after {epoch:.3g} of {epochs:.3g} epochs, {best:.3f}; at the end it is {last:.3f}."
 
 
 def _apart(difference: float, digits: int, unit: str = "") -> str:
