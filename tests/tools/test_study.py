@@ -92,12 +92,17 @@ def test_finished_stages_are_left_alone_and_the_others_go_on_after_one_that_fail
     assert (output / "report" / "index.html").exists()
 
 
-def test_as_many_at_once_as_there_are_gpus_and_one_on_each(output: Path) -> None:
-    """Each says which GPU it saw, when it began and when it ended."""
-    code = (
-        "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], time.time()); time.sleep(0.6); print(time.time())"
-    )
-    stages = [Stage(str(number), ["timeit", "-n1", "-r1", code]) for number in range(5)]
+def test_as_many_at_once_as_there_are_gpus_and_one_on_each(tmp_path: Path, output: Path) -> None:
+    """Each waits until two have begun, and says which GPU it saw, when it began and when it ended."""
+    lines = [
+        "import os, time, pathlib",
+        f"pathlib.Path({str(tmp_path / 'begun')!r}, str(os.getpid())).touch()",
+        "start = time.time()",
+        f"while len(os.listdir({str(tmp_path / 'begun')!r})) < 2 and time.time() < start + 60: time.sleep(0.02)",
+        "print(os.environ['CUDA_VISIBLE_DEVICES'], start, time.time())",
+    ]
+    (tmp_path / "begun").mkdir()
+    stages = [Stage(str(number), ["timeit", "-n1", "-r1", *lines]) for number in range(5)]
     ended = list(run_together(stages, output, ["3", "5"], tqdm(disable=True)))
     assert sorted(work.stage.name for work in ended) == ["0", "1", "2", "3", "4"]
     times: dict[str, list[tuple[float, float]]] = {"3": [], "5": []}
