@@ -50,7 +50,7 @@ def main() -> None:
     draw_sample(SAMPLE, seed=0)
     draw_sample(OTHER_SAMPLE, seed=1)
     outside = sorted(map(str, (OTHER_SAMPLE / "VOC2007" / "JPEGImages").glob("*.jpg")))[:3]
-    run_stages(read_plan(STUDIES / "demo.yaml", output, SAMPLE, images=outside), output, "make demo")
+    run_stages(read_plan(STUDIES / "demo.yaml", output, SAMPLE, images=outside), output)
     print(summary(output))
 
 

@@ -227,13 +227,12 @@ def run_together(stages: Sequence[Stage], output: Path, gpus: Sequence[str], bar
         raise Interrupted(f"the same command goes on in {output}") from None
 
 
-def run_stages(stages: Sequence[Stage], output: Path, again: str, gpus: Sequence[str] = ("",)) -> None:
+def run_stages(stages: Sequence[Stage], output: Path, gpus: Sequence[str] = ("",)) -> None:
     """Runs what is not finished yet, and the report of all there is.
 
     Args:
         stages: in their order.
         output: folder of all runs.
-        again: the command that goes on.
         gpus: see `devices`.
 
     Raises:
@@ -260,7 +259,7 @@ def run_stages(stages: Sequence[Stage], output: Path, again: str, gpus: Sequence
     if failed:
         raise UserError(
             f"{output / 'logs'}: {len(failed)} of {len(stages)} stages failed: {', '.join(failed)}; mend what they say "
-            f"and call `{again}` again"
+            "and give the same command again"
         )
 
 
@@ -311,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         seeds=_seeds(args.seeds), images=list(map(str, find_images(args.images))),
     )  # fmt: skip
     if not args.plan:
-        run_stages(stages, output, "make study" + f" STUDY={path}" * bool(args.study), devices())
+        run_stages(stages, output, devices())
 
 
 if __name__ == "__main__":

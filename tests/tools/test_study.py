@@ -77,8 +77,8 @@ def test_finished_stages_are_left_alone_and_the_others_go_on_after_one_that_fail
     first, second, third = (Stage(mark.name, ["venv", "--without-pip", str(mark)], 1) for mark in marks)
     fails = Stage("fails", ["tools.sample_data", "--no-such-option"], 1)
     keep(output, {"first": first.arguments, "second": ["other arguments"]})
-    with pytest.raises(UserError, match=r"1 of 4 stages failed: fails; .*`make demo` again"):
-        run_stages([first, second, fails, third], output, "make demo")
+    with pytest.raises(UserError, match=r"1 of 4 stages failed: fails; .*the same command again"):
+        run_stages([first, second, fails, third], output)
     assert [mark.exists() for mark in marks] == [False, True, True]
     records = json.loads((output / study.STAGES).read_text())
     assert records == {
@@ -92,12 +92,17 @@ def test_finished_stages_are_left_alone_and_the_others_go_on_after_one_that_fail
     assert (output / "report" / "index.html").exists()
 
 
-def test_as_many_at_once_as_there_are_gpus_and_one_on_each(output: Path) -> None:
-    """Each says which GPU it saw, when it began and when it ended."""
-    code = (
-        "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], time.time()); time.sleep(0.6); print(time.time())"
-    )
-    stages = [Stage(str(number), ["timeit", "-n1", "-r1", code]) for number in range(5)]
+def test_as_many_at_once_as_there_are_gpus_and_one_on_each(tmp_path: Path, output: Path) -> None:
+    """Each waits until two have begun, and says which GPU it saw, when it began and when it ended."""
+    lines = [
+        "import os, time, pathlib",
+        f"pathlib.Path({str(tmp_path / 'begun')!r}, str(os.getpid())).touch()",
+        "start = time.time()",
+        f"while len(os.listdir({str(tmp_path / 'begun')!r})) < 2 and time.time() < start + 60: time.sleep(0.02)",
+        "print(os.environ['CUDA_VISIBLE_DEVICES'], start, time.time())",
+    ]
+    (tmp_path / "begun").mkdir()
+    stages = [Stage(str(number), ["timeit", "-n1", "-r1", *lines]) for number in range(5)]
     ended = list(run_together(stages, output, ["3", "5"], tqdm(disable=True)))
     assert sorted(work.stage.name for work in ended) == ["0", "1", "2", "3", "4"]
     times: dict[str, list[tuple[float, float]]] = {"3": [], "5": []}
@@ -116,7 +121,7 @@ def test_an_interrupt_ends_the_study_and_the_stage_is_not_finished(output: Path)
     """The exit code that every command line of the project has after Ctrl-C."""
     stages = [Stage("first", ["timeit", "import os; os._exit(130)"], 1), Stage("second", ["timeit", "-n1"], 1)]
     with pytest.raises(Interrupted, match=str(output)):
-        run_stages(stages, output, "make demo")
+        run_stages(stages, output)
     assert not json.loads((output / study.STAGES).read_text())["first"]["is_finished"]
     assert not (output / "logs" / "second.txt").exists()
 
