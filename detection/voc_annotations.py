@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from common.contents import MAX_PIXELS, stand_in
 from common.errors import UserError
 from common.run_folder import write_atomically
 
@@ -110,16 +111,21 @@ def _parse_annotation(path: Path) -> tuple[int, int, list[tuple]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: an encoding it cannot read
-        raise UserError(f"{path}: not well-formed XML ({error}); mend the file or fetch it again") from error
+        reason = stand_in(path) or f"not well-formed XML ({error}); mend the file or fetch it again"
+        raise UserError(f"{path}: {reason}") from error
     for element in root.iter():
         element.tag = element.tag.lower()  # labelImg once wrote <Difficult>
     size = root.find("size")
     try:
         height, width = _number(size, "height"), _number(size, "width")
     except ValueError as error:
-        raise UserError(f"{path}: <size> with <width> and <height> is missing or holds no numbers") from error
-    if not (height >= 1 and width >= 1 and height.is_integer() and width.is_integer()):
-        raise UserError(f"{path}: the image size is {width:g} x {height:g}; expected two whole numbers above 0")
+        reason = stand_in(path) or "<size> with <width> and <height> is missing or holds no numbers"
+        raise UserError(f"{path}: {reason}") from error
+    if not (height >= 1 and width >= 1 and height.is_integer() and width.is_integer() and height * width <= MAX_PIXELS):
+        raise UserError(
+            f"{path}: the image size is {width:g} x {height:g}; expected two whole numbers above 0, at most "
+            f"{MAX_PIXELS:,} pixels"
+        )
     objects = root.findall("object")
     elsewhere = sum(1 for _ in root.iter("object")) - len(objects)
     boxes = sum(1 for _ in root.iter("bndbox")) - len(root.findall("object/part/bndbox")) - len(objects)

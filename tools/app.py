@@ -13,9 +13,9 @@ import gradio as gr
 import torch
 from detectron2.structures import Instances
 from gradio.components import Component
-from PIL import Image
 
 from classification.predict import BirdClassifier, newest_weights
+from common.contents import MAX_QUEUE, MAX_UPLOADED_BYTES, MAX_UPLOADED_PIXELS
 from common.data_root import SAMPLE
 from common.errors import UserError, exits_on_user_error
 from common.images import read_image
@@ -33,7 +33,6 @@ FASTER_RCNN, YOLOV3, BIRDS = "Faster R-CNN", "YOLOv3", "Bird classifier"
 TARGETS = {FASTER_RCNN: "train-frcnn", YOLOV3: "train-yolov3", BIRDS: "finetune"}
 DETECTORS = {FASTER_RCNN: "faster_rcnn", YOLOV3: "yolov3"}
 VARIABLES = {FASTER_RCNN: "FRCNN", YOLOV3: "YOLOV3", BIRDS: "BIRD"}
-MAX_MEGAPIXELS = 64  # a small file can unfold to pixels that fill the memory
 TITLE = "Birds and boxes"
 PROPOSALS = "Proposals"
 CSS = ".picture img { padding-top: 2rem }"  # or the caption lies over the picture
@@ -89,16 +88,7 @@ def read_photograph(path: Path) -> torch.Tensor:
         UserError: it is no whole image, or unfolds to too many pixels; the message names the file without its folder.
     """
     try:
-        with Image.open(path) as image:  # which reads the header alone
-            megapixels = image.width * image.height / 1e6
-    except Image.DecompressionBombError:
-        megapixels = float("inf")
-    except OSError as error:
-        raise UserError(f"{path.name} is no image that can be read; expected JPEG, PNG, GIF or WebP") from error
-    if megapixels > MAX_MEGAPIXELS:
-        raise UserError(f"{path.name} has more than {MAX_MEGAPIXELS} megapixels; expected a smaller picture")
-    try:
-        return read_image(path)
+        return read_image(path, MAX_UPLOADED_PIXELS)
     except UserError as error:
         raise UserError(str(error).replace(str(path), path.name)) from error
 
@@ -170,7 +160,7 @@ def build_page(models: Models, score: float, examples: Sequence[Path] = ()) -> g
             chosen.load_input_event.then(look, [photograph, count], everything)
         photograph.clear(clear, None, everything)
         count.input(_show_proposals, [seen, count], proposed, show_progress="hidden", trigger_mode="always_last")
-    return page
+    return page.queue(max_size=MAX_QUEUE)
 
 
 def _picture(label: str, visible: bool = True) -> gr.Image:
@@ -247,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             quiet=True,
             footer_links=[],
             css=CSS,
-            max_file_size="100mb",
+            max_file_size=MAX_UPLOADED_BYTES,
             theme=gr.themes.Default(
                 primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
             ),

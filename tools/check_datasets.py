@@ -76,6 +76,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     root, deep = arguments.root, arguments.deep
+    if root.is_file():
+        raise UserError(f"{root}: is a file, expected the folder of the data: give DATA=folder")
     if (root / "JPEGImages").is_dir() or (root / "Annotations").is_dir() or is_flat(root):
         lists = dict.fromkeys(present_splits(root))
         data_sets = [check_voc(root, lists or {"trainval": None}, deep)]
@@ -240,26 +242,27 @@ def _look_for(
 ) -> None:
     """Enters into the report what is there of the images' files; the first file of each is the picture."""
     missing = [file for files in items for file in files if file not in sizes]
-    broken = [file for files in items for file in files if sizes.get(file) == 0]
+    broken = {file: "empty" for files in items for file in files if sizes.get(file) == 0}
     if deep:
         pictures = [files[0] for files in items if sizes.get(files[0])]
         with ThreadPoolExecutor() as pool:
-            decoded = pool.map(_decodes, [folder / picture for picture in pictures])
-            progress = tqdm(decoded, report.name, len(pictures), disable=None)
-            broken += [picture for picture, whole in zip(pictures, progress, strict=True) if not whole]
+            faults = pool.map(_fault, [folder / picture for picture in pictures])
+            progress = tqdm(faults, report.name, len(pictures), disable=None)
+            broken |= {picture: fault for picture, fault in zip(pictures, progress, strict=True) if fault}
     unusable = {*missing, *broken}
     report.expected = len(items)
     report.found = sum(unusable.isdisjoint(files) for files in items)
     report.missing += missing
-    report.broken += broken
+    report.broken += [f"{file}: {fault}" for file, fault in broken.items()]
 
 
-def _decodes(path: Path) -> bool:
+def _fault(path: Path) -> str | None:
+    """Why a picture cannot be decoded; None where it can."""
     try:
         read_image(path)
-    except UserError:
-        return False
-    return True
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
 
 
 if __name__ == "__main__":

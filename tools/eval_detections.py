@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from common.contents import read_json
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
 from detection.bootstrap import interval, resample_ap
@@ -36,12 +37,7 @@ def read_detections(path: Path, image_ids: Sequence[str], class_names: Sequence[
     Raises:
         UserError: the file cannot be read, is no list, or has a wrong entry, named by its position counted from 0.
     """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; expected a JSON list of {FORM}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error}); expected a list of {FORM}") from error
+    entries = read_json(path, f"a JSON list of {FORM}")
     if not isinstance(entries, list):
         raise UserError(f"{path}: holds {_show(entries)}, expected a JSON list of {FORM}")
 
