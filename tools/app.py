@@ -4,6 +4,7 @@ Both detectors, what Faster R-CNN's first stage proposed, and the five likeliest
 """
 
 import argparse
+import html
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -139,9 +140,10 @@ def build_page(models: Models, score: float, examples: Sequence[Path] = ()) -> g
             try:
                 image = read_photograph(Path(path))
             except UserError as error:
-                gr.Warning(str(error))
+                gr.Warning(html.escape(str(error)))  # which shows HTML
                 return clear() | {photograph: None}
-            results: dict[Component, Any] = {}
+            # Left out, it would become another component for the rest of the session, with Gradio's own reading.
+            results: dict[Component, Any] = {photograph: path}
             if frcnn is not None:
                 with record_proposals(frcnn.model) as recorded:
                     results[parts[FASTER_RCNN]] = _show_objects(frcnn, image, score)
