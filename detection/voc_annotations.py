@@ -38,9 +38,14 @@ class Annotations(NamedTuple):
     names: np.ndarray  # (K,) str, the class names found; a label is an index into them
 
 
-def is_flat(dirname: Path) -> bool:
+def is_parted(dirname: Path) -> bool:
     """Whether a folder is as Roboflow exports VOC: `train/` holds images with their annotations beside them."""
     return not (dirname / "Annotations").is_dir() and any((dirname / "train").glob("*.xml"))
+
+
+def is_flat(dirname: Path) -> bool:
+    """Whether annotations lie beside the images: in the folders of splits, or, as labelImg writes them, in one."""
+    return is_parted(dirname) or (not (dirname / "Annotations").is_dir() and any(dirname.glob("*.xml")))
 
 
 def annotation_folder(dirname: Path) -> Path:

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from common.errors import UserError, exits_on_user_error
 from common.images import read_image
-from detection.voc import find_pictures, image_folder, present_splits, read_ids
 from detection.voc_annotations import Annotations, annotation_folder, is_flat, read_annotations
+from detection.voc_lists import find_pictures, image_folder, present_splits, read_ids
 
 OFFICIAL_SPLITS: dict[str, tuple[str, dict[str, int]]] = {
     "voc2007": ("VOC2007", {"trainval": 5011, "test": 4952}),
@@ -232,7 +232,11 @@ def _file_sizes(folder: Path, subfolders: Sequence[str]) -> dict[str, int]:
         if (folder / subfolder).is_dir():
             with os.scandir(folder / subfolder) as entries:
                 sizes.update(
-                    {f"{subfolder}/{entry.name}": entry.stat().st_size for entry in entries if entry.is_file()}
+                    {
+                        str(PurePosixPath(subfolder, entry.name)): entry.stat().st_size
+                        for entry in entries
+                        if entry.is_file()
+                    }
                 )
     return sizes
 

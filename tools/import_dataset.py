@@ -28,8 +28,8 @@ from common.contents import read_json
 from common.errors import UserError, exits_on_user_error
 from common.images import SUFFIXES, read_size
 from common.results import unique_names
-from detection.voc import UNDIVIDED
 from detection.voc_annotations import annotation_xml
+from detection.voc_lists import UNDIVIDED
 
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 NAME_FILES = ("classes.txt", "obj.names", "labels.txt")
