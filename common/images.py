@@ -25,12 +25,13 @@ BY_PILLOW = {"BMP", "TIFF", "WEBP", "GIF"}
 EXPECTED = "a whole JPEG, PNG, GIF, WebP, BMP or TIFF file"
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, turned: bool = True) -> torch.Tensor:
     """Decodes an image file to RGB whatever its colour space, turned as its EXIF tag says.
 
     Args:
         path: the file.
         max_pixels: that it may unfold to.
+        turned: as its EXIF tag says; without, as it is stored.
 
     Returns:
         uint8 tensor of shape (3, H, W), RGB, 0 to 255; of an animation its first picture.
@@ -43,8 +44,9 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> torch.Tensor:
             if header.width * header.height > max_pixels:
                 raise Image.DecompressionBombError
             if header.format in BY_PILLOW:
-                return torch.from_numpy(np.array(exif_transpose(header).convert("RGB"))).permute(2, 0, 1)
-        image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
+                picture = exif_transpose(header) if turned else header
+                return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=turned)
         return to_dtype(image, torch.uint8, scale=True)  # a PNG may have 16 bits
 
 
@@ -59,7 +61,8 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 
 def _upright_size(header: Image.Image) -> tuple[int, int]:
-    is_turned = header.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    # Of a TIFF Pillow itself tells the size as it is shown.
+    is_turned = header.format != "TIFF" and header.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     return header.size if is_turned else header.size[::-1]
 
 
@@ -81,12 +84,13 @@ def _failures_named(path: str | Path, max_pixels: int) -> Iterator[None]:
         raise UserError(f"{path}: cannot be read as an image ({reason}); expected {EXPECTED}") from error
 
 
-def read_shrunk_image(path: str | Path, shrink: int) -> tuple[torch.Tensor, tuple[int, int]]:
+def read_shrunk_image(path: str | Path, shrink: int, turned: bool = True) -> tuple[torch.Tensor, tuple[int, int]]:
     """Decodes as `read_image` does, but a JPEG file smaller, which takes a fraction of the time.
 
     Args:
         path: the file.
         shrink: 1, 2, 4 or 8: how many times smaller a JPEG file comes.
+        turned: see `read_image`.
 
     Returns:
         The image, and the height and width of the file's image.
@@ -98,15 +102,16 @@ def read_shrunk_image(path: str | Path, shrink: int) -> tuple[torch.Tensor, tupl
         with contextlib.suppress(OSError, Image.DecompressionBombError):
             data = Path(path).read_bytes()
             with Image.open(io.BytesIO(data)) as header:
-                height, width = _upright_size(header)
+                height, width = _upright_size(header) if turned else header.size[::-1]
                 # OpenCV takes a file that ends too early for a whole one.
                 is_whole = data.endswith(b"\xff\xd9")
                 is_plain = header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L")
             if is_plain and is_whole:
-                small = cv2.imdecode(np.frombuffer(data, np.uint8), SHRUNK[shrink])
+                ignored = 0 if turned else cv2.IMREAD_IGNORE_ORIENTATION
+                small = cv2.imdecode(np.frombuffer(data, np.uint8), SHRUNK[shrink] | ignored)
                 if small is not None and small.shape[:2] == (-(-height // shrink), -(-width // shrink)):
                     return torch.from_numpy(cv2.cvtColor(small, cv2.COLOR_BGR2RGB)).permute(2, 0, 1), (height, width)
-    image = read_image(path)
+    image = read_image(path, turned=turned)
     height, width = image.shape[1:]
     return image, (height, width)
 

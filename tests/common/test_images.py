@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from common.errors import UserError
-from common.images import find_images, read_image, read_shrunk_image
+from common.images import find_images, read_image, read_shrunk_image, read_size
 
 
 @pytest.fixture
@@ -160,6 +160,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None
     path = tmp_path / f"turned.{suffix}"
     gradient().save(path, exif=exif, **({"quality": 95, "subsampling": 0} if suffix == "jpg" else {}))
     assert_reads_as(path, ImageOps.exif_transpose(Image.open(path)), tolerance=4)
+    assert read_size(path) == tuple(read_image(path).shape[1:]) == ((40, 60) if orientation < 5 else (60, 40))
 
 
 @pytest.mark.parametrize(
