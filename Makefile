@@ -82,6 +82,10 @@ sample-data: setup ## Draws the small sample of VOC and CUB into datasets/sample
 datasets: setup ## Fetches Pascal VOC 2007 and 2012 and CUB-200-2011 into datasets/ [DATA MIRROR]
 	@$(PY) -m tools.download_datasets $(call option,--root,DATA) $(call option,--mirror,MIRROR)
 
+.PHONY: import-dataset
+import-dataset: setup ## Makes a folder in VOC's layout of COCO's JSON or a folder of YOLO's form [FROM="train.json val.json" or folder, IMAGES=folder of COCO's pictures, OUT=new folder]
+	@$(PY) -m tools.import_dataset $(call quoted,FROM) $(call option,--images,IMAGES) $(out)
+
 .PHONY: check-datasets
 check-datasets: setup ## Tells which data is complete, broken or missing, and what mends it [DATA]
 	@$(PY) -m tools.check_datasets $(call option,--root,DATA)

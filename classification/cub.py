@@ -10,7 +10,8 @@ The official layout, 200 classes, 5,994 training and 5,794 test images:
         images/001.Black_footed_Albatross/...
 
 Any other folder in this layout is read as well, with as many classes as it has, and so is a root without it that holds
-`train/` and `test/` (or `val/`, `valid/`), each with a folder of photographs a class.
+`train/` and `test/` (or `val/`, `valid/`), each with a folder of photographs a class, or such folders themselves, of
+which a fifth of each class is drawn to test on.
 
 Source: C. Wah, S. Branson, P. Welinder, P. Perona, S. Belongie. The Caltech-UCSD Birds-200-2011 Dataset. 2011.
 """
@@ -27,6 +28,7 @@ from common.errors import UserError
 from common.images import SUFFIXES
 
 FOLDER = "CUB_200_2011"
+TEST_SHARE = 0.2  # of a tree that has no split
 
 
 class Bird(NamedTuple):
@@ -48,12 +50,14 @@ class Cub:
 def read_cub(root: Path) -> Cub:
     """Reads the four index files under `root/CUB_200_2011`, or the folders of a root that has none.
 
+    Of one tree of classes the split is drawn: the same for the same files, whatever the seed of the training.
+
     Raises:
         UserError: a file is missing or malformed, the files disagree, an image is missing, or a split is empty.
     """
     folder = root / FOLDER
-    if not folder.is_dir() and (root / "train").is_dir():
-        return _read_folders(root)
+    if is_folder_tree(root):
+        return _read_folders(root) if (root / "train").is_dir() else _divide_folders(root)
     classes = _read_index(folder / "classes.txt")
     images = _read_index(folder / "images.txt")
     labels = _read_index(folder / "image_class_labels.txt")
@@ -105,6 +109,33 @@ def read_cub(root: Path) -> Cub:
     return Cub([name.replace("_", " ") for name in names], birds["1"], birds["0"])
 
 
+def is_folder_tree(root: Path) -> bool:
+    """Whether a root has no index files but folders: `train/`, or one a class with photographs in it."""
+    return not (root / FOLDER).is_dir() and ((root / "train").is_dir() or len(_classes_with_images(root)) > 1)
+
+
+def _classes_with_images(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(child.name for child in folder.iterdir() if any(map(_is_image, child.glob("*"))))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _divide_folders(root: Path) -> Cub:
+    names = _classes_with_images(root)
+    birds = [
+        Bird(path, n) for n, name in enumerate(names) for path in sorted(filter(_is_image, (root / name).glob("*")))
+    ]
+    try:
+        train, test = hold_out(birds, TEST_SHARE, seed=0)
+    except UserError as error:
+        raise UserError(f"{root}: no class has two images, so that none can be tested on; expected more") from error
+    return Cub(names, train, test)
+
+
 def _read_folders(root: Path) -> Cub:
     """Reads `train/CLASS/*` and `test/CLASS/*` (or `val/`, `valid/`): the classes are the sorted names of train's."""
     test = next((root / name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
@@ -119,8 +150,7 @@ def _read_folders(root: Path) -> Cub:
             Bird(path, label)
             for label, name in enumerate(names)
             if (part / name).is_dir()
-            for path in sorted((part / name).rglob("*"))
-            if path.suffix.lower() in SUFFIXES and path.is_file()
+            for path in sorted(filter(_is_image, (part / name).rglob("*")))
         ]
         if not birds:
             raise UserError(f"{part}: no images; expected a folder of them ({', '.join(sorted(SUFFIXES))}) a class")
@@ -134,10 +164,10 @@ def _read_index(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise UserError(
             f"{path}: no such file; expected CUB-200-2011 in its official layout: give DATA=<folder of {FOLDER}>,"
-            " or of train/ and test/ with a folder of images a class"
+            " of train/ and test/ with a folder of images a class, or of such folders"
         )
     index: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
         if not line.strip():
             continue
         key, _, value = line.strip().partition(" ")

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -21,12 +20,13 @@ from tqdm import tqdm
 
 from classification.cub import Bird
 from classification.recipe import Recipe
-from common.errors import UserError
-from common.images import read_image
+from common.images import read_image, read_size
 from common.processes import rank, world_size
 from common.stream import TrainingStream, build_loader, build_train_loader
 
 logger = logging.getLogger(__name__)
+
+LONGEST = 16  # times the short side that a photograph is looked at
 
 
 def read_resized(path: Path, side: int) -> Tensor:
@@ -35,7 +35,16 @@ def read_resized(path: Path, side: int) -> Tensor:
     Raises:
         UserError: the file is no image, or ends too early.
     """
-    return functional.resize(read_image(path), [side], antialias=True)
+    return resize_short_side(read_image(path), side)
+
+
+def resize_short_side(pixels: Tensor, side: int) -> Tensor:
+    """An image, uint8 (3, H, W), with a short side of `side` pixels, of a very long one its middle."""
+    short, long = sorted(pixels.shape[1:])
+    if long > LONGEST * short:
+        # Resized, the long side would not fit into the memory.
+        pixels = functional.center_crop(pixels, [min(length, LONGEST * short) for length in pixels.shape[1:]])
+    return functional.resize(pixels, [side], antialias=True)
 
 
 class BirdDataset(Dataset):
@@ -168,12 +177,8 @@ class ImageCache:
 
 def _resized_bytes(side: int, path: Path) -> int:
     """Size in memory of an image once resized, from its header alone; orientation does not change it."""
-    try:
-        with Image.open(path) as image:
-            short, long = sorted(image.size)
-    except OSError:
-        raise UserError(f"{path}: unreadable image; expected a whole JPEG or PNG: replace the file") from None
-    return 3 * side * int(side * long / short)
+    short, long = sorted(read_size(path))
+    return 3 * side * int(side * min(long, LONGEST * short) / short)
 
 
 def _available_bytes() -> int:

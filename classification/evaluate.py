@@ -24,6 +24,7 @@ from classification.predict import newest_weights
 from classification.train import start_process
 from common.data_root import data_facts, resolve_data_root
 from common.errors import UserError, exits_on_user_error
+from common.prediction import best_weights
 from common.run_folder import record_session
 
 CALIBRATION_BINS = 15
@@ -230,7 +231,9 @@ def _draw_per_class(accuracy: np.ndarray, report: Report) -> Figure:
 def main() -> None:
     """Reads the command line, measures on the test split, writes and prints the report."""
     parser = argparse.ArgumentParser(description="Measure a classifier on the test split of CUB-200-2011.")
-    parser.add_argument("weights", type=Path, nargs="?", help="checkpoint of a run; default the newest fine-tuned one")
+    parser.add_argument(
+        "weights", type=Path, nargs="?", help="run folder, or a checkpoint in it; default the newest fine-tuned one"
+    )
     parser.add_argument("--data", help=f"folder that holds {FOLDER}, or train/ and test/")
     parser.add_argument("--tta", action="store_true", help="look at the mirror image too")
     parser.add_argument(
@@ -242,6 +245,7 @@ def main() -> None:
     weights = arguments.weights or newest_weights(Path("output"))
     if weights is None:
         raise UserError("output: no trained classifier in it; expected WEIGHTS=path, or run make finetune first")
+    weights = best_weights(weights)
     model, card = load_classifier(weights)
     root, _ = resolve_data_root(arguments.data, [FOLDER])
     cub = read_cub(root)

@@ -16,6 +16,7 @@ from common.weights import load_state, locate_weights, read_checkpoint, weights_
 logger = logging.getLogger(__name__)
 
 ALEXNET = "alexnet"  # timm has none
+CARD = ("model_name", "class_names", "image_size", "crop_pct", "mean", "std")  # of a checkpoint, beside its weights
 
 
 class PretrainedWeightsUnavailable(UserError):
@@ -149,15 +150,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def describe(name: str, model: nn.Module, class_names: list[str], image_size: int, crop_pct: float) -> dict[str, Any]:
     """What a checkpoint says about its network beside the weights, so that the file alone is enough to use it."""
-    mean, std = mean_and_std(model)
-    return {
-        "model_name": name,
-        "class_names": class_names,
-        "image_size": image_size,
-        "crop_pct": crop_pct,
-        "mean": mean,
-        "std": std,
-    }
+    return dict(zip(CARD, (name, class_names, image_size, crop_pct, *mean_and_std(model)), strict=True))
 
 
 def load_classifier(path: Path) -> tuple[nn.Module, dict]:
@@ -170,10 +163,10 @@ def load_classifier(path: Path) -> tuple[nn.Module, dict]:
         UserError: the file is not such a checkpoint.
     """
     checkpoint = read_checkpoint(path)
-    if "model_name" not in checkpoint:
+    if missing := [key for key in CARD if key not in checkpoint]:
         raise UserError(
-            f"{path}: holds no classifier of this project (no model_name among {', '.join(list(checkpoint)[:3])}, ...);"
-            " expected model_best.pth of a run of `make finetune`"
+            f"{path}: holds no classifier of this project (no {missing[0]} among "
+            f"{', '.join(list(checkpoint)[:3])}, ...); expected model_best.pth of a run of `make finetune`"
         )
     model = build_model(checkpoint["model_name"], len(checkpoint["class_names"]))
     load_state(model, weights_of(checkpoint), path)

@@ -8,14 +8,13 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
+from classification.data_loader import resize_short_side
 from classification.engine import BatchAugmentation
 from classification.model import load_classifier
 from classification.recipe import Recipe, load_recipe
 from common.errors import UserError
 from common.prediction import Prediction, Predictor, best_weights
 from common.run_folder import read_metrics
-
-LONGEST = 16  # times the short side that a photograph is looked at
 
 
 def newest_weights(output: Path) -> Path | None:
@@ -70,11 +69,7 @@ class BirdClassifier(Predictor):
 
     def cut_out(self, pixels: Tensor) -> Tensor:
         """The square of a photograph, uint8 (3, H, W), RGB, that the network sees, uint8 (3, S, S)."""
-        short, long = sorted(pixels.shape[1:])
-        if long > LONGEST * short:
-            # Resized, the long side would not fit into the memory; what is cut away here is never seen.
-            pixels = v2.functional.center_crop(pixels, [min(side, LONGEST * short) for side in pixels.shape[1:]])
-        return self._crop(v2.functional.resize(pixels, [self._side], antialias=True))
+        return self._crop(resize_short_side(pixels, self._side))
 
     def prepare(self, pixels: Tensor) -> dict:
         """The cut-out of an image."""

@@ -4,7 +4,7 @@ import contextlib
 import io
 import itertools
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -15,43 +15,82 @@ from PIL.ImageOps import exif_transpose
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import to_dtype
 
+from common.contents import MAX_PIXELS, stand_in
 from common.errors import UserError
 
 SHRUNK = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 # What torchvision does not read, or not turned as EXIF says, or, of an animation, with all its pictures.
 BY_PILLOW = {"BMP", "TIFF", "WEBP", "GIF"}
+EXPECTED = "a whole JPEG, PNG, GIF, WebP, BMP or TIFF file"
 
 
-def read_image(path: str | Path) -> torch.Tensor:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, turned: bool = True) -> torch.Tensor:
     """Decodes an image file to RGB whatever its colour space, turned as its EXIF tag says.
+
+    Args:
+        path: the file.
+        max_pixels: that it may unfold to.
+        turned: as its EXIF tag says; without, as it is stored.
 
     Returns:
         uint8 tensor of shape (3, H, W), RGB, 0 to 255; of an animation its first picture.
 
     Raises:
-        UserError: the file is missing, cannot be decoded, or has more than twice Pillow's `MAX_IMAGE_PIXELS`.
+        UserError: the file is missing, cannot be decoded, or has more pixels.
     """
-    try:
+    with _failures_named(path, max_pixels):
         with contextlib.suppress(UnidentifiedImageError), Image.open(path) as header:  # the header is all that it reads
+            if header.width * header.height > max_pixels:
+                raise Image.DecompressionBombError
             if header.format in BY_PILLOW:
-                return torch.from_numpy(np.array(exif_transpose(header).convert("RGB"))).permute(2, 0, 1)
-        image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
-    except (RuntimeError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # torchvision's message starts with the place in its source.
-        reason = "no such file" if not Path(path).exists() else str(error).splitlines()[0].split(", ", 2)[-1]
-        raise UserError(
-            f"{path}: cannot be read as an image ({reason}); expected a whole JPEG, PNG, GIF, WebP, BMP or TIFF file"
-        ) from error
-    return to_dtype(image, torch.uint8, scale=True)  # a PNG may have 16 bits
+                picture = exif_transpose(header) if turned else header
+                return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=turned)
+        return to_dtype(image, torch.uint8, scale=True)  # a PNG may have 16 bits
 
 
-def read_shrunk_image(path: str | Path, shrink: int) -> tuple[torch.Tensor, tuple[int, int]]:
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of the image that `read_image` gives, from the header of its file alone.
+
+    Raises:
+        UserError: the file is missing, is no image, or has too many pixels.
+    """
+    with _failures_named(path, MAX_PIXELS), Image.open(path) as header:
+        return _upright_size(header)
+
+
+def _upright_size(header: Image.Image) -> tuple[int, int]:
+    # Of a TIFF Pillow itself tells the size as it is shown.
+    is_turned = header.format != "TIFF" and header.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return header.size if is_turned else header.size[::-1]
+
+
+@contextlib.contextmanager
+def _failures_named(path: str | Path, max_pixels: int) -> Iterator[None]:
+    """Makes one line with the file's name of everything that decoders raise."""
+    # What is no file, a pipe say, might never end.
+    if not Path(path).is_file():
+        raise UserError(f"{path}: {'is no file' if Path(path).exists() else 'no such file'}; expected {EXPECTED}")
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: has more than {max_pixels:,} pixels; expected a smaller picture") from error
+    except (RuntimeError, OSError, SyntaxError, ValueError) as error:
+        if reason := stand_in(Path(path)):
+            raise UserError(f"{path}: {reason}") from error
+        # torchvision's message starts with the place in its source, and goes on with advice to those who call it.
+        reason = str(error).splitlines()[0].split(", ", 2)[-1].partition(". ")[0]
+        raise UserError(f"{path}: cannot be read as an image ({reason}); expected {EXPECTED}") from error
+
+
+def read_shrunk_image(path: str | Path, shrink: int, turned: bool = True) -> tuple[torch.Tensor, tuple[int, int]]:
     """Decodes as `read_image` does, but a JPEG file smaller, which takes a fraction of the time.
 
     Args:
         path: the file.
         shrink: 1, 2, 4 or 8: how many times smaller a JPEG file comes.
+        turned: see `read_image`.
 
     Returns:
         The image, and the height and width of the file's image.
@@ -63,16 +102,16 @@ def read_shrunk_image(path: str | Path, shrink: int) -> tuple[torch.Tensor, tupl
         with contextlib.suppress(OSError, Image.DecompressionBombError):
             data = Path(path).read_bytes()
             with Image.open(io.BytesIO(data)) as header:
-                is_turned = header.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-                height, width = header.size if is_turned else header.size[::-1]
+                height, width = _upright_size(header) if turned else header.size[::-1]
                 # OpenCV takes a file that ends too early for a whole one.
                 is_whole = data.endswith(b"\xff\xd9")
                 is_plain = header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L")
             if is_plain and is_whole:
-                small = cv2.imdecode(np.frombuffer(data, np.uint8), SHRUNK[shrink])
+                ignored = 0 if turned else cv2.IMREAD_IGNORE_ORIENTATION
+                small = cv2.imdecode(np.frombuffer(data, np.uint8), SHRUNK[shrink] | ignored)
                 if small is not None and small.shape[:2] == (-(-height // shrink), -(-width // shrink)):
                     return torch.from_numpy(cv2.cvtColor(small, cv2.COLOR_BGR2RGB)).permute(2, 0, 1), (height, width)
-    image = read_image(path)
+    image = read_image(path, turned=turned)
     height, width = image.shape[1:]
     return image, (height, width)
 

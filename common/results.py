@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.contents import read_json
 from common.errors import UserError
 from common.run_folder import write_atomically
 
@@ -56,7 +57,7 @@ def reserve_results(folder: Path, files: Sequence[str], inputs: Sequence[Path]) 
     manifest = folder / MANIFEST
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file, expected a folder for results: name another one with OUT=")
-    results = set(json.loads(manifest.read_text())) if manifest.is_file() else set()
+    results = set(read_json(manifest, "a list of names: delete the file")) if manifest.is_file() else set()
     read = {path.resolve() for path in inputs}
     for name in files:
         path = folder / name

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.contents import stand_in
 from common.errors import UserError
 from common.run_folder import write_atomically
 
@@ -39,16 +40,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; expected a .pth or .safetensors file")
-    with path.open("rb") as file:
-        head = file.read(512)
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path}: is a pointer of Git LFS, expected the file itself: fetch it with git lfs pull")
-    if head.lstrip().startswith(b"<"):
-        raise UserError(f"{path}: is a web page, expected weights: fetch the file that its link leads to")
+    if reason := stand_in(path):
+        raise UserError(f"{path}: {reason}")
     if path.suffix in (".pkl", ".pickle"):
         raise UserError(f"{path}: is a pickle, which can run code when read; expected .pth or .safetensors: convert it")
     try:
-        if int.from_bytes(head[:8], "little") < path.stat().st_size and head[8:9] == b"{":
+        with path.open("rb") as file:
+            head = file.read(9)
+        if int.from_bytes(head[:8], "little") < path.stat().st_size and head[8:] == b"{":
             from safetensors.torch import load_file
 
             return {"model": load_file(path)}
@@ -60,7 +59,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "expected .pth or .safetensors"
         ) from error
     except Exception as error:  # torch raises a dozen kinds for broken archives
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise UserError(
             f"{path}: cannot be read as weights ({reason}); expected a whole .pth or .safetensors file"
         ) from error

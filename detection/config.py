@@ -145,10 +145,15 @@ def read_run_cfg(run: Path, options: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
-def merge_file(cfg: CfgNode, path: Path) -> tuple[CfgNode, list[str]]:
+def merge_file(cfg: CfgNode, path: Path, within: Sequence[Path] = ()) -> tuple[CfgNode, list[str]]:
     """Merges a YAML file and the `_BASE_` that it names into `cfg`; a base is looked for beside it, then in `CONFIGS`.
 
     A length in iterations replaces the same length in epochs, unless the file sets both.
+
+    Args:
+        cfg: changed in place.
+        path: of the file.
+        within: the files that name it as their base, none of which can be its own.
 
     Returns:
         The configuration as its bases make it, and the keys that the file itself sets.
@@ -160,15 +165,19 @@ def merge_file(cfg: CfgNode, path: Path) -> tuple[CfgNode, list[str]]:
         raise UserError(f"{path}: no such file; expected a configuration of detection/configs or of a run folder")
     try:
         leaf = yaml.safe_load(path.read_text()) or {}
+        if not isinstance(leaf, dict):
+            raise TypeError(f"it holds a {type(leaf).__name__}")
         bases = leaf.pop(BASE_KEY, [])
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+        bases = [bases] if isinstance(bases, str) else list(bases)
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: is no YAML of keys and values ({str(error).splitlines()[0]})") from error
-    for base in [bases] if isinstance(bases, str) else bases:
-        places = [place for place in (path.parent / base, CONFIGS / base) if place.resolve() != path.resolve()]
+    within = (*within, path.resolve())
+    for base in map(str, bases):
+        places = [place for place in (path.parent / base, CONFIGS / base) if place.resolve() not in within]
         found = next((place for place in places if place.is_file()), None)
         if found is None:
             raise UserError(f"{path}: {BASE_KEY} {base}: no such file, expected one beside it or in {CONFIGS}")
-        merge_file(cfg, found)
+        merge_file(cfg, found, within)
     from_bases = cfg.clone()
     _fit_types(leaf, cfg)
     try:

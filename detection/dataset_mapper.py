@@ -203,6 +203,9 @@ def _read(dataset_dict: dict, expected: tuple[int, int], shrink: int) -> torch.T
         height, width = image.shape[1:]
     else:
         image, (height, width) = read_shrunk_image(dataset_dict["file_name"], shrink)
+        if (width, height) == expected != (height, width):
+            # Drawn on pixels that were not turned as EXIF says: then they are looked at like that here too.
+            image, (height, width) = read_shrunk_image(dataset_dict["file_name"], shrink, turned=False)
     if (height, width) != expected:
         raise UserError(
             f"{dataset_dict.get('file_name')}: image is {width}x{height}, its annotation says "

@@ -20,6 +20,7 @@ from typing import IO, TypeVar
 
 import numpy as np
 
+from common.contents import read_json
 from common.errors import UserError
 from common.run_folder import write_atomically
 from detection.matching import Detections
@@ -104,7 +105,7 @@ def _by_stem(ids: Mapping[str, int]) -> dict[str, int]:
 
 
 def _read_coco(path: Path, ids: dict[str, int], class_names: Sequence[str], annotations: Path | None) -> Iterator[Row]:
-    entries = _read_json(path, f"a JSON list of {FORM}")
+    entries = read_json(path, f"a JSON list of {FORM}")
     if not isinstance(entries, list):
         raise UserError(f"{path}: holds {_show(entries)}, expected a JSON list of {FORM}")
     categories = {name: position for position, name in enumerate(class_names)}
@@ -123,22 +124,13 @@ def _read_coco(path: Path, ids: dict[str, int], class_names: Sequence[str], anno
             raise UserError(f"{path}: entry {index} (counted from 0): {error}") from error
 
 
-def _read_json(path: Path, expected: str) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; expected {expected}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error}); expected {expected}") from error
-
-
 def _read_coco_numbers(path: Path) -> tuple[dict[int, str], dict[int, str]]:
     """By number the names of images, without folder and extension, and those of categories."""
     expected = "COCO's annotations: images with id and file_name, categories with id and name"
-    content = _read_json(path, expected)
+    content = read_json(path, expected)
     try:
-        images = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}  # type: ignore[index]
-        return images, {category["id"]: category["name"] for category in content["categories"]}  # type: ignore[index]
+        images = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
+        return images, {category["id"]: category["name"] for category in content["categories"]}
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}; expected {expected}") from error
 

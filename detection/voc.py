@@ -9,9 +9,6 @@ with the name of the folder.
 import difflib
 import gc
 import logging
-import os
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +19,19 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from common.errors import UserError
-from detection.voc_annotations import Annotations, annotation_folder, is_flat, parts, read_annotations
+from detection.voc_annotations import Annotations, annotation_folder, is_parted, parts, read_annotations
+from detection.voc_lists import (
+    IMAGE_SUFFIXES,
+    OFFICIAL_FOLDERS,
+    SPLITS,
+    find_pictures,
+    image_folder,
+    present_splits,
+    read_ids,
+    read_lines,
+    repeated,
+    split_file,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,22 +58,6 @@ VOC_CLASSES: tuple[str, ...] = (
     "tvmonitor",
 )
 """The 20 classes of VOC, in its alphabetical order; `category_id` is the index."""
-
-LABELLED = re.compile(r"(.*\S)\s+(?:-1|0|1)")  # a line of VOC's lists of one class
-SPLITS = ("train", "val", "trainval", "test")
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".gif",
-)  # in any case; the first found wins
-FLAT_FOLDERS = {"train": "train", "val": "valid", "test": "test"}  # of a split, where there are no lists
-UNDIVIDED = "default"  # the one list that CVAT writes
-OFFICIAL_FOLDERS = {"voc07": "VOC2007", "voc12": "VOC2012"}
 
 
 @contextmanager
@@ -138,13 +131,13 @@ def read_labels(root: Path) -> tuple[str, ...]:
     """
     path = root / "labels.txt"
     if path.is_file():
-        lines = [line for line in _read_lines(path) if not line.startswith("#")]
+        lines = [line for line in read_lines(path) if not line.startswith("#")]
         if not lines:
             raise UserError(
                 f"{path}: no class name in it; write one a line, or delete the file to use the annotations'"
             )
-        if repeated := _repeated(lines):
-            raise UserError(f"{path}: class {repeated!r} is named twice; leave one of the lines")
+        if twice := repeated(lines):
+            raise UserError(f"{path}: class {twice!r} is named twice; leave one of the lines")
         return tuple(lines)
     splits = present_splits(root)
     found = {name for split in splits for name in read_annotations(root, split, read_ids(root, split)).names.tolist()}
@@ -211,7 +204,7 @@ def default_splits(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     for train, test in (("trainval", "test"), ("train", "test"), ("train", "val")):
         if train in present and test in present:
             return (f"voc_{train}",), (f"voc_{test}",)
-    if is_flat(root):
+    if is_parted(root):
         raise UserError(f"{root}: annotations in train/ only; expected them in test/ or valid/ too, to test on")
     raise UserError(
         f"{root / 'ImageSets' / 'Main'}: lists of {', '.join(present) or 'no split'} found; expected trainval.txt (or "
@@ -219,18 +212,10 @@ def default_splits(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     )
 
 
-def present_splits(dirname: Path) -> list[str]:
-    """The splits of a VOC-layout folder that have a list; `train` and `val` where there is but CVAT's undivided one."""
-    if is_flat(dirname):
-        return [split for split in FLAT_FOLDERS if any(_split_file(dirname, split).glob("*.xml"))]
-    present = [split for split in SPLITS if _split_file(dirname, split).is_file()]
-    return present or (["train", "val"] if _split_file(dirname, UNDIVIDED).is_file() else [])
-
-
 def _is_official(root: Path) -> bool:
     if any((root / folder).is_dir() for folder in OFFICIAL_FOLDERS.values()):
         return True
-    if is_flat(root) or ((root / "Annotations").is_dir() and (root / "ImageSets" / "Main").is_dir()):
+    if (root / "ImageSets" / "Main").is_dir() or present_splits(root):
         return False
     found = "no VOC data in it" if root.is_dir() else "no such folder"
     raise UserError(
@@ -239,113 +224,13 @@ def _is_official(root: Path) -> bool:
     )
 
 
-def _split_file(dirname: Path, split: str) -> Path:
-    """The list of a split, or the folder that stands for it."""
-    if is_flat(dirname):
-        return dirname / FLAT_FOLDERS.get(split, split)
-    return dirname / "ImageSets" / "Main" / f"{split}.txt"
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from error
-    return [line for line in map(str.strip, text.splitlines()) if line]
-
-
-def _repeated(lines: Sequence[str]) -> str | None:
-    if len(set(lines)) == len(lines):
-        return None
-    return Counter(lines).most_common(1)[0][0]
-
-
-def read_ids(dirname: Path, split: str) -> list[str]:
-    """The image ids of a split, in the order of its list; one may lie in a subfolder: `folder/id`.
-
-    A label behind an id, as in VOC's lists of one class (`000001 -1`), is left out. Where the folder has no list but
-    CVAT's undivided one, every fifth image of that is `val` and the others are `train`.
-
-    Raises:
-        UserError: the list is missing or empty, or an id is a path or comes twice.
-    """
-    path = _split_file(dirname, split)
-    if is_flat(dirname):
-        if ids := sorted(f"{path.name}/{annotation.stem}" for annotation in path.glob("*.xml")):
-            return ids
-        raise UserError(f"{path}: no annotation in it; expected <id>.xml beside each image, as in train/")
-    undivided = _split_file(dirname, UNDIVIDED)
-    if split in ("train", "val") and undivided.is_file() and not any(_split_file(dirname, s).is_file() for s in SPLITS):
-        ids = _ids_of(dirname, undivided)
-        if len(ids) < 2:
-            raise UserError(f"{undivided}: one image, expected two or more, to train on and to test on")
-        logger.warning("%s is the only list: every fifth image is for validation, the others for training", undivided)
-        every = min(5, len(ids))
-        return [ids[n] for n in range(len(ids)) if (n % every == every - 1) == (split == "val")]
-    for part in (dirname, *reversed(path.parents[:2]), path):
-        if not part.exists():
-            root = dirname.parent if dirname.name in OFFICIAL_FOLDERS.values() else dirname
-            raise UserError(
-                f"{path}: {'no such file' if part == path else f'{part} is missing'}; expected the image ids of this "
-                f"split, one a line; see `make check-datasets DATA={root}`"
-            )
-    return _ids_of(dirname, path)
-
-
-def _ids_of(dirname: Path, path: Path) -> list[str]:
-    ids = _read_lines(path)
-    if not ids:
-        raise UserError(f"{path}: empty; expected one image id a line")
-    for place, line in enumerate(ids):
-        # An id may end like that itself: the annotations know.
-        if (match := LABELLED.fullmatch(line)) and not (dirname / "Annotations" / f"{line}.xml").is_file():
-            ids[place] = match[1]
-    if outside := next((i for i in ids if "\\" in i or i.startswith("/") or ".." in i.split("/")), None):
-        raise UserError(
-            f"{path}: image id {outside!r} is a path; expected a file name below JPEGImages/, without extension"
-        )
-    if repeated := _repeated(ids):
-        raise UserError(f"{path}: image id {repeated!r} is listed twice; leave one of the lines")
-    return ids
-
-
-def image_folder(dirname: Path) -> Path:
-    """Where the images lie by id: `JPEGImages/`, or the folder itself where they lie beside the annotations."""
-    return dirname if is_flat(dirname) else dirname / "JPEGImages"
-
-
-def find_pictures(folder: Path, ids: Sequence[str]) -> list[str | None]:
-    """Gives each id its image file below `folder`, or None, from one listing: asking for 16,551 one by one is slow.
-
-    Raises:
-        UserError: the folder cannot be listed.
-    """
-    names: dict[str, str] = {}
-    for part in sorted({image_id.rpartition("/")[0] for image_id in ids}):
-        try:
-            with os.scandir(folder / part) as entries:
-                for entry in entries:
-                    stem, dot, suffix = entry.name.rpartition(".")
-                    names[(f"{part}/" if part else "") + stem + dot + suffix.lower()] = entry.path
-        except OSError as error:
-            raise UserError(f"{folder / part}: {error.strerror}; expected the folder of the images") from error
-    return [
-        next((names[image_id + suffix] for suffix in IMAGE_SUFFIXES if image_id + suffix in names), None)
-        for image_id in ids
-    ]
-
-
 def _find_images(dirname: Path, split: str, ids: Sequence[str]) -> list[str]:
     folder = image_folder(dirname)
     found = []
     for image_id, path in zip(ids, find_pictures(folder, ids), strict=True):
         if path is None:
             raise UserError(
-                f"{folder / image_id}.jpg: no such image, but {_split_file(dirname, split)} lists {image_id!r}; "
+                f"{folder / image_id}.jpg: no such image, but {split_file(dirname, split)} lists {image_id!r}; "
                 f"add the image ({', '.join(IMAGE_SUFFIXES)}) or remove the line (an id is a file name without its "
                 "extension)"
             )

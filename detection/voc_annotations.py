@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from common.contents import MAX_PIXELS, stand_in
 from common.errors import UserError
 from common.run_folder import write_atomically
 
@@ -37,9 +38,14 @@ class Annotations(NamedTuple):
     names: np.ndarray  # (K,) str, the class names found; a label is an index into them
 
 
-def is_flat(dirname: Path) -> bool:
+def is_parted(dirname: Path) -> bool:
     """Whether a folder is as Roboflow exports VOC: `train/` holds images with their annotations beside them."""
     return not (dirname / "Annotations").is_dir() and any((dirname / "train").glob("*.xml"))
+
+
+def is_flat(dirname: Path) -> bool:
+    """Whether annotations lie beside the images: in the folders of splits, or, as labelImg writes them, in one."""
+    return is_parted(dirname) or (not (dirname / "Annotations").is_dir() and any(dirname.glob("*.xml")))
 
 
 def annotation_folder(dirname: Path) -> Path:
@@ -110,16 +116,21 @@ def _parse_annotation(path: Path) -> tuple[int, int, list[tuple]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: an encoding it cannot read
-        raise UserError(f"{path}: not well-formed XML ({error}); mend the file or fetch it again") from error
+        reason = stand_in(path) or f"not well-formed XML ({error}); mend the file or fetch it again"
+        raise UserError(f"{path}: {reason}") from error
     for element in root.iter():
         element.tag = element.tag.lower()  # labelImg once wrote <Difficult>
     size = root.find("size")
     try:
         height, width = _number(size, "height"), _number(size, "width")
     except ValueError as error:
-        raise UserError(f"{path}: <size> with <width> and <height> is missing or holds no numbers") from error
-    if not (height >= 1 and width >= 1 and height.is_integer() and width.is_integer()):
-        raise UserError(f"{path}: the image size is {width:g} x {height:g}; expected two whole numbers above 0")
+        reason = stand_in(path) or "<size> with <width> and <height> is missing or holds no numbers"
+        raise UserError(f"{path}: {reason}") from error
+    if not (height >= 1 and width >= 1 and height.is_integer() and width.is_integer() and height * width <= MAX_PIXELS):
+        raise UserError(
+            f"{path}: the image size is {width:g} x {height:g}; expected two whole numbers above 0, at most "
+            f"{MAX_PIXELS:,} pixels"
+        )
     objects = root.findall("object")
     elsewhere = sum(1 for _ in root.iter("object")) - len(objects)
     boxes = sum(1 for _ in root.iter("bndbox")) - len(root.findall("object/part/bndbox")) - len(objects)

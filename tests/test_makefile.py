@@ -129,6 +129,7 @@ def test_paths_with_spaces_are_one_word() -> None:
         ("predict-bird", ("IMAGES", "OUT", "WEIGHTS")),
         ("compare-detectors", ("IMAGES", "FRCNN", "YOLOV3", "OUT")),
         ("check-datasets", ("DATA",)),
+        ("import-dataset", ("FROM", "IMAGES", "OUT")),
         ("finetune", ("DATA", "WEIGHTS")),
         ("eval-classifier", ("WEIGHTS", "DATA", "OUT")),
         ("eval-detections", ("DETECTIONS", "DATA")),

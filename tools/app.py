@@ -4,6 +4,7 @@ Both detectors, what Faster R-CNN's first stage proposed, and the five likeliest
 """
 
 import argparse
+import html
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,9 @@ import gradio as gr
 import torch
 from detectron2.structures import Instances
 from gradio.components import Component
-from PIL import Image
 
 from classification.predict import BirdClassifier, newest_weights
+from common.contents import MAX_QUEUE, MAX_UPLOADED_BYTES, MAX_UPLOADED_PIXELS
 from common.data_root import SAMPLE
 from common.errors import UserError, exits_on_user_error
 from common.images import read_image
@@ -33,7 +34,6 @@ FASTER_RCNN, YOLOV3, BIRDS = "Faster R-CNN", "YOLOv3", "Bird classifier"
 TARGETS = {FASTER_RCNN: "train-frcnn", YOLOV3: "train-yolov3", BIRDS: "finetune"}
 DETECTORS = {FASTER_RCNN: "faster_rcnn", YOLOV3: "yolov3"}
 VARIABLES = {FASTER_RCNN: "FRCNN", YOLOV3: "YOLOV3", BIRDS: "BIRD"}
-MAX_MEGAPIXELS = 64  # a small file can unfold to pixels that fill the memory
 TITLE = "Birds and boxes"
 PROPOSALS = "Proposals"
 CSS = ".picture img { padding-top: 2rem }"  # or the caption lies over the picture
@@ -89,16 +89,7 @@ def read_photograph(path: Path) -> torch.Tensor:
         UserError: it is no whole image, or unfolds to too many pixels; the message names the file without its folder.
     """
     try:
-        with Image.open(path) as image:  # which reads the header alone
-            megapixels = image.width * image.height / 1e6
-    except Image.DecompressionBombError:
-        megapixels = float("inf")
-    except OSError as error:
-        raise UserError(f"{path.name} is no image that can be read; expected JPEG, PNG, GIF or WebP") from error
-    if megapixels > MAX_MEGAPIXELS:
-        raise UserError(f"{path.name} has more than {MAX_MEGAPIXELS} megapixels; expected a smaller picture")
-    try:
-        return read_image(path)
+        return read_image(path, MAX_UPLOADED_PIXELS)
     except UserError as error:
         raise UserError(str(error).replace(str(path), path.name)) from error
 
@@ -149,9 +140,10 @@ def build_page(models: Models, score: float, examples: Sequence[Path] = ()) -> g
             try:
                 image = read_photograph(Path(path))
             except UserError as error:
-                gr.Warning(str(error))
+                gr.Warning(html.escape(str(error)))  # which shows HTML
                 return clear() | {photograph: None}
-            results: dict[Component, Any] = {}
+            # Left out, it would become another component for the rest of the session, with Gradio's own reading.
+            results: dict[Component, Any] = {photograph: path}
             if frcnn is not None:
                 with record_proposals(frcnn.model) as recorded:
                     results[parts[FASTER_RCNN]] = _show_objects(frcnn, image, score)
@@ -170,7 +162,7 @@ def build_page(models: Models, score: float, examples: Sequence[Path] = ()) -> g
             chosen.load_input_event.then(look, [photograph, count], everything)
         photograph.clear(clear, None, everything)
         count.input(_show_proposals, [seen, count], proposed, show_progress="hidden", trigger_mode="always_last")
-    return page
+    return page.queue(max_size=MAX_QUEUE)
 
 
 def _picture(label: str, visible: bool = True) -> gr.Image:
@@ -247,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             quiet=True,
             footer_links=[],
             css=CSS,
-            max_file_size="100mb",
+            max_file_size=MAX_UPLOADED_BYTES,
             theme=gr.themes.Default(
                 primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
             ),

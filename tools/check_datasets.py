@@ -4,7 +4,7 @@
 
 The lists of a data set say which files it must have. Lists, names and annotations are read by what reads them for
 training; no picture is opened (but for `--deep`). A root that is itself a folder in VOC's layout, with any classes and
-lists, is checked alike, and its objects are counted by class and size.
+lists, is checked alike, and its objects are counted by class and size; so are folders of birds, one a class.
 """
 
 import argparse
@@ -20,10 +20,11 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
+from classification.cub import is_folder_tree, read_cub
 from common.errors import UserError, exits_on_user_error
 from common.images import read_image
-from detection.voc import find_pictures, image_folder, present_splits, read_ids
 from detection.voc_annotations import Annotations, annotation_folder, is_flat, read_annotations
+from detection.voc_lists import find_pictures, image_folder, present_splits, read_ids
 
 OFFICIAL_SPLITS: dict[str, tuple[str, dict[str, int]]] = {
     "voc2007": ("VOC2007", {"trainval": 5011, "test": 4952}),
@@ -43,7 +44,7 @@ class Report:
     found: int = 0  # of these, with all their files
     missing: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
-    annotations: Annotations | None = None  # of a complete split in VOC's layout
+    summary: str = ""  # what a complete split of one's own data holds
 
     @property
     def state(self) -> str:
@@ -76,9 +77,13 @@ def main() -> None:
     arguments = parser.parse_args()
 
     root, deep = arguments.root, arguments.deep
-    if (root / "JPEGImages").is_dir() or (root / "Annotations").is_dir() or is_flat(root):
+    if root.is_file():
+        raise UserError(f"{root}: is a file, expected the folder of the data: give DATA=folder")
+    if is_flat(root) or (root / "JPEGImages").is_dir() or (root / "Annotations").is_dir():
         lists = dict.fromkeys(present_splits(root))
         data_sets = [check_voc(root, lists or {"trainval": None}, deep)]
+    elif is_folder_tree(root):
+        data_sets = [check_bird_folders(root, deep)]
     else:
         data_sets = [check_official(root, name, deep) for name in arguments.names or OFFICIAL_SPLITS]
 
@@ -91,8 +96,8 @@ def main() -> None:
             rows.append([report.name, report.state, found, report.remark, "" if report.state == "complete" else mend])
     print(tabulate(rows, ["data set", "state", "images", "remark", "mend it with"], disable_numparse=True))
     for report in (report for reports in data_sets for report in reports):
-        if report.annotations is not None and not report.official:
-            print(f"\n{report.name}: {describe_objects(report.annotations)}")
+        if report.summary and not report.official:
+            print(f"\n{report.name}: {report.summary}")
     if any(report.state != "complete" for reports in data_sets for report in reports):
         sys.exit(2)
 
@@ -176,10 +181,38 @@ def check_voc(folder: Path, splits: dict[str, int] | dict[str, None], deep: bool
         _look_for(report, folder, items, _file_sizes(folder, folders), deep)
         if report.state == "complete":
             try:
-                report.annotations = read_annotations(folder, split, ids)
+                report.summary = describe_objects(read_annotations(folder, split, ids))
             except UserError as error:
                 report.broken.append(str(error).removeprefix(f"{folder}{os.sep}"))
                 report.found -= 1
+    return reports
+
+
+def check_bird_folders(root: Path, deep: bool = False) -> list[Report]:
+    """Checks folders of photographs a class as the training reads them, and counts the photographs of each.
+
+    Args:
+        root: holds `train/` and `test/` (or `val/`), or a folder a class.
+        deep: decode every image as well.
+    """
+    name = root.resolve().name
+    try:
+        cub = read_cub(root)
+    except UserError as error:
+        report = Report(name, None)
+        report.broken.append(str(error))
+        return [report]
+    reports = []
+    for split, birds in (("train", cub.train), ("test", cub.test)):
+        report = Report(f"{name} {split}", None)
+        items = [(str(bird.path.relative_to(root)),) for bird in birds]
+        _look_for(
+            report, root, items, _file_sizes(root, sorted({str(PurePosixPath(i).parent) for (i,) in items})), deep
+        )
+        counts = np.bincount([bird.label for bird in birds], minlength=len(cub.class_names)).tolist()
+        classes = ", ".join(f"{name} {count:,}" for name, count in zip(cub.class_names, counts, strict=True))
+        report.summary = f"{len(birds):,} images of {len(counts):,} classes ({classes})"
+        reports.append(report)
     return reports
 
 
@@ -230,7 +263,11 @@ def _file_sizes(folder: Path, subfolders: Sequence[str]) -> dict[str, int]:
         if (folder / subfolder).is_dir():
             with os.scandir(folder / subfolder) as entries:
                 sizes.update(
-                    {f"{subfolder}/{entry.name}": entry.stat().st_size for entry in entries if entry.is_file()}
+                    {
+                        str(PurePosixPath(subfolder, entry.name)): entry.stat().st_size
+                        for entry in entries
+                        if entry.is_file()
+                    }
                 )
     return sizes
 
@@ -240,26 +277,27 @@ def _look_for(
 ) -> None:
     """Enters into the report what is there of the images' files; the first file of each is the picture."""
     missing = [file for files in items for file in files if file not in sizes]
-    broken = [file for files in items for file in files if sizes.get(file) == 0]
+    broken = {file: "empty" for files in items for file in files if sizes.get(file) == 0}
     if deep:
         pictures = [files[0] for files in items if sizes.get(files[0])]
         with ThreadPoolExecutor() as pool:
-            decoded = pool.map(_decodes, [folder / picture for picture in pictures])
-            progress = tqdm(decoded, report.name, len(pictures), disable=None)
-            broken += [picture for picture, whole in zip(pictures, progress, strict=True) if not whole]
+            faults = pool.map(_fault, [folder / picture for picture in pictures])
+            progress = tqdm(faults, report.name, len(pictures), disable=None)
+            broken |= {picture: fault for picture, fault in zip(pictures, progress, strict=True) if fault}
     unusable = {*missing, *broken}
     report.expected = len(items)
     report.found = sum(unusable.isdisjoint(files) for files in items)
     report.missing += missing
-    report.broken += broken
+    report.broken += [f"{file}: {fault}" for file, fault in broken.items()]
 
 
-def _decodes(path: Path) -> bool:
+def _fault(path: Path) -> str | None:
+    """Why a picture cannot be decoded; None where it can."""
     try:
         read_image(path)
-    except UserError:
-        return False
-    return True
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from common.errors import UserError, exits_on_user_error
 from detection.bootstrap import interval, resample_ap
 from detection.detection_files import read_detections, write_submission
 from detection.evaluation import evaluate_voc
-from detection.voc import OFFICIAL_FOLDERS, SPLITS, default_splits, read_ids, register_voc
+from detection.voc import OFFICIAL_FOLDERS, SPLITS, default_splits, register_voc
+from detection.voc_lists import read_ids
 
 
 @exits_on_user_error

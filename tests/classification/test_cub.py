@@ -114,3 +114,21 @@ def test_hold_out_takes_its_share_of_every_class():
 def test_nothing_to_hold_out_is_said():
     with pytest.raises(UserError, match=r"holdout=0\.1: none of the 3 classes has two training images"):
         hold_out([Bird(Path(f"{label}.jpg"), label) for label in range(3)], 0.1, seed=0)
+
+
+def test_one_tree_is_divided_class_by_class_and_the_same_each_time(tmp_path):
+    files = " ".join(
+        f"{name}/{number}.jpg" for name, count in (("owl", 10), ("wren", 5), ("auk", 1)) for number in range(count)
+    )
+    root = draw_folders(tmp_path, f"{files} notes/list.txt owl/notes.txt")
+    cub = read_cub(root)
+    assert cub.class_names == ["auk", "owl", "wren"]
+    assert Counter(bird.label for bird in cub.test) == {1: 2, 2: 1}
+    assert Counter(bird.label for bird in cub.train) == {0: 1, 1: 8, 2: 4}
+    assert len({bird.path for bird in cub.train + cub.test}) == 16
+    assert read_cub(root) == cub
+
+
+def test_a_tree_of_single_images_cannot_be_divided(tmp_path):
+    with pytest.raises(UserError, match="no class has two images"):
+        read_cub(draw_folders(tmp_path, "owl/a.jpg wren/a.jpg"))

@@ -58,10 +58,10 @@ def test_exif_orientation_is_followed(tmp_path, orientation):
 def test_an_unreadable_image_is_named(tmp_path, kind):
     path = tmp_path / "broken.jpg"
     gradient().save(path)
-    path.write_bytes({"cut short": path.read_bytes()[:400], "empty": b"", "not an image": b"<html></html>"}[kind])
+    path.write_bytes({"cut short": path.read_bytes()[:400], "empty": b"", "not an image": b"no image"}[kind])
     with pytest.raises(UserError, match=r"broken\.jpg: cannot be read as an image"):
         read_resized(path, side=20)
-    with pytest.raises(UserError, match=r"broken\.jpg: (unreadable image|cannot be read as an image)"):
+    with pytest.raises(UserError, match=r"broken\.jpg: cannot be read as an image"):
         ImageCache.build([Bird(path, 0)], side=20)
 
 

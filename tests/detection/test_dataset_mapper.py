@@ -180,3 +180,27 @@ def test_boxes_follow_pixels_of_a_large_photograph(
                 sample = mapper(entry)
             (box,) = sample["instances"].gt_boxes.tensor.tolist()
             assert find_red(sample["image"]) == pytest.approx(box, abs=2)
+
+
+@pytest.mark.parametrize("size", [120, 30])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_boxes_drawn_on_pixels_that_were_not_turned_are_known_by_the_size(
+    tmp_path: Path, orientation: int, suffix: str, size: int
+) -> None:
+    box = (40, 30, 90, 70)
+    entry = paint(tmp_path / "image.png", box)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{suffix}"
+    with Image.open(tmp_path / "image.png") as picture:
+        picture.save(path, exif=exif, **({"quality": 95} if suffix == "jpg" else {}))
+    entry["file_name"] = str(path)
+    sample = make_mapper([], [size])(entry)
+    scale = size / 120
+    assert tuple(sample["image"].shape[1:]) == (size, size * 160 // 120)
+    assert np.abs(np.array(find_red(sample["image"])) - scale * np.array(box)).max() <= 2
+    assert torch.allclose(sample["instances"].gt_boxes.tensor, scale * torch.tensor([box]).float())
+    # Drawn on turned pixels they are what they are everywhere else.
+    turned = entry | {"height": 160, "width": 120, "annotations": []}
+    assert tuple(make_mapper([], [size])(turned)["image"].shape[1:]) == (size * 160 // 120, size)

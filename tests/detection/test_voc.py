@@ -10,7 +10,8 @@ from detectron2.data.datasets.pascal_voc import load_voc_instances as detectron2
 from detectron2.structures import BoxMode
 
 from common.errors import UserError
-from detection.voc import VOC_CLASSES, default_splits, load_voc_instances, read_ids, read_labels, register_voc
+from detection.voc import VOC_CLASSES, default_splits, load_voc_instances, read_labels, register_voc
+from detection.voc_lists import read_ids
 
 DOG_AND_CAT = """<?xml version="1.0"?>
 <annotation>

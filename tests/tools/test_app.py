@@ -5,16 +5,19 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
+from common.contents import MAX_QUEUE
 from common.errors import UserError
-from tools.app import main, newest_models, read_photograph
+from tools.app import Models, build_page, main, newest_models, read_photograph
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,11 +112,11 @@ def test_a_photograph_goes_through_all_models(page, address, pictures):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("text.jpg", "text.jpg is no image that can be read; expected JPEG, PNG, GIF or WebP"),
+        ("text.jpg", "text.jpg: cannot be read as an image"),
         ("cut.jpg", "cut.jpg: cannot be read as an image (Image is incomplete or truncated)"),
-        ("empty.jpg", "empty.jpg is no image that can be read"),
-        ("drawing.svg", "drawing.svg is no image that can be read"),
-        ("bomb.png", "bomb.png has more than 64 megapixels"),
+        ("empty.jpg", "empty.jpg: cannot be read as an image"),
+        ("drawing.svg", "drawing.svg: cannot be read as an image"),
+        ("bomb.png", "bomb.png: has more than 64,000,000 pixels"),
     ],
 )
 def test_what_is_no_photograph_is_refused_kindly(page, address, pictures, name, message):
@@ -157,6 +160,40 @@ def test_page_without_models_says_what_makes_them(page, serve, tmp_path):
             expect(page.get_by_text(f"make {target}")).to_be_visible()
         expect(page.locator("input[type=range]")).to_have_count(0)
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_while_one_photograph_is_looked_at_the_page_answers_and_a_long_queue_is_refused(
+    browser: Browser, pictures, monkeypatch
+):
+    begun, may_end, page = threading.Event(), threading.Event(), browser.new_page()
+
+    def wait(path: Path) -> None:
+        begun.set()
+        may_end.wait(60)
+        raise UserError("enough")
+
+    monkeypatch.setattr("tools.app.read_photograph", wait)
+    blocks = build_page(Models(None, None, None), 0.5)
+    _, address, _ = blocks.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    try:
+        with (pictures / "whole.jpg").open("rb") as file:
+            (path,) = requests.post(f"{address}gradio_api/upload", files={"files": file}).json()
+        photograph = {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+        def ask(number: int) -> requests.Response:
+            question = {"data": [photograph, 50], "fn_index": 0, "session_hash": str(number)}
+            return requests.post(f"{address}gradio_api/queue/join", json=question, timeout=10)
+
+        assert ask(0).status_code == 200
+        assert begun.wait(20)
+        assert [ask(number).status_code for number in range(1, MAX_QUEUE + 3)] == [200] * MAX_QUEUE + [503] * 2
+        page.goto(address)
+        upload(page, pictures / "whole.jpg")
+        expect(page.get_by_text(re.compile("busy|[Qq]ueue is full")).first).to_be_visible(timeout=10_000)
+    finally:
+        may_end.set()
+        page.close()
+        blocks.close()
 
 
 def test_newest_runs_are_found(output, tmp_path):

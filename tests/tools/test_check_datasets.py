@@ -191,3 +191,23 @@ def test_objects_of_ones_own_folder_are_counted_and_a_wrong_annotation_is_named(
     process = run("--root", str(tmp_path))
     assert process.returncode == 2
     assert "Annotations/c.xml: <size> with <width> and <height> is missing" in process.stdout
+
+
+@pytest.mark.parametrize("folders", [("",), ("train/", "val/")])
+def test_birds_a_folder_a_class_are_counted(tmp_path, folders, monkeypatch, capsys):
+    for folder in folders:
+        for species in ("auk", "wren"):
+            for number in range(5):
+                file = tmp_path / f"{folder}{species}" / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), "teal").save(file)
+    monkeypatch.setattr(sys, "argv", ["check_datasets", "--root", str(tmp_path), "--deep"])
+    check_datasets.main()
+    said = capsys.readouterr().out
+    counts = (4, 1) if folders == ("",) else (5, 5)
+    for split, count in zip(("train", "test"), counts, strict=True):
+        assert f"{tmp_path.name} {split}: {2 * count} images of 2 classes (auk {count}, wren {count})" in said
+    file.write_text("no picture")
+    with pytest.raises(SystemExit):
+        check_datasets.main()
+    assert "wren/4.png: cannot be read as an image" in capsys.readouterr().out

@@ -1,0 +1,199 @@
+"""Data sets of COCO's and YOLO's form into VOC's layout: numbers by hand, and boxes that come back as they were."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detection.voc import default_splits, load_voc_instances, read_labels
+from detection.voc_annotations import annotation_xml
+from tools import check_datasets
+from tools.import_dataset import main
+
+WIDTH, HEIGHT = 64, 48
+
+
+def draw(path: Path, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (WIDTH, HEIGHT), "teal").save(path, **options)
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def boxes(folder: Path, split: str) -> dict[str, list[tuple[str, list[float]]]]:
+    """Class and box (pixels counted from 0) of the objects by image."""
+    names = read_labels(folder)
+    return {
+        record["image_id"]: [(names[each["category_id"]], each["bbox"]) for each in record["annotations"]]
+        for record in load_voc_instances(folder, split, names)
+    }
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    with pytest.raises(SystemExit) as exit:
+        main([str(word) for word in words])
+    assert exit.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def coco(images: list[str], annotations: list[dict], names: tuple[str, ...] = ("cat", "dog")) -> str:
+    entries = [{"id": n, "file_name": name, "width": WIDTH, "height": HEIGHT} for n, name in enumerate(images, 10)]
+    categories = [{"id": 3 * n, "name": name} for n, name in enumerate(names, 1)]
+    numbered = [{"id": n, "iscrowd": 0, **annotation} for n, annotation in enumerate(annotations)]
+    return json.dumps({"images": entries, "annotations": numbered, "categories": categories})
+
+
+def test_numbers_of_yolo_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, out = tmp_path / "yolo", tmp_path / "out"
+    write(root / "data.yaml", "train: ../train/images\nval: ../valid/images\nnames: {0: cat, 1: a dog}\n")
+    for split in ("train", "valid"):
+        draw(root / split / "images" / "a.jpg")
+    # A centre of 32 and 24 and a size of 16 x 24 pixels: 24 to 40 and 12 to 36, which VOC counts from 1.
+    write(root / "train/labels/a.txt", "1 0.5 0.5 0.25 0.5\n\n0 0 0 0.5 0.5\n")
+    write(root / "valid/labels/a.txt", "0 0.25 0.25 0.5 0.25 0.5 0.75\n")
+    main([str(root), "--out", str(out)])
+    text = (out / "Annotations/a.xml").read_text().replace("\n", "").replace("\t", "")
+    assert "<bndbox><xmin>25</xmin><ymin>13</ymin><xmax>40</xmax><ymax>36</ymax></bndbox>" in text
+    assert boxes(out, "train") == {"a": [("a dog", [24, 12, 40, 36]), ("cat", [0, 0, 16, 12])]}
+    assert boxes(out, "val") == {"a-2": [("cat", [16, 12, 32, 36])]}
+    assert default_splits(out) == (("voc_train",), ("voc_val",))
+    said = capsys.readouterr().out
+    assert "2 pictures (train 1, val 1), 2 classes (cat, a dog)" in said
+    assert "1 boxes cut off at the edge" in said
+    assert "1 outlines that became the box around them" in said
+
+
+def test_yolo_beside_its_pictures_without_splits_is_what_the_check_calls_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "yolo", tmp_path / "out"
+    write(root / "classes.txt", "cat\ndog\n")
+    for number in range(5):
+        draw(root / f"{number}.png")
+        write(root / f"{number}.txt", f"{number % 2} 0.5 0.5 0.5 0.5\n")
+    (root / "4.txt").unlink()
+    main([str(root), "--out", str(out)])
+    assert "1 pictures without a file of labels, taken to have no object" in capsys.readouterr().out
+    assert {**boxes(out, "train"), **boxes(out, "val")} == {
+        str(number): [] if number == 4 else [(("cat", "dog")[number % 2], [16, 12, 48, 36])] for number in range(5)
+    }
+    monkeypatch.setattr("sys.argv", ["check_datasets", "--root", str(out)])
+    check_datasets.main()
+    assert "4 of 4" in capsys.readouterr().out
+
+
+def test_from_voc_to_coco_and_back(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    before: dict[str, dict[str, list]] = {"train": {}, "test": {}}
+    for split, count in (("train", 6), ("test", 3)):
+        for number in range(count):
+            low = rng.integers(0, (30, 20), (number, 2))
+            corners = np.hstack([low, low + rng.integers(1, (34, 28), (number, 2))]).astype(float).tolist()
+            before[split][f"{split} {number}"] = [(("cat", "dog")[n % 2], corner) for n, corner in enumerate(corners)]
+    voc, photos = tmp_path / "voc", tmp_path / "photos"
+    for split, images in before.items():
+        for name, objects in images.items():
+            draw(photos / f"{name}.png")
+            write(voc / f"{name}.xml", annotation_xml(f"{name}.png", HEIGHT, WIDTH, objects))
+        annotations = [
+            {"image_id": image, "category_id": {"cat": 3, "dog": 6}[name], "bbox": [x0, y0, x1 - x0, y1 - y0]}
+            for image, objects in enumerate(images.values(), 10)
+            for name, (x0, y0, x1, y1) in objects
+        ]
+        write(tmp_path / f"instances_{split}2017.json", coco([f"{name}.png" for name in images], annotations))
+    sources = " ".join(str(tmp_path / f"instances_{split}2017.json") for split in before)
+    main([sources, "--images", str(photos), "--out", str(tmp_path / "out")])
+    for split, images in before.items():
+        assert boxes(tmp_path / "out", split) == images
+        for name in images:
+            assert (tmp_path / "out/Annotations" / f"{name}.xml").read_text() == (voc / f"{name}.xml").read_text()
+
+
+def test_what_coco_holds_beside_boxes_is_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(tmp_path / "images/deep/a.jpg")
+    of = {"image_id": 10, "category_id": 6}
+    annotations = [
+        {**of, "bbox": [1.2, 2.7, 10, 10]},
+        {**of, "bbox": [-3, 5, 10, 10]},
+        {**of, "bbox": [100, 5, 10, 10]},
+        {**of, "bbox": [5, 5, 0, 3]},
+        {**of, "bbox": [5, 5, 9, 9], "iscrowd": 1},
+        {**of, "bbox": [5, 5, 9, 9], "attributes": {"rotation": 30.0}},
+        {**of, "segmentation": [[5, 6, 20, 6, 20, 30], [2, 8, 3, 8, 3, 9]]},
+        {**of, "segmentation": {"size": [48, 64], "counts": "abc"}},
+    ]
+    source = write(tmp_path / "coco.json", coco(["deep/a.jpg"], annotations))
+    main([str(source), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    for line in (
+        "1 boxes cut off at the edge",
+        "2 boxes that are empty or outside left out",
+        "1 crowds left out",
+        "1 rotated boxes left out",
+        "1 outlines that became the box around them",
+        "1 annotations without a box left out",
+    ):
+        assert line in said.splitlines()
+    (tmp_path / "out/ImageSets/Main/default.txt").rename(tmp_path / "out/ImageSets/Main/train.txt")
+    assert boxes(tmp_path / "out", "train") == {
+        "a": [("dog", [1, 3, 11, 13]), ("dog", [0, 5, 7, 15]), ("dog", [2, 6, 20, 30])]
+    }
+
+
+def test_nothing_is_overwritten_and_pictures_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw(tmp_path / "a.jpg")
+    photo = (tmp_path / "a.jpg").read_bytes()
+    source = write(tmp_path / "coco.json", coco(["a.jpg"], []))
+    write(tmp_path / "mine/notes.txt", "mine")
+    assert "mine: is there, and nothing is overwritten" in refused(capsys, source, "--out", tmp_path / "mine")
+    main([str(source), "--out", str(tmp_path / "out")])
+    assert "is there, and nothing is overwritten" in refused(capsys, source, "--out", tmp_path / "out")
+    assert (tmp_path / "out/JPEGImages/a.jpg").read_bytes() == (tmp_path / "a.jpg").read_bytes() == photo
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "coco.json", "mine", "out"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (coco(["b.jpg"], []), "b.jpg: no such picture, but"),
+        (coco(["../a.jpg"], []), "names the picture '../a.jpg', which is a path outside"),
+        (coco(["a.jpg"], [{"image_id": 11, "category_id": 3, "bbox": [1, 1, 2, 2]}]), "11 is missing or unknown"),
+        (coco(["a.jpg"], [{"image_id": 10, "category_id": 4, "bbox": [1, 1, 2, 2]}]), "4 is missing or unknown"),
+        (coco(["a.jpg"], [{"image_id": 10, "category_id": 3, "bbox": ["a", 1, 2, 2]}]), "could not convert"),
+        (coco(["a.jpg"], []).replace("64", "65"), "a.jpg: is not of 65 x 48 pixels"),
+        (coco(["a.jpg"], [], ("cat", "d\n")).replace('"d\\n"', '"d\\u0007g"'), "expected a name without control"),
+        ('[{"image_id": 1}]', "expected a data set in COCO's form"),
+        (coco([], []), "names no picture"),
+    ],
+)
+def test_a_wrong_file_of_coco_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    draw(tmp_path / "a.jpg")
+    assert said in refused(capsys, write(tmp_path / "coco.json", text), "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("2 0.5 0.5 0.5 0.5", "a.txt: line 1 is '2 0.5 0.5 0.5 0.5'; expected class x y width height"),
+        ("0 32 24 16 24", "shares of the image's size from 0 to 1"),
+        ("0 0.5 0.5 0.5", "expected class x y width height"),
+        ("cat 0.5 0.5 0.5 0.5", "the class from 0 to 1"),
+        ("0 nan 0.5 0.5 0.5", "expected class x y width height"),
+    ],
+)
+def test_a_wrong_line_of_yolo_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, said: str
+) -> None:
+    draw(tmp_path / "yolo/a.jpg")
+    write(tmp_path / "yolo/classes.txt", "cat\ndog\n")
+    write(tmp_path / "yolo/a.txt", line)
+    assert said in refused(capsys, tmp_path / "yolo", "--out", tmp_path / "out")
