@@ -115,7 +115,7 @@ predict-bird: setup ## The five likeliest species on each photograph [IMAGES="a.
 ##@ Detection
 
 .PHONY: train-frcnn
-train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [START (or WEIGHTS)=coco|imagenet|random (or PRETRAINED=0)|file|run|hub name BACKBONE=timm name RECIPE=best|sgd|study|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
+train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [START (or WEIGHTS)=coco|imagenet|random (or PRETRAINED=0)|file|run|hub name BACKBONE=timm name RECIPE=best|sgd|study|small|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
 	@$(detect) --model faster_rcnn $(pretrained) $(resume) $(OPTS)
 
 .PHONY: eval-frcnn
@@ -123,7 +123,7 @@ eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, P
 	@$(detect) --model faster_rcnn --eval-only $(if $(filter 1,$(TTA)),TEST.AUG.ENABLED True) $(OPTS)
 
 .PHONY: train-yolov3
-train-yolov3: setup ## Trains YOLOv3 Darknet-53 on VOC07+12 [START (or WEIGHTS)=coco|imagenet|random (or PRETRAINED=0)|file|run|hub name BACKBONE=timm name RECIPE=best|study|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
+train-yolov3: setup ## Trains YOLOv3 Darknet-53 on VOC07+12 [START (or WEIGHTS)=coco|imagenet|random (or PRETRAINED=0)|file|run|hub name BACKBONE=timm name RECIPE=best|study|small|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
 	@$(detect) --model yolov3 $(pretrained) $(resume) $(OPTS)
 
 .PHONY: eval-yolov3

@@ -17,7 +17,7 @@ from detection.yolov3.config import add_yolov3_config
 
 CONFIGS = Path(__file__).parent / "configs"
 LEAF = {"faster_rcnn": "faster_rcnn_R_50_FPN", "yolov3": "yolov3_darknet53"}
-RECIPES = ("best", "sgd", "study", "coco")
+RECIPES = ("best", "sgd", "study", "small", "coco")
 META_ARCHITECTURES = {"faster_rcnn": ("FasterRCNN", "GeneralizedRCNN"), "yolov3": ("YOLOv3",)}
 NAMES = {"FasterRCNN": "Faster R-CNN", "GeneralizedRCNN": "Faster R-CNN", "YOLOv3": "YOLOv3"}
 
