@@ -158,10 +158,15 @@ def merge_file(cfg: CfgNode, path: Path) -> tuple[CfgNode, list[str]]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a configuration of detection/configs or of a run folder")
+    return merge_yaml(cfg, path.read_bytes(), path)
+
+
+def merge_yaml(cfg: CfgNode, text: str | bytes, path: Path) -> tuple[CfgNode, list[str]]:
+    """Merges YAML as `merge_file` does; `path` is the file that it stands in."""
     try:
-        leaf = yaml.safe_load(path.read_text()) or {}
+        leaf = yaml.safe_load(text) or {}
         bases = leaf.pop(BASE_KEY, [])
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+    except (yaml.YAMLError, AttributeError) as error:
         raise UserError(f"{path}: is no YAML of keys and values ({str(error).splitlines()[0]})") from error
     for base in [bases] if isinstance(bases, str) else bases:
         places = [place for place in (path.parent / base, CONFIGS / base) if place.resolve() != path.resolve()]
