@@ -61,7 +61,7 @@ def write_exported(model: Exportable, form: str, precision: str, data: str | Non
         The file.
 
     Raises:
-        UserError: a package is not installed, or a file is there that is none of ours, or the runtime has no such precision.
+        UserError: a package is not installed, a file is there that is none of ours, or the runtime lacks the precision.
     """
     if form == "onnx" and precision == "bfloat16":
         raise UserError(

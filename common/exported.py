@@ -39,7 +39,7 @@ def import_runtime(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(
-            f"{name} is not installed ({error}); expected the packages of requirements-export.txt: run make setup-export"
+            f"{name} cannot be imported ({error}); expected the packages of requirements-export.txt: make setup-export"
         ) from error
 
 
@@ -51,7 +51,7 @@ class ExportedModel(nn.Module):
         kind: what it is to be, "detector" or "classifier"; None: either.
 
     Raises:
-        UserError: the file is missing, cut off, not of this project or of another kind, or its runtime is not installed.
+        UserError: the file is missing, cut off, none of ours or of another kind, or its runtime is not installed.
 
     Attributes:
         card: what the file says of its model.
@@ -65,7 +65,7 @@ class ExportedModel(nn.Module):
         if kind not in (None, found):
             raise UserError(f"{path}: is a {found} of this project, expected a {kind}")
         with _told(path, "cannot be compiled"):
-            self._run = compile_model()
+            self._run = compile_model(self.card["precision"])
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """What the model makes of an input of the kind that it was exported for.
@@ -88,16 +88,15 @@ def read_card(path: Path) -> dict[str, Any]:
     return _open(path)[0]
 
 
-def _open(path: Path) -> tuple[dict[str, Any], Callable[[], Runner]]:
-    """The card of a file, and what makes it ready to run."""
+def _open(path: Path) -> tuple[dict[str, Any], Callable[[str], Runner]]:
+    """The card of a file, and what makes it ready to run in a precision."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a model.xml or model.onnx that make export has written")
     open_file = _open_onnx if path.suffix == SUFFIXES["onnx"] else _open_openvino
-    with _told(path, "cannot be read"):
-        card, compile_model = open_file(path)
-    if "kind" not in card:
+    metadata, compile_model = open_file(path)
+    if "kind" not in metadata:
         raise UserError(f"{path}: does not say which model it holds; expected a file that make export has written")
-    return card, compile_model
+    return {name: json.loads(value) for name, value in metadata.items()}, compile_model
 
 
 @contextmanager
@@ -105,8 +104,6 @@ def _told(path: Path, what: str) -> Iterator[None]:
     """Says in one line what a runtime says of a file; each runtime has errors of its own."""
     try:
         yield
-    except UserError:
-        raise
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[-1][:160] if lines else type(error).__name__
@@ -117,16 +114,15 @@ def _told(path: Path, what: str) -> Iterator[None]:
         ) from error
 
 
-def _open_openvino(path: Path) -> tuple[dict[str, Any], Callable[[], Runner]]:
+def _open_openvino(path: Path) -> tuple[dict[str, str], Callable[[str], Runner]]:
     openvino = import_runtime("openvino")
     core = openvino.Core()
-    model = core.read_model(path)
-    info = model.get_rt_info([SECTION]).value if model.has_rt_info([SECTION]) else {}
-    card = {name: json.loads(value.value) for name, value in info.items()} if "kind" in info else {}
+    with _told(path, "cannot be read"):
+        model = core.read_model(path)
 
-    def compile_model() -> Runner:
+    def compile_model(precision: str) -> Runner:
         # What int8 leaves in floating point is computed as bfloat16 is.
-        is_low = card["precision"] != "float32" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        is_low = precision != "float32" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if is_low else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -134,15 +130,18 @@ def _open_openvino(path: Path) -> tuple[dict[str, Any], Callable[[], Runner]]:
         compiled = core.compile_model(model, "CPU", settings)
         return lambda images: list(compiled(images).to_tuple())
 
-    return card, compile_model
+    return model.get_rt_info([SECTION]).value if model.has_rt_info([SECTION]) else {}, compile_model
 
 
-def _open_onnx(path: Path) -> tuple[dict[str, Any], Callable[[], Runner]]:
+def _open_onnx(path: Path) -> tuple[dict[str, str], Callable[[str], Runner]]:
     onnxruntime = import_runtime("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # what is wrong is said in our own words
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    metadata = session.get_modelmeta().custom_metadata_map
-    card = {name: json.loads(value) for name, value in metadata.items()} if "kind" in metadata else {}
-    return card, lambda: lambda images: session.run(None, {session.get_inputs()[0].name: images})
+    with _told(path, "cannot be read"):
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        return session.run(None, {session.get_inputs()[0].name: images})
+
+    return session.get_modelmeta().custom_metadata_map, lambda precision: run
