@@ -34,7 +34,8 @@ class Exportable:
         card: what the file is to say of the model.
         training_images: finds those of a data root, or of None, the one that was trained on.
         prepare: makes an input of one of them.
-        kept: names of the modules that are never quantised: those that predict.
+        quantised: names of the modules that int8 may compute; empty: all.
+        kept: names of modules in these that it may not: those that predict.
     """
 
     network: nn.Module
@@ -44,6 +45,7 @@ class Exportable:
     card: dict[str, Any]
     training_images: Callable[[str | None], Sequence[Any]]
     prepare: Callable[[Any], Tensor]
+    quantised: Sequence[str] = ()
     kept: Sequence[str] = ()
 
 
@@ -97,6 +99,10 @@ def _write_openvino(model: Exportable, metadata: dict[str, str], calibration: Se
     for output, name in zip(converted.outputs, model.outputs, strict=True):
         output.get_tensor().set_names({name})
     if calibration:
+        # Read from a file, its operations have the names that NNCF expects.
+        unquantised = path.with_name("unquantised.xml")
+        openvino.save_model(converted, unquantised, compress_to_fp16=False)
+        converted = openvino.Core().read_model(unquantised)
         converted = _quantised(converted, calibration, model, lambda image: image.numpy())
     for name, value in metadata.items():
         converted.set_rt_info(value, [SECTION, name])
@@ -116,6 +122,13 @@ def _write_onnx(model: Exportable, metadata: dict[str, str], calibration: Sequen
         output_names=list(model.outputs),
         dynamic_axes={"image": free, **{name: {0: "found"} for name in model.outputs}},
     )
+    if calibration:
+        # NNCF trips over casts that change nothing, which ONNX Runtime takes away.
+        onnxruntime = import_runtime("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     converted = onnx.load(path)
     if calibration:
         converted = _quantised(converted, calibration, model, lambda image: {"image": image.numpy()})
@@ -127,7 +140,8 @@ def _quantised(converted: Any, calibration: Sequence[Any], model: Exportable, fe
     """The converted model with layers in int8, their ranges those of the calibration images."""
     nncf = import_runtime("nncf")
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    kept = [rf".*[./]{re.escape(part)}[./].*" for part in model.kept]
+    within, without = ("|".join(map(re.escape, names)) for names in (model.quantised, model.kept))
+    kept = [rf".*[./]({without})[./]", *([rf"(?!.*[./]({within})[./])"] if within else [])]
     return nncf.quantize(
         converted,
         nncf.Dataset(calibration, lambda image: feed(model.prepare(image))),

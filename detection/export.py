@@ -22,6 +22,7 @@ from detection.voc import default_splits, register_voc
 
 VOC_FOLDERS = ["VOC2007", "VOC2012"]
 SMALLEST = 32  # pixels, the coarsest stride
+NETWORK = ("backbone", "head", "rpn_head", "box_head", "res5")  # all but decoding and suppression
 PREDICTION_LAYERS = ("prediction", "objectness_logits", "anchor_deltas", "cls_score", "bbox_pred")
 
 
@@ -36,8 +37,8 @@ class DetectorGraph(nn.Module):
         super().__init__()
         self.detector = detector
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (N, 4) XYXY in pixels of the image, scores (N,) and classes (N,), best first.
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes (N, 5), XYXY in pixels of the image and the score, and labels (N,), best first.
 
         Args:
             image: float32 (3, H, W), RGB from 0 to 255.
@@ -56,7 +57,7 @@ class DetectorGraph(nn.Module):
         else:
             levels = [features[name] for name in detector.head_in_features]
             (found,) = detector.forward_inference(images, levels, detector.head(levels))
-        return found.pred_boxes.tensor, found.scores, found.pred_classes
+        return torch.cat([found.pred_boxes.tensor, found.scores[:, None]], dim=1), found.pred_classes
 
 
 def exportable_detector(weights: str, model: str = "faster_rcnn", size: int | None = None) -> Exportable:
@@ -82,7 +83,7 @@ def exportable_detector(weights: str, model: str = "faster_rcnn", size: int | No
         "kind": KIND,
         "architecture": cfg.MODEL.META_ARCHITECTURE,
         "class_names": list(cfg.MODEL.CLASSES),
-        "input": "float32 (3, height, width), RGB, 0 to 255; boxes are x0, y0, x1, y1 in its pixels",
+        "input": "float32 (3, height, width), RGB, 0 to 255; boxes are x0, y0, x1, y1 in its pixels, score",
         "shortest_side": cfg.INPUT.MIN_SIZE_TEST,
         "longest_side": cfg.INPUT.MAX_SIZE_TEST,
         "config": cfg.dump(),
@@ -92,10 +93,11 @@ def exportable_detector(weights: str, model: str = "faster_rcnn", size: int | No
         network=DetectorGraph(detector),
         example=torch.rand(3, 2 * SMALLEST, 3 * SMALLEST, generator=torch.Generator().manual_seed(0)) * 255,
         free={1: "height", 2: "width"},
-        outputs=["boxes", "scores", "classes"],
+        outputs=["boxes", "labels"],
         card=card,
         training_images=partial(training_images, cfg),
         prepare=lambda record: mapper(record)["image"].float(),
+        quantised=NETWORK,
         kept=PREDICTION_LAYERS,
     )
 

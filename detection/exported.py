@@ -44,8 +44,8 @@ class ExportedDetector(nn.Module):
         outputs = []
         for inputs in batched_inputs:
             height, width = inputs["image"].shape[1:]
-            boxes, scores, classes = self.model(inputs["image"])
-            found = Instances((height, width), pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes.long())
+            boxes, labels = self.model(inputs["image"])
+            found = Instances((height, width), pred_boxes=Boxes(boxes[:, :4]), scores=boxes[:, 4], pred_classes=labels)
             outputs.append(
                 {"instances": detector_postprocess(found, inputs.get("height", height), inputs.get("width", width))}
             )
