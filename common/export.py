@@ -141,7 +141,8 @@ def _quantised(converted: Any, calibration: Sequence[Any], model: Exportable, fe
     nncf = import_runtime("nncf")
     logging.getLogger("nncf").setLevel(logging.ERROR)
     within, without = ("|".join(map(re.escape, names)) for names in (model.quantised, model.kept))
-    kept = [rf".*[./]({without})[./]", *([rf"(?!.*[./]({within})[./])"] if within else [])]
+    # A convolution that OpenVINO has fused with its normalisation has lost its name, and the "/" in it.
+    kept = [rf".*[./]({without})[./]", *([rf"(?!.*[./]({within})[./]).*/"] if within else [])]
     return nncf.quantize(
         converted,
         nncf.Dataset(calibration, lambda image: feed(model.prepare(image))),

@@ -27,16 +27,14 @@ def main() -> None:
     """
     parser = argparse.ArgumentParser(description="The five likeliest species on each photograph.")
     parser.add_argument("images", nargs="+", help="photographs: files, folders or patterns")
-    parser.add_argument(
-        "--weights", type=Path, required=True, help="run folder, a checkpoint in it, or an exported file"
-    )
+    parser.add_argument("--weights", type=Path, required=True, help="run folder, a checkpoint in it, an exported file")
     parser.add_argument("--saliency", action="store_true", help="also draw what speaks for the likeliest species")
     parser.add_argument("--output", type=Path, default=Path("output/predictions"), help="folder of those pictures")
     arguments = parser.parse_args()
 
     if arguments.saliency and is_exported(arguments.weights):
         raise UserError(
-            f"{arguments.weights}: has no gradients to tell what speaks for a species; leave SALIENCY=1 out"
+            f"{arguments.weights}: has no gradients, which tell what speaks for a species; leave SALIENCY out"
         )
     classifier = load(arguments.weights)
     paths = find_images(arguments.images)
