@@ -4,12 +4,12 @@
 # The first Python that runs does it: BASE_PYTHON where it is named, else that of .venv, whatever python3 has become.
 ifeq ($(PYTHON),)
 PY := .venv/bin/python
-SETUP := for python in $(if $(BASE_PYTHON),"$(BASE_PYTHON)",$(PY) python3); do \
-	if "$$python" -c "" 2>/dev/null; then exec "$$python" -m tools.setup_environment --venv .venv; fi; done; \
+SETUP = for python in $(if $(BASE_PYTHON),"$(BASE_PYTHON)",$(PY) python3); do \
+	if "$$python" -c "" 2>/dev/null; then exec "$$python" -m tools.setup_environment --venv .venv $(extra); fi; done; \
 	echo "error: $(or $(BASE_PYTHON),python3): does not run; name a Python of 3.11 to 3.13: BASE_PYTHON=path/to/python make setup" >&2; exit 2
 else
 PY := $(PYTHON)
-SETUP := $(PYTHON) -m tools.setup_environment
+SETUP = $(PYTHON) -m tools.setup_environment $(extra)
 endif
 
 export NGPU NNODES NODE_RANK DIST_URL DEBUG DETECTRON2
@@ -58,12 +58,18 @@ study: setup ## Every experiment of the study on real data, or the runs of your 
 setup: ## Installs everything into .venv, or with PYTHON=python into the active environment [BASE_PYTHON=python3 PYTHON DETECTRON2]
 	@$(SETUP)
 
+.PHONY: setup-export
+setup-export lock: extra = --extra requirements-export.txt
+setup-export: setup ## Adds the runtimes of exported models; make export does it by itself
+	@$(SETUP)
+
 # Set up without the lock, so that new pins in requirements.txt may bring other versions along.
 .PHONY: lock
-lock: ## Locks in constraints.txt what the pins of requirements.txt pull in; what is installed and fits stays [PYTHON]
+lock: ## Locks in constraints.txt what the pins of both lists of requirements pull in; what is installed and fits stays [PYTHON]
 	@: > constraints.txt
 	@$(SETUP)
-	@echo "# Everything that requirements.txt pulls in, as installed by pip; written by make lock." > constraints.txt.part
+	@echo "# Everything that requirements.txt and requirements-export.txt pull in, as installed by pip; written by make lock." \
+		> constraints.txt.part
 	@$(PY) -m pip list --format freeze --exclude pip --exclude detectron2 >> constraints.txt.part
 	@mv constraints.txt.part constraints.txt
 
@@ -155,8 +161,13 @@ compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs,
 ##@ Use a trained model
 
 .PHONY: predict
-predict: setup ## Runs any trained model: annotated pictures or videos, COCO results, VOC XML [WEIGHTS=run or START=coco IMAGES="a.jpg dir/ clip.mp4" OUT SCORE=0.5|best VOC_XML=1 DRAW=0 MODEL=yolov3]
+predict: setup ## Runs any trained model: annotated pictures or videos, COCO results, VOC XML [WEIGHTS=run, an exported file, or START=coco IMAGES="a.jpg dir/ clip.mp4" OUT SCORE=0.5|best VOC_XML=1 DRAW=0 MODEL=yolov3]
 	@$(PY) -m tools.predict $(start) $(call option,--model,MODEL) $(call option,--score,SCORE) $(if $(filter 1,$(VOC_XML)),--voc-xml) $(if $(filter 0,$(DRAW)),--no-pictures) $(out) $(call quoted,IMAGES)
+
+.PHONY: export
+export: setup-export ## Writes a trained model for OpenVINO or ONNX Runtime; the file is WEIGHTS elsewhere [WEIGHTS=run or START=coco FORMAT=openvino|onnx PRECISION=float32|bfloat16|int8 SIZE=416 DATA OUT MODEL=yolov3]
+	@$(PY) -m tools.export $(start) $(call option,--model,MODEL) $(call option,--format,FORMAT) $(call option,--precision,PRECISION) \
+		$(call option,--size,SIZE) $(data) $(out)
 
 .PHONY: app
 app: setup ## Serves a page: drop a photograph, see both detectors, the proposals, the likeliest birds [START=coco FRCNN=run YOLOV3=run BIRD=run HOST=127.0.0.1 PORT=7860]

@@ -267,7 +267,8 @@ def predict_logits(
         Logits, float32 (N, C), and labels, int64 (N,), both on the CPU, in the order of the loader.
     """
     model.eval()
-    device = next(model.parameters()).device
+    devices = (parameter.device for parameter in model.parameters())
+    device = next(devices, torch.device("cpu"))  # an exported model has no parameters
     logits, labels = [], []
     with torch.inference_mode(), autocast(device, precision):
         for images, targets in loader:

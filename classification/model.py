@@ -11,12 +11,14 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model
 from torch import nn
 
 from common.errors import UserError
+from common.exported import ExportedModel, is_exported
 from common.weights import load_state, locate_weights, read_checkpoint, weights_of
 
 logger = logging.getLogger(__name__)
 
 ALEXNET = "alexnet"  # timm has none
 CARD = ("model_name", "class_names", "image_size", "crop_pct", "mean", "std")  # of a checkpoint, beside its weights
+KIND = "classifier"  # in an exported file
 
 
 class PretrainedWeightsUnavailable(UserError):
@@ -154,14 +156,17 @@ def describe(name: str, model: nn.Module, class_names: list[str], image_size: in
 
 
 def load_classifier(path: Path) -> tuple[nn.Module, dict]:
-    """Rebuilds the network of a `model_best.pth` or `model_last.pth`.
+    """Rebuilds the network of a `model_best.pth` or `model_last.pth`, or opens an exported file.
 
     Returns:
         The model in evaluation mode, and its description (see `describe`).
 
     Raises:
-        UserError: the file is not such a checkpoint.
+        UserError: the file is not such a checkpoint, nor such an exported file.
     """
+    if is_exported(path):
+        exported = ExportedModel(path, KIND)
+        return exported.eval(), exported.card
     checkpoint = read_checkpoint(path)
     if missing := [key for key in CARD if key not in checkpoint]:
         raise UserError(

@@ -13,8 +13,8 @@ def load(weights: str | Path, model: str = "faster_rcnn") -> "Detector":
     """A trained detector: `load("output/faster_rcnn_R_50_FPN").predict("photo.jpg")` gives boxes, scores and names.
 
     Args:
-        weights: a run folder, whose `model_best.pth` is meant, a checkpoint in one, or another whole detector, such as
-            "coco"; see `detection.starts`.
+        weights: a run folder, whose `model_best.pth` is meant, a checkpoint in one, an exported file, or another whole
+            detector, such as "coco"; see `detection.starts`.
         model: which detector "coco" means, "faster_rcnn" or "yolov3".
 
     Raises:

@@ -163,13 +163,18 @@ def merge_file(cfg: CfgNode, path: Path, within: Sequence[Path] = ()) -> tuple[C
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a configuration of detection/configs or of a run folder")
+    return merge_yaml(cfg, path.read_bytes(), path, within)
+
+
+def merge_yaml(cfg: CfgNode, text: str | bytes, path: Path, within: Sequence[Path] = ()) -> tuple[CfgNode, list[str]]:
+    """Merges YAML as `merge_file` does; `path` is the file that it stands in."""
     try:
-        leaf = yaml.safe_load(path.read_text()) or {}
+        leaf = yaml.safe_load(text) or {}
         if not isinstance(leaf, dict):
             raise TypeError(f"it holds a {type(leaf).__name__}")
         bases = leaf.pop(BASE_KEY, [])
         bases = [bases] if isinstance(bases, str) else list(bases)
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, RecursionError) as error:
+    except (yaml.YAMLError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: is no YAML of keys and values ({str(error).splitlines()[0]})") from error
     within = (*within, path.resolve())
     for base in map(str, bases):

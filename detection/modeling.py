@@ -9,10 +9,12 @@ from detectron2.modeling import build_model as build_detectron2_model
 from torch import nn
 
 from common.errors import UserError
+from common.exported import is_exported
 from common.runtime import resolve_precision
 from detection import meta_arch as meta_arch  # registers it
 from detection.checkpoint import load_initial_weights, load_weights
 from detection.config import RecordingCfg, blamed_on, read_run_cfg
+from detection.exported import ExportedDetector, exported_cfg
 from detection.starts import foreign_cfg, resolve_start, run_of, set_classes
 from detection.yolov3.darknet import fold_batch_norm
 
@@ -34,7 +36,8 @@ def load_detector(
     It is for inference only: YOLOv3's BatchNorm is folded into its convolutions, which changes nothing but roundings.
 
     Args:
-        weights: a run folder or a checkpoint in one; or another whole detector, see `detection.starts`.
+        weights: a run folder or a checkpoint in one; an exported file; or another whole detector, see
+            `detection.starts`.
         options: KEY VALUE pairs over the configuration.
         model: which detector "coco" means.
         classes: what a detector of others is to detect, of its own classes those that have these names; default all.
@@ -46,6 +49,8 @@ def load_detector(
     if not source:
         raise UserError(f"{weights}: is no trained detector; expected a run folder, a checkpoint in one, or coco")
     cfg = RecordingCfg(read_detector_cfg(source, options))
+    if is_exported(source):
+        return cfg, ExportedDetector(Path(source), cfg)
     is_run = run_of(source) is not None
     if classes and not is_run:
         set_classes(cfg, classes)
@@ -61,7 +66,7 @@ def load_detector(
 
 
 def read_detector_cfg(source: str, options: Sequence[str] = ()) -> CfgNode:
-    """The configuration of a whole detector: the one beside its weights, or that of a detector of others.
+    """The configuration of a whole detector: the one beside or in its file, or that of a detector of others.
 
     Args:
         source: `MODEL.WEIGHTS`, see `detection.starts.resolve_start`.
@@ -70,5 +75,7 @@ def read_detector_cfg(source: str, options: Sequence[str] = ()) -> CfgNode:
     Raises:
         UserError: there is none, it is broken, or an option is wrong.
     """
+    if is_exported(source):
+        return exported_cfg(Path(source), options)
     run = run_of(source)
     return read_run_cfg(run, options) if run else foreign_cfg(source, options)

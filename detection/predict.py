@@ -11,6 +11,7 @@ from torch import Tensor
 from common.prediction import Prediction, Predictor
 from detection.config import NAMES
 from detection.dataset_mapper import DatasetMapper
+from detection.exported import ExportedDetector
 from detection.meta_arch import padded_size
 from detection.modeling import load_detector
 from detection.starts import folder_of, resolve_start
@@ -20,8 +21,8 @@ class Detector(Predictor):
     """A trained detector, with the name that tables and pictures give it.
 
     Args:
-        weights: a run folder, whose `model_best.pth` is meant, a checkpoint in one, or another whole detector, such as
-            "coco"; see `detection.starts`.
+        weights: a run folder, whose `model_best.pth` is meant, a checkpoint in one, an exported file, or another whole
+            detector, such as "coco"; see `detection.starts`.
         model: which detector "coco" means.
 
     Raises:
@@ -50,8 +51,10 @@ class Detector(Predictor):
         """The resized image, and `height` and `width` of the original one."""
         return self._mapper({"image": pixels})
 
-    def size_of(self, sample: dict) -> tuple[int, int]:
+    def size_of(self, sample: dict) -> tuple[int, ...]:
         """Height and width of the image once it is padded."""
+        if isinstance(self.model, ExportedDetector):  # which pads by itself
+            return tuple(sample["image"].shape[1:])
         return padded_size(sample["image"].shape[1:], cast(Backbone, self.model.backbone).size_divisibility)
 
     @torch.inference_mode()

@@ -45,7 +45,7 @@ class ROIAlign(nn.Module):
             (R, C, S, S) in the type of the features, S being `output_size`.
         """
         rois = rois.detach().float()
-        if features.device.type != "cpu":
+        if features.device.type != "cpu" or torch.jit.is_tracing():
             options = self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
             return roi_align(features.float(), rois, *options).to(features.dtype)
         channels, size = features.shape[1], self.output_size

@@ -18,6 +18,7 @@ import torchvision
 from detectron2.config import CfgNode
 
 from common.errors import UserError
+from common.exported import is_exported
 from common.runtime import default_device
 from common.weights import LOCAL_WEIGHTS, read_checkpoint, weights_of
 from common.zoo_pickle import is_pickle, read_zoo_pickle
@@ -190,7 +191,12 @@ def set_classes(cfg: CfgNode, classes: Sequence[str]) -> None:
 
 
 def folder_of(weights: str, output: Path = Path("output")) -> Path:
-    """Where what is found out about a detector goes: its run folder, or one below `output` for a detector of others."""
+    """Where what is found out about a detector goes: its run folder, or one below `output` for a detector of others.
+
+    What is found out about an exported file goes beside it.
+    """
+    if is_exported(weights):
+        return Path(weights).parent
     return run_of(weights) or output / "starts" / Path(weights).stem
 
 

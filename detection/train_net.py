@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
+from common.exported import is_exported
 from common.log import RunLog
 from common.processes import is_main_process, join_processes, leave_processes, on_main_process
 from common.run_folder import create_run_folder, write_atomically, write_results
@@ -90,7 +91,7 @@ def eval_only(args: argparse.Namespace) -> None:
     if not source:
         name = run_names(args)[0]
         raise UserError(f"{args.output}: no trained {name} in it; expected WEIGHTS=path, START=coco, or train first")
-    is_run = run_of(source) is not None
+    is_run = run_of(source) is not None or is_exported(source)  # which says what it was trained on
     if not is_run and (args.recipe or args.config or args.backbone):
         raise UserError(f"{args.start}: has a configuration of its own; leave RECIPE, CONFIG and BACKBONE out")
     root, classes = Path(args.data) if args.data else None, None

@@ -23,6 +23,7 @@ from common.images import read_image
 from detection.config import NAMES
 from detection.drawing import Picture
 from detection.experiment import newest_detector
+from detection.exported import ExportedDetector
 from detection.modeling import read_detector_cfg
 from detection.predict import Detector
 from detection.proposals import record_proposals, to_original
@@ -103,6 +104,7 @@ def build_page(models: Models, score: float, examples: Sequence[Path] = ()) -> g
         examples: photographs to choose from.
     """
     frcnn, yolov3, bird = models
+    has_proposals = frcnn is not None and not isinstance(frcnn.model, ExportedDetector)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
         gr.Markdown(f"# {TITLE}\nDrop a photograph: both detectors look for objects in it, the classifier for a bird.")
         seen = gr.State()  # the pixels and the proposals of the photograph
@@ -120,7 +122,7 @@ def build_page(models: Models, score: float, examples: Sequence[Path] = ()) -> g
                     parts |= {
                         name: _part(name, model, _picture) for name, model in ((FASTER_RCNN, frcnn), (YOLOV3, yolov3))
                     }
-                proposed = _picture(PROPOSALS, visible=frcnn is not None)
+                proposed = _picture(PROPOSALS, visible=has_proposals)
                 count = gr.Slider(
                     1,
                     300,
@@ -128,7 +130,7 @@ def build_page(models: Models, score: float, examples: Sequence[Path] = ()) -> g
                     step=1,
                     label="Proposals shown",
                     info="The best of Faster R-CNN's first stage; the brighter, the likelier an object",
-                    visible=frcnn is not None,
+                    visible=has_proposals,
                 )
 
         def clear() -> dict[Component, Any]:
@@ -144,7 +146,9 @@ def build_page(models: Models, score: float, examples: Sequence[Path] = ()) -> g
                 return clear() | {photograph: None}
             # Left out, it would become another component for the rest of the session, with Gradio's own reading.
             results: dict[Component, Any] = {photograph: path}
-            if frcnn is not None:
+            if frcnn is not None and not has_proposals:
+                results[parts[FASTER_RCNN]] = _show_objects(frcnn, image, score)
+            elif frcnn is not None:
                 with record_proposals(frcnn.model) as recorded:
                     results[parts[FASTER_RCNN]] = _show_objects(frcnn, image, score)
                 proposals = to_original(recorded[0].to("cpu"), *image.shape[1:])

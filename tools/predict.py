@@ -23,8 +23,10 @@ from tqdm import tqdm
 
 import classification
 import detection
+from classification.model import KIND
 from classification.predict import BirdClassifier
 from common.errors import UserError, exits_on_user_error
+from common.exported import is_exported, read_card
 from common.images import find_images
 from common.prediction import Prediction, best_weights
 from common.results import LeftOut, reserve_results, unique_names
@@ -49,17 +51,26 @@ def load_model(weights: str, model: str = "faster_rcnn") -> Detector | BirdClass
     """Loads any trained model.
 
     Args:
-        weights: a run folder, whose `model_best.pth` is meant, a file in one, or a whole detector of others, such as
-            "coco"; see `detection.starts`.
+        weights: a run folder, whose `model_best.pth` is meant, a file in one, an exported file, or a whole detector of
+            others, such as "coco"; see `detection.starts`.
         model: which detector "coco" means.
 
     Raises:
         UserError: this is no such model, or it is broken.
     """
     path = best_weights(Path(weights))
-    if path.is_file() and not is_foreign_file(path) and "model_name" in read_checkpoint(path):
-        return classification.load(path)
-    return detection.load(weights, model)
+    return classification.load(path) if is_classifier(path) else detection.load(weights, model)
+
+
+def is_classifier(path: Path) -> bool:
+    """Whether a file holds a bird classifier; one that is not there holds none.
+
+    Raises:
+        UserError: it is broken.
+    """
+    if is_exported(path):
+        return read_card(path)["kind"] == KIND
+    return path.is_file() and not is_foreign_file(path) and "model_name" in read_checkpoint(path)
 
 
 def draw(model: Detector | BirdClassifier, picture: Picture, prediction: Prediction) -> np.ndarray:

@@ -11,7 +11,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from classification import load
-from common.errors import exits_on_user_error
+from common.errors import UserError, exits_on_user_error
+from common.exported import is_exported
 from common.images import find_images
 from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import write_atomically
@@ -26,11 +27,15 @@ def main() -> None:
     """
     parser = argparse.ArgumentParser(description="The five likeliest species on each photograph.")
     parser.add_argument("images", nargs="+", help="photographs: files, folders or patterns")
-    parser.add_argument("--weights", type=Path, required=True, help="run folder, or a checkpoint in it")
+    parser.add_argument("--weights", type=Path, required=True, help="run folder, a checkpoint in it, an exported file")
     parser.add_argument("--saliency", action="store_true", help="also draw what speaks for the likeliest species")
     parser.add_argument("--output", type=Path, default=Path("output/predictions"), help="folder of those pictures")
     arguments = parser.parse_args()
 
+    if arguments.saliency and is_exported(arguments.weights):
+        raise UserError(
+            f"{arguments.weights}: has no gradients, which tell what speaks for a species; leave SALIENCY out"
+        )
     classifier = load(arguments.weights)
     paths = find_images(arguments.images)
     names = [f"{name}_saliency.png" for name in unique_names(paths)]

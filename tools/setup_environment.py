@@ -2,6 +2,7 @@
 
     python3 -m tools.setup_environment --venv .venv     # make setup
     python -m tools.setup_environment                   # make PYTHON=python setup: into the environment that is active
+    python -m tools.setup_environment --extra requirements-export.txt      # make PYTHON=python setup-export
 
 Runs before anything is installed, so it needs the standard library alone. It does nothing when nothing has changed:
 a stamp in the environment, written last, names what was installed. An interrupted set-up leaves no such stamp and is
@@ -71,9 +72,12 @@ def main() -> None:
         default=Path("requirements.txt"),
         help="constraints.txt lies beside it; default: %(default)s",
     )
+    parser.add_argument("--extra", type=Path, help="further requirements, which are installed once the others are")
     arguments = parser.parse_args()
     try:
         set_up(arguments.venv, arguments.requirements, os.environ.get("DETECTRON2", ""))
+        if arguments.extra:
+            add_extra(arguments.venv, arguments.requirements, arguments.extra)
     except KeyboardInterrupt:
         raise UserError("set-up was interrupted; the same command goes on with it") from None
     except OSError as error:
@@ -109,6 +113,31 @@ def set_up(venv: Path | None, requirements: Path, detectron2: str) -> None:
         _install(environment, requirements, detectron2)
 
 
+def add_extra(venv: Path | None, requirements: Path, extra: Path) -> None:
+    """Installs further packages into an environment that is set up; does nothing when they are there.
+
+    Args:
+        venv: its folder; None for the running interpreter's environment.
+        requirements: what it was set up with; `constraints.txt` lies beside it.
+        extra: file of pip requirements.
+
+    Raises:
+        UserError: a package cannot be had, or packages conflict.
+    """
+    environment = _find_environment(venv)
+    assert environment, "it was set up before"
+    with _lock(environment.folder / LOCK):
+        stamp = _read_stamp(environment)
+        digest = hashlib.sha256(f"{stamp['digest']}\0{extra.read_text()}".encode()).hexdigest()
+        if stamp.get("extra") == digest:
+            return
+        with _step(f"packages of {extra} (the first time about 200 MB)"):
+            pins = ["-r", str(extra), "-c", str(_constraints(requirements))]
+            _pip(environment, ["install", *pins], f"{extra}: could not be installed")
+        _check(environment)
+        _write_stamp(environment, stamp["detectron2"], stamp["digest"], digest)
+
+
 def _find_environment(venv: Path | None) -> Environment | None:
     """Asks the environment's own Python; None where that does not run or is another than the one that runs this."""
     python = str(venv.absolute() / "bin" / "python") if venv else sys.executable
@@ -141,9 +170,9 @@ def _read_stamp(environment: Environment) -> dict[str, str]:
         return {"detectron2": DETECTRON2, "digest": ""}
 
 
-def _write_stamp(environment: Environment, detectron2: str, digest: str) -> None:
+def _write_stamp(environment: Environment, detectron2: str, digest: str, extra: str = "") -> None:
     aside = environment.folder / f"{STAMP}.part"
-    aside.write_text(json.dumps({"detectron2": detectron2, "digest": digest}))
+    aside.write_text(json.dumps({"detectron2": detectron2, "digest": digest, "extra": extra}))
     aside.replace(environment.folder / STAMP)
 
 
@@ -221,9 +250,13 @@ def _install(environment: Environment, requirements: Path, detectron2: str) -> N
             _remove_detectron2(environment)
             # Without the constraints, as its own requirements may be older than ours: up to now iopath's are.
             _pip(environment, ["install", "--no-build-isolation", detectron2], f"{detectron2}: could not be installed")
+    _check(environment)
+    _write_stamp(environment, detectron2, digest)
+
+
+def _check(environment: Environment) -> None:
     with _step("pip check"):
         _run([environment.python, "-m", "pip", "check"], f"{environment.folder}: packages in conflict")
-    _write_stamp(environment, detectron2, digest)
 
 
 def _unpack_detectron2(environment: Environment) -> None:

@@ -128,7 +128,7 @@ def main() -> None:
     cfg = detector.cfg
     if not hasattr(detector.model, "proposal_generator"):
         raise UserError(
-            f"{weights}: is a {cfg.MODEL.META_ARCHITECTURE}, which has no proposals; expected a Faster R-CNN"
+            f"{weights}: is a {type(detector.model).__name__}, which shows no proposals; expected a run of Faster R-CNN"
         )
     folder = detector.folder / "proposals"
 

@@ -59,7 +59,8 @@ class YOLOAnchorGenerator(nn.Module):
             height, width = feature.shape[-2:]
             y = (torch.arange(height, device=sizes.device) + 0.5) * stride
             x = (torch.arange(width, device=sizes.device) + 0.5) * stride
-            centres = torch.cartesian_prod(y, x).flip(1)[:, None]  # (H * W, 1, 2)
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            centres = torch.stack([x, y], dim=2).view(-1, 1, 2)  # (H * W, 1, 2)
             anchors.append(Boxes(torch.cat([centres - sizes / 2, centres + sizes / 2], dim=2).view(-1, 4)))
         return anchors
 

@@ -143,16 +143,21 @@ class YOLOv3(Autocast, DenseDetector):
         scores = objectness[candidates, None] * predictions[candidates, 5:].sigmoid()
         above = scores > self.test_score_thresh
         rows, classes = above.nonzero(as_tuple=True)
-        scores, best = scores[above].topk(min(len(rows), self.test_topk_candidates))
+        scores = scores[above]
+        count = scores.shape[0]  # a tensor in a trace, where min would make a constant of it
+        topk = self.test_topk_candidates
+        scores, best = scores.topk(count.clamp(max=topk) if isinstance(count, Tensor) else min(count, topk))
         candidates, classes = candidates[rows[best]], classes[best]
         deltas = predictions[candidates, :4]
-        deltas[:, :2] = deltas[:, :2].sigmoid()
+        deltas = torch.cat([deltas[:, :2].sigmoid(), deltas[:, 2:]], dim=1)
         boxes = self.box2box_transform.apply_deltas(deltas, grid.anchors[candidates], grid.anchor_strides[candidates])
         keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)[: self.max_detections_per_image]
         return Instances(image_size, pred_boxes=Boxes(boxes[keep]), scores=scores[keep], pred_classes=classes[keep])
 
     def _grid(self, features: list[Tensor]) -> Grid:
-        """The grid of features of these sizes, which is made once."""
+        """The grid of features of these sizes, which is made once, and in a trace each time, as part of it."""
+        if torch.jit.is_tracing():
+            return Grid.of(self.anchor_generator, features)
         key = (self.device, *(feature.shape[-2:] for feature in features))
         if key not in self._grids:
             with torch.inference_mode(False):  # training needs other tensors than evaluation

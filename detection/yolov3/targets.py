@@ -43,7 +43,9 @@ class Grid:
         cells = to_device([[f.shape[-1], f.shape[-2]] for f in features], generator.strides.device)
         counts = cells.prod(dim=1) * generator.num_anchors
         anchors = generator(features)
-        strides = [stride.expand(len(level)) for stride, level in zip(generator.strides, anchors, strict=True)]
+        strides = [
+            stride.expand(level.tensor.shape[0]) for stride, level in zip(generator.strides, anchors, strict=True)
+        ]
         return cls(
             sizes=generator.sizes,
             strides=generator.strides,

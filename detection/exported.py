@@ -1,0 +1,66 @@
+"""Detectors that another runtime computes, in the place of Detectron2's: see `common.exported`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from common.exported import ExportedModel, read_card
+from common.runtime import default_device
+from detection.config import get_cfg, merge_options, merge_yaml
+from detection.test_time_augmentation import TTA
+
+KIND = "detector"
+
+
+class ExportedDetector(nn.Module):
+    """Takes and returns what the meta-architectures do; images run one by one.
+
+    Args:
+        path: the exported file.
+        cfg: its configuration, of which test-time augmentation alone still means something.
+
+    Raises:
+        UserError: see `common.exported.ExportedModel`.
+    """
+
+    def __init__(self, path: Path, cfg: CfgNode) -> None:
+        super().__init__()
+        self.model = ExportedModel(path, KIND)
+        is_yolov3 = cfg.MODEL.META_ARCHITECTURE == "YOLOv3"
+        nms_thresh = cfg.MODEL.YOLOV3.NMS_THRESH_TEST if is_yolov3 else cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
+        self.test_augmentation = TTA.from_config(cfg, nms_thresh)
+
+    def forward(self, batched_inputs: list[dict]) -> list[dict[str, Instances]]:
+        """Detects, see `detection.meta_arch.Autocast`."""
+        if self.test_augmentation is None:
+            return self._detect(batched_inputs)
+        return self.test_augmentation(self._detect, batched_inputs)
+
+    def _detect(self, batched_inputs: list[dict]) -> list[dict[str, Instances]]:
+        outputs = []
+        for inputs in batched_inputs:
+            height, width = inputs["image"].shape[1:]
+            boxes, labels = self.model(inputs["image"])
+            found = Instances((height, width), pred_boxes=Boxes(boxes[:, :4]), scores=boxes[:, 4], pred_classes=labels)
+            outputs.append(
+                {"instances": detector_postprocess(found, inputs.get("height", height), inputs.get("width", width))}
+            )
+        return outputs
+
+
+def exported_cfg(path: Path, options: Sequence[str] = ()) -> CfgNode:
+    """The configuration of the run that a detector was exported from, with KEY VALUE pairs over it.
+
+    Raises:
+        UserError: see `common.exported.ExportedModel`.
+    """
+    cfg = get_cfg()
+    card = read_card(path)
+    merge_yaml(cfg, card["config"], path)
+    cfg.MODEL.DEVICE = default_device()
+    merge_options(cfg, options)
+    return cfg
