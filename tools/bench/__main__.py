@@ -13,7 +13,7 @@ import torchvision
 
 from common.data_root import resolve_data_root
 from common.errors import exits_on_user_error
-from tools.bench import classification, faster_rcnn, training_images, voc, yolov3
+from tools.bench import classification, export, faster_rcnn, training_images, voc, yolov3
 
 BENCHMARKS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "classification": classification.training_epoch,
@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "voc_loader": voc.loader,
     "voc_evaluator": voc.evaluator,
     "training_images": training_images.training_images,
+    "export": export.speed,
 }
 
 
