@@ -14,7 +14,7 @@ import torchvision
 
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
-from tools.bench import busy, classification, faster_rcnn, training_images, voc, yolov3
+from tools.bench import busy, classification, export, faster_rcnn, training_images, voc, yolov3
 from tools.bench.rivals import fetched_ultralytics
 
 BENCHMARKS: dict[str, Callable[[Path], pd.DataFrame]] = {
@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "voc_evaluator": voc.evaluator,
     "training_images": training_images.training_images,
     "busy": busy.busy,
+    "export": export.speed,
 }
 WITH_ULTRALYTICS = {"yolov3", "training_images"}
 

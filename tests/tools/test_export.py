@@ -1,0 +1,215 @@
+"""Exported models beside PyTorch's in float32: small untrained ones, of which the test images are annotated."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from classification import evaluate as classification_evaluate
+from classification.predict import BirdClassifier
+from common.images import read_image
+from detection import train_net
+from detection.modeling import load_detector
+from detection.predict import Detector
+from detection.voc_annotations import annotation_xml
+from tests.birds import COLOURS as BIRDS
+from tests.birds import draw_birds
+from tests.tools.scenes import draw_scene
+from tools import app, compare_detectors, predict, predict_bird
+from tools.export import main
+
+for package in ("openvino", "onnx", "onnxruntime", "nncf"):
+    pytest.importorskip(package, reason=f"{package} is not installed: make setup-export", exc_type=ImportError)
+
+SPECIES = sorted(name[4:].replace("_", " ") for name in BIRDS)
+FLOAT32 = ["MODEL.PRECISION", "float32"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, make_detector, make_classifier) -> dict[str, Path]:
+    """Run folders; the data has what YOLOv3 finds in its test images for their truth."""
+    output = tmp_path_factory.mktemp("runs")
+    data = output / "data"
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (data / name).mkdir(parents=True)
+    (data / "labels.txt").write_text("red\nblue\n")
+    frcnn = make_detector(output / "faster_rcnn", "faster_rcnn_R_50_FPN", ["red", "blue"], data)
+    yolov3 = make_detector(output / "yolov3", "yolov3_tiny", ["red", "blue"], data)
+    detector = Detector(yolov3)
+    _, detector.model = load_detector(yolov3, FLOAT32)
+    for number, (height, width) in enumerate([(48, 64), (90, 60), (64, 70), (50, 50), (48, 64), (120, 70)]):
+        path = data / "JPEGImages" / f"{number}.jpg"
+        draw_scene(height, width, number)[0].save(path)
+        found = detector.predict(path, 0.0)
+        objects = list(zip(found.names[::4], found.boxes[::4].tolist(), strict=True))
+        (data / "Annotations" / f"{number}.xml").write_text(annotation_xml(path.name, height, width, objects))
+    (data / "ImageSets/Main/trainval.txt").write_text("0\n1\n2\n")
+    (data / "ImageSets/Main/test.txt").write_text("3\n4\n5\n")
+    bird = make_classifier(output / "bird", SPECIES)
+    return {"faster_rcnn": frcnn.parent, "yolov3": yolov3.parent, "bird": bird.parent, "data": data}
+
+
+@pytest.fixture(scope="module")
+def export(runs) -> Callable[..., Path]:
+    """Exports a run once."""
+
+    def export(name: str, form: str, precision: str = "float32", *options: object) -> Path:
+        out = runs[name] / "-".join(map(str, (form, precision, *options)))
+        if not out.exists():
+            words = ["--weights", runs[name], "--format", form, "--precision", precision, "--out", out, *options]
+            main([str(word) for word in words])
+        return out / ("model.xml" if form == "openvino" else "model.onnx")
+
+    return export
+
+
+def said(capsys, call: Callable, *words: object) -> str:
+    """The one line of an error, with exit code 2."""
+    with pytest.raises(SystemExit) as exit_code:
+        call([str(word) for word in words])
+    assert exit_code.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+@pytest.mark.parametrize("form", ["openvino", "onnx"])
+@pytest.mark.parametrize("name", ["faster_rcnn", "yolov3"])
+def test_boxes_are_those_of_pytorch_whatever_the_size(runs, export, name, form):
+    detector, exported = Detector(runs[name]), Detector(export(name, form))
+    _, detector.model = load_detector(runs[name], FLOAT32)
+    for path in sorted((runs["data"] / "JPEGImages").glob("*.jpg"))[:3]:
+        expected, found = detector.predict(path, 0.0), exported.predict(path, 0.0)
+        assert len(found) == len(expected) > 10
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+        distance = np.abs(found.boxes[:, None] - expected.boxes).max(axis=2)
+        distance[np.array(found.names)[:, None] != np.array(expected.names)] = np.inf
+        assert distance.min(axis=0).max() < 0.5 and distance.min(axis=1).max() < 0.5
+    assert (exported.name, exported.class_names) == (detector.name, ["red", "blue"])
+
+
+def test_size_is_the_short_side(runs, export):
+    path = runs["data"] / "JPEGImages" / "1.jpg"
+    exported = Detector(export("yolov3", "onnx", "float32", "--size", 96))
+    assert min(exported.prepare(read_image(path))["image"].shape[1:]) == 96
+    detector = Detector(runs["yolov3"])
+    longest = str(round(detector.cfg.INPUT.MAX_SIZE_TEST * 96 / 64))
+    options = [*FLOAT32, "INPUT.MIN_SIZE_TEST", "96", "INPUT.MAX_SIZE_TEST", longest]
+    detector.cfg, detector.model = load_detector(runs["yolov3"], options)
+    detector.prepare = exported.prepare
+    np.testing.assert_allclose(exported.predict(path, 0).boxes, detector.predict(path, 0).boxes, atol=0.5)
+
+
+@pytest.mark.parametrize(
+    ("form", "precision", "points"),
+    [("openvino", "float32", 0.1), ("onnx", "float32", 0.1), ("openvino", "int8", 0.5), ("onnx", "int8", 0.5)],
+)
+def test_ap_is_that_of_pytorch(runs, export, form, precision, points):
+    def ap(weights: Path, *options: str) -> float:
+        train_net.eval_only(train_net.parse_args(["--weights", str(weights), "--eval-only", *options]))
+        return 100 * json.loads((weights.parent / "evaluation" / "evaluation.json").read_text())["AP"]
+
+    expected = ap(runs["yolov3"] / "model_best.pth", *FLOAT32)
+    assert expected > 10
+    assert ap(export("yolov3", form, precision)) == pytest.approx(expected, abs=points)
+
+
+@pytest.mark.parametrize("form", ["openvino", "onnx"])
+def test_birds_are_those_of_pytorch(runs, export, form, tmp_path, monkeypatch, capsys):
+    draw_birds(tmp_path, test=4)
+
+    def probabilities(weights: Path, *options: str) -> list[str]:
+        words = [str(weights), "--data", str(tmp_path), "--output", str(tmp_path / "out"), *options]
+        monkeypatch.setattr(sys, "argv", ["evaluate", *words])
+        classification_evaluate.main()
+        return (tmp_path / "out" / "predictions.csv").read_text().splitlines()
+
+    weights = export("bird", form)
+    for options in ((), ("--tta",)):
+        expected, found = probabilities(runs["bird"] / "model_best.pth", *options), probabilities(weights, *options)
+        assert [row.rsplit(",", 1)[0] for row in found] == [row.rsplit(",", 1)[0] for row in expected]
+        for row, other in zip(found[1:], expected[1:], strict=True):
+            assert float(row.rsplit(",", 1)[1]) == pytest.approx(float(other.rsplit(",", 1)[1]), abs=1e-3)
+    monkeypatch.setattr(sys, "argv", ["predict_bird", "x.jpg", "--weights", str(weights), "--saliency"])
+    with pytest.raises(SystemExit):
+        predict_bird.main()
+    assert "has no gradients" in capsys.readouterr().err
+
+
+def test_int8_of_birds(runs, export, tmp_path):
+    draw_birds(tmp_path)
+    weights = export("bird", "openvino", "int8", "--data", tmp_path)
+    images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = BirdClassifier(runs["bird"]).probabilities(images)
+    found = BirdClassifier(weights).probabilities(images)
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, atol=0.03, rtol=0)
+
+
+def test_every_command_takes_it(runs, export, tmp_path, capsys):
+    photograph = runs["data"] / "JPEGImages" / "0.jpg"
+    frcnn, yolov3, bird = export("faster_rcnn", "onnx"), export("yolov3", "onnx"), export("bird", "onnx")
+    for weights, expected in ((yolov3, runs["yolov3"]), (bird, runs["bird"])):
+        entries = []
+        for number, each in enumerate((weights, expected)):
+            out = tmp_path / f"{weights.parent.parent.name}-{number}"
+            predict.main(["--weights", str(each), "--out", str(out), "--score", "0.2", str(photograph)])
+            entries.append([entry["category"] for entry in json.loads((out / "predictions.json").read_text())])
+        assert entries[0] == entries[1] and entries[0]
+    words = ["--frcnn", frcnn, "--yolov3", yolov3, "--out", tmp_path / "both", photograph]
+    compare_detectors.main([str(word) for word in words])
+    assert json.loads((tmp_path / "both" / "comparison.json").read_text())["weights"]["YOLOv3"] == str(yolov3)
+    models = app.load_models({app.FASTER_RCNN: str(frcnn), app.BIRDS: str(bird)})
+    assert models.frcnn and models.bird
+    app.build_page(models, 0.5)
+    assert app._started(str(yolov3)) == {app.YOLOV3: str(yolov3)}
+
+
+def test_what_cannot_be_exported(runs, export, tmp_path, capsys):
+    run = ["--weights", runs["yolov3"], "--out", tmp_path / "out"]
+    assert "PRECISION=bfloat16" in said(capsys, main, *run, "--format", "onnx", "--precision", "bfloat16")
+    assert "SIZE=8" in said(capsys, main, *run, "--size", 8)
+    assert "SIZE=0" in said(capsys, main, "--weights", runs["bird"], "--size", 0)
+    assert "is exported already" in said(capsys, main, "--weights", export("yolov3", "onnx"))
+    assert "WEIGHTS is not given" in said(capsys, main)
+    assert not (tmp_path / "out" / "model.xml").exists()
+
+
+@pytest.mark.parametrize("form", ["openvino", "onnx"])
+def test_a_bad_file_is_one_line(export, form, tmp_path, capsys, monkeypatch):
+    good = export("yolov3", form)
+
+    def told(path: Path) -> str:
+        return said(capsys, predict.main, "--weights", path, "--out", tmp_path / "out", good)
+
+    bad = tmp_path / good.name
+    assert "no such file" in told(bad)
+    bad.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    assert f"{bad}: cannot be read" in told(bad)
+    bad.write_bytes(good.read_bytes())
+    if form == "openvino":
+        assert f"{bad}: cannot be read" in told(bad)  # without the other file
+        with_half = (good.parent / "model.bin").read_bytes()
+        (tmp_path / "model.bin").write_bytes(with_half[: len(with_half) // 2])
+        assert f"{bad}: cannot be read" in told(bad)
+        (tmp_path / "model.bin").write_bytes(with_half)
+        bad.write_text(bad.read_text().replace("<kind ", "<other "))
+    else:
+        onnx = pytest.importorskip("onnx")
+        model = onnx.load(good)
+        del model.metadata_props[:]
+        onnx.save(model, bad)
+    assert "does not say which model it holds" in told(bad)
+    assert "is a detector of this project, expected a classifier" in said(
+        capsys, lambda words: run_evaluate(monkeypatch, words), good
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime" if form == "onnx" else "openvino", None)
+    assert "make setup-export" in told(good)
+
+
+def run_evaluate(monkeypatch, words: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate", *words])
+    classification_evaluate.main()
