@@ -166,7 +166,7 @@ def test_checkout_in_a_folder_with_spaces(tmp_path: Path) -> None:
     checkout = tmp_path / "a checkout"
     checkout.mkdir()
     shutil.copy(ROOT / "Makefile", checkout)
-    for package in ("tools", "detection", "common"):
+    for package in ("tools", "classification", "detection", "common"):
         shutil.copytree(ROOT / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
     # A target that reads the data root and writes nothing; the environment itself is set up by another test.
     output = subprocess.run(

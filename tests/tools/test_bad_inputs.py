@@ -327,7 +327,7 @@ CASES = {
         "boxes.json: not a JSON file (…); expected a JSON list of …"),
     "JSON of another form": Case(SCORE, put("boxes.json", "{}"), "boxes.json: holds {}, expected a JSON list of …"),
     "an image that is none": Case(SCORE, detection(image_id="d"),
-        "boxes.json: entry 0 (counted from 0): image_id \"d\" is not in the split, expected a string such as \"c\""),
+        "boxes.json: entry 0 (counted from 0): image_id \"d\" is not in the split, expected one such as \"c\""),
     "a class that is none": Case(SCORE, detection(category="rouge"),
         "boxes.json: entry 0 (counted from 0): category \"rouge\" is unknown, expected one of blue, red"),
     "a score of nan": Case(SCORE, detection(score=float("nan")),

@@ -91,7 +91,9 @@ def test_detector_says_what_its_model_says(name, output, photographs, tmp_path, 
     assert f"{len(entries)} predictions on 3 files" in capsys.readouterr().out
     assert {entry["image_id"] for entry in entries} == {"0", "1", "2"}
     # The evaluation reads the file as it is.
-    detections = read_detections(tmp_path / "out" / "predictions.json", ["0", "1", "2"], CLASSES)
+    detections = read_detections(
+        tmp_path / "out" / "predictions.json", [{"image_id": str(number)} for number in range(3)], CLASSES
+    )
     assert len(detections.score) == len(entries)
 
 
