@@ -152,13 +152,15 @@ def test_int8_of_birds(runs, export, tmp_path):
 def test_every_command_takes_it(runs, export, tmp_path, capsys):
     photograph = runs["data"] / "JPEGImages" / "0.jpg"
     frcnn, yolov3, bird = export("faster_rcnn", "onnx"), export("yolov3", "onnx"), export("bird", "onnx")
-    for weights, expected in ((yolov3, runs["yolov3"]), (bird, runs["bird"])):
-        entries = []
-        for number, each in enumerate((weights, expected)):
-            out = tmp_path / f"{weights.parent.parent.name}-{number}"
-            predict.main(["--weights", str(each), "--out", str(out), "--score", "0.2", str(photograph)])
-            entries.append([entry["category"] for entry in json.loads((out / "predictions.json").read_text())])
-        assert entries[0] == entries[1] and entries[0]
+    in_float32 = Detector(runs["yolov3"])
+    _, in_float32.model = load_detector(runs["yolov3"], FLOAT32)
+    for weights, model, score in ((yolov3, in_float32, 0.2), (bird, BirdClassifier(runs["bird"]), 0.0)):
+        out = tmp_path / weights.parent.parent.name
+        predict.main(["--weights", str(weights), "--out", str(out), "--score", str(score), str(photograph)])
+        entries = json.loads((out / "predictions.json").read_text())
+        expected = model.predict(photograph, score)
+        assert [entry["score"] for entry in entries] == pytest.approx(expected.scores.tolist(), abs=1e-4)
+        assert sorted(entry["category"] for entry in entries) == sorted(expected.names) != []
     words = ["--frcnn", frcnn, "--yolov3", yolov3, "--out", tmp_path / "both", photograph]
     compare_detectors.main([str(word) for word in words])
     assert json.loads((tmp_path / "both" / "comparison.json").read_text())["weights"]["YOLOv3"] == str(yolov3)
