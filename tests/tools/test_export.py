@@ -103,18 +103,28 @@ def test_size_is_the_short_side(runs, export):
     np.testing.assert_allclose(exported.predict(path, 0).boxes, detector.predict(path, 0).boxes, atol=0.5)
 
 
-@pytest.mark.parametrize(
-    ("form", "precision", "points"),
-    [("openvino", "float32", 0.1), ("onnx", "float32", 0.1), ("openvino", "int8", 0.5), ("onnx", "int8", 0.5)],
-)
-def test_ap_is_that_of_pytorch(runs, export, form, precision, points):
+@pytest.mark.parametrize("form", ["openvino", "onnx"])
+def test_ap_is_that_of_pytorch(runs, export, form):
     def ap(weights: Path, *options: str) -> float:
         train_net.eval_only(train_net.parse_args(["--weights", str(weights), "--eval-only", *options]))
         return 100 * json.loads((weights.parent / "evaluation" / "evaluation.json").read_text())["AP"]
 
     expected = ap(runs["yolov3"] / "model_best.pth", *FLOAT32)
     assert expected > 10
-    assert ap(export("yolov3", form, precision)) == pytest.approx(expected, abs=points)
+    assert ap(export("yolov3", form)) == pytest.approx(expected, abs=0.1)
+
+
+@pytest.mark.parametrize(("form", "weights"), [("openvino", "model.bin"), ("onnx", "model.onnx")])
+def test_int8_is_of_the_network_and_not_of_its_boxes(runs, export, form, weights):
+    """What int8 costs of AP needs a trained network and hundreds of images: docs/log.md has that."""
+    whole, small = (export("yolov3", form, precision) for precision in ("float32", "int8"))
+    assert small.with_name(weights).stat().st_size < 0.35 * whole.with_name(weights).stat().st_size
+    path = runs["data"] / "JPEGImages" / "3.jpg"
+    expected, found = Detector(whole).predict(path, 0.0), Detector(small).predict(path, 0.0)
+    # Were the decoding rounded to 256 steps, no box of the best would be where it was, to a pixel.
+    distance = np.abs(found.boxes[:, None] - expected.boxes[:10]).max(axis=2)
+    distance[np.array(found.names)[:, None] != np.array(expected.names[:10])] = np.inf
+    assert (distance.min(axis=0) < 1).sum() >= 8
 
 
 @pytest.mark.parametrize("form", ["openvino", "onnx"])
