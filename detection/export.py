@@ -34,6 +34,8 @@ class DetectorGraph(nn.Module):
         detector: one of our meta-architectures, in inference mode and float32.
     """
 
+    detector: Any  # Detectron2 has no types
+
     def __init__(self, detector: nn.Module) -> None:
         super().__init__()
         self.detector = detector
@@ -49,7 +51,7 @@ class DetectorGraph(nn.Module):
         # Detectron2 pads to a quotient rounded down, which OpenVINO rounds to the nearest.
         multiple = max(detector.backbone.size_divisibility, 1)
         normal = (image - detector.pixel_mean) / detector.pixel_std
-        padded = F.pad(normal, (0, -width % multiple, 0, -height % multiple))
+        padded = F.pad(normal, [0, -width % multiple, 0, -height % multiple])
         images = ImageList(padded[None], [(height, width)])
         features = detector.backbone(images.tensor)
         if isinstance(detector, GeneralizedRCNN):

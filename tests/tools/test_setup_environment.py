@@ -342,3 +342,21 @@ def test_everything_that_the_pins_pull_in_is_locked():
                 if not requirement.marker or requirement.marker.evaluate({"extra": extra}):
                     found = canonicalize_name(requirement.name)
                     pending += [(found, extra) for extra in ("", *requirement.extras)]
+
+
+def test_extra_packages_keep_to_the_lock_and_are_installed_once(venv, monkeypatch, capsys):
+    pins = write_pins(venv.parent, "leaf==1.0", constraints="leaf==1.0")
+    setup_environment.set_up(venv, pins, "")
+    extra = venv.parent / "requirements-export.txt"
+    extra.write_text("branch==1.0\n")
+    setup_environment.add_extra(venv, pins, extra)
+    assert list(venv.glob("lib/*/site-packages/branch.py")) and ask(venv, "leaf.version") == "1.0"
+    capsys.readouterr()
+    monkeypatch.setenv("PIP_FIND_LINKS", os.devnull)
+    setup_environment.set_up(venv, pins, "")
+    setup_environment.add_extra(venv, pins, extra)
+    assert capsys.readouterr().out == ""
+    extra.write_text("branch==2.0\n")
+    with pytest.raises(UserError, match=r"requirements-export\.txt: could not be installed") as refusal:
+        setup_environment.add_extra(venv, pins, extra)
+    assert "\n" not in str(refusal.value)
