@@ -114,17 +114,32 @@ def test_ap_is_that_of_pytorch(runs, export, form):
     assert ap(export("yolov3", form)) == pytest.approx(expected, abs=0.1)
 
 
-@pytest.mark.parametrize(("form", "weights"), [("openvino", "model.bin"), ("onnx", "model.onnx")])
-def test_int8_is_of_the_network_and_not_of_its_boxes(runs, export, form, weights):
-    """What int8 costs of AP needs a trained network and hundreds of images: docs/log.md has that."""
-    whole, small = (export("yolov3", form, precision) for precision in ("float32", "int8"))
-    assert small.with_name(weights).stat().st_size < 0.35 * whole.with_name(weights).stat().st_size
-    path = runs["data"] / "JPEGImages" / "3.jpg"
-    expected, found = Detector(whole).predict(path, 0.0), Detector(small).predict(path, 0.0)
-    # Were the decoding rounded to 256 steps, no box of the best would be where it was, to a pixel.
-    distance = np.abs(found.boxes[:, None] - expected.boxes[:10]).max(axis=2)
-    distance[np.array(found.names)[:, None] != np.array(expected.names[:10])] = np.inf
-    assert (distance.min(axis=0) < 1).sum() >= 8
+@pytest.mark.parametrize("form", ["openvino", "onnx"])
+def test_int8_hardly_moves_most_boxes(runs, export, form):
+    detector, exported = Detector(runs["yolov3"]), Detector(export("yolov3", form, "int8"))
+    _, detector.model = load_detector(runs["yolov3"], FLOAT32)
+    for path in sorted((runs["data"] / "JPEGImages").glob("*.jpg")):
+        expected, found = detector.predict(path, 0.15), exported.predict(path, 0.1)
+        assert len(expected) > 10 and found.scores.tolist() != expected.scores.tolist()
+        # Of two boxes that score nearly alike suppression may keep the other one, so the median counts.
+        assert np.median(np.abs(expected.boxes[:, None] - found.boxes).max(axis=2).min(axis=1)) < 0.5
+
+
+def test_int8_spares_what_predicts_and_decodes(export):
+    openvino = pytest.importorskip("openvino")
+    operations = openvino.Core().read_model(export("yolov3", "openvino", "int8")).get_ops()
+
+    def is_quantised(operation) -> bool:
+        sources = [each.get_source_output().get_node().get_type_name() for each in operation.inputs()]
+        return "FakeQuantize" in sources
+
+    convolutions = {
+        op.get_friendly_name(): is_quantised(op) for op in operations if op.get_type_name() == "Convolution"
+    }
+    predicting = [name for name in convolutions if ".prediction/" in name]
+    assert len(predicting) == 2 and not any(convolutions[name] for name in predicting)
+    assert sum(convolutions.values()) > 0
+    assert not any(is_quantised(op) for op in operations if op.get_type_name() in ("Multiply", "Exp", "Sigmoid"))
 
 
 @pytest.mark.parametrize("form", ["openvino", "onnx"])
