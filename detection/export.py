@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import ImageList
 from torch import Tensor, nn
@@ -55,8 +56,9 @@ class DetectorGraph(nn.Module):
         images = ImageList(padded[None], [(height, width)])
         features = detector.backbone(images.tensor)
         if isinstance(detector, GeneralizedRCNN):
-            proposals, _ = detector.proposal_generator(images, features)
-            (found,), _ = detector.roi_heads(images, features, proposals)
+            with patch_builtin_len():  # which would make a constant of the number of proposals
+                proposals, _ = detector.proposal_generator(images, features)
+                (found,), _ = detector.roi_heads(images, features, proposals)
         else:
             levels = [features[name] for name in detector.head_in_features]
             (found,) = detector.forward_inference(images, levels, detector.head(levels))

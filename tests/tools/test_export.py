@@ -81,7 +81,7 @@ def said(capsys, call: Callable, *words: object) -> str:
 def test_boxes_are_those_of_pytorch_whatever_the_size(runs, export, name, form):
     detector, exported = Detector(runs[name]), Detector(export(name, form))
     _, detector.model = load_detector(runs[name], FLOAT32)
-    for path in sorted((runs["data"] / "JPEGImages").glob("*.jpg"))[:3]:
+    for path in sorted((runs["data"] / "JPEGImages").glob("*.jpg")):  # padded to 64 x 64, 64 x 96 and 64 x 128
         expected, found = detector.predict(path, 0.0), exported.predict(path, 0.0)
         assert len(found) == len(expected) > 10
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
