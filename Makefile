@@ -99,7 +99,7 @@ check-datasets: setup ## Tells which data is complete, broken or missing, and wh
 ##@ Classification
 
 .PHONY: finetune
-finetune: setup ## Fine-tunes ResNet-18, or another network, on CUB-200-2011 [RECIPE=best|study|own.yaml MODEL LR EPOCHS PRETRAINED=1|0 WEIGHTS DATA NGPU RESUME=1 OPTS="key=value ..."]
+finetune: setup ## Fine-tunes ResNet-18, or another network, on CUB-200-2011 [RECIPE=best|study|alexnet|own.yaml MODEL LR EPOCHS PRETRAINED=1|0 WEIGHTS DATA NGPU RESUME=1 OPTS="key=value ..."]
 	@$(PY) -m tools.launch classification.train $(bird) $(call setting,epochs,EPOCHS) $(resume)
 
 .PHONY: sweep

@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 from classification.cub import FOLDER, Bird, read_cub
 from classification.data_loader import BirdDataset
 from classification.engine import BatchAugmentation
-from classification.model import KIND, check_image_size, head_modules, load_classifier
+from classification.model import CARD, KIND, check_image_size, head_modules, load_classifier
 from common.data_root import resolve_data_root
 from common.errors import UserError
 from common.export import Exportable
@@ -27,8 +27,7 @@ def exportable_classifier(weights: Path, size: int | None = None) -> Exportable:
         UserError: weights are missing or broken, or the network does not take images of this size.
     """
     model, checkpoint = load_classifier(best_weights(weights))
-    described = ("model_name", "class_names", "image_size", "crop_pct", "mean", "std")
-    card = {"kind": KIND, **{name: checkpoint[name] for name in described}}
+    card = {"kind": KIND, **{name: checkpoint[name] for name in CARD}}
     if size is not None:
         if size < 1:
             raise UserError(f"SIZE={size}: expected a positive number of pixels")

@@ -117,7 +117,7 @@ def sweep_grid(lrs: Sequence[float], epochs: Sequence[int], recipe: list[str], f
                 "epochs": count,
                 "validation top-1": result["validation_top1"],
                 "validation top-5": result["validation_top5"],
-                "best epoch": result["epoch"],
+                "epoch kept": result["epoch"],
                 "test top-1": result["top1"],
             }
         )
@@ -158,7 +158,7 @@ def compare_pretraining(recipe: list[str], epochs: int, folder: Path) -> None:
             "seed": results[name]["seed"],
             "test top-1": results[name]["top1"],
             "test top-5": results[name]["top5"],
-            "best epoch": results[name]["epoch"],
+            "epoch kept": results[name]["epoch"],
         }
         for name in curves
     ]

@@ -60,10 +60,7 @@ class ExportedModel(nn.Module):
     def __init__(self, path: Path, kind: str | None = None) -> None:
         super().__init__()
         self.path = path
-        self.card, compile_model = _open(path)
-        found = self.card["kind"]
-        if kind not in (None, found):
-            raise UserError(f"{path}: is a {found} of this project, expected a {kind}")
+        self.card, compile_model = _open(path, kind)
         with _told(path, "cannot be compiled"):
             self._run = compile_model(self.card["precision"])
 
@@ -79,16 +76,16 @@ class ExportedModel(nn.Module):
         return tensors if len(tensors) > 1 else tensors[0]
 
 
-def read_card(path: Path) -> dict[str, Any]:
+def read_card(path: Path, kind: str | None = None) -> dict[str, Any]:
     """What an exported file says of its model.
 
     Raises:
         UserError: see `ExportedModel`.
     """
-    return _open(path)[0]
+    return _open(path, kind)[0]
 
 
-def _open(path: Path) -> tuple[dict[str, Any], Callable[[str], Runner]]:
+def _open(path: Path, kind: str | None) -> tuple[dict[str, Any], Callable[[str], Runner]]:
     """The card of a file, and what makes it ready to run in a precision."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a model.xml or model.onnx that make export has written")
@@ -96,7 +93,10 @@ def _open(path: Path) -> tuple[dict[str, Any], Callable[[str], Runner]]:
     metadata, compile_model = open_file(path)
     if "kind" not in metadata:
         raise UserError(f"{path}: does not say which model it holds; expected a file that make export has written")
-    return {name: json.loads(value) for name, value in metadata.items()}, compile_model
+    card = {name: json.loads(value) for name, value in metadata.items()}
+    if kind not in (None, card["kind"]):
+        raise UserError(f"{path}: is a {card['kind']} of this project, expected a {kind}")
+    return card, compile_model
 
 
 @contextmanager

@@ -1,14 +1,15 @@
 """Detectors that another runtime computes, in the place of Detectron2's: see `common.exported`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from common.exported import ExportedModel, read_card
+from common.exported import ExportedModel
 from common.runtime import default_device
 from detection.config import get_cfg, merge_options, merge_yaml
 from detection.test_time_augmentation import TTA
@@ -20,16 +21,13 @@ class ExportedDetector(nn.Module):
     """Takes and returns what the meta-architectures do; images run one by one.
 
     Args:
-        path: the exported file.
+        model: the exported file, opened.
         cfg: its configuration, of which test-time augmentation alone still means something.
-
-    Raises:
-        UserError: see `common.exported.ExportedModel`.
     """
 
-    def __init__(self, path: Path, cfg: CfgNode) -> None:
+    def __init__(self, model: ExportedModel, cfg: CfgNode) -> None:
         super().__init__()
-        self.model = ExportedModel(path, KIND)
+        self.model = model
         is_yolov3 = cfg.MODEL.META_ARCHITECTURE == "YOLOv3"
         nms_thresh = cfg.MODEL.YOLOV3.NMS_THRESH_TEST if is_yolov3 else cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
         self.test_augmentation = TTA.from_config(cfg, nms_thresh)
@@ -52,14 +50,18 @@ class ExportedDetector(nn.Module):
         return outputs
 
 
-def exported_cfg(path: Path, options: Sequence[str] = ()) -> CfgNode:
+def exported_cfg(path: Path, card: Mapping[str, Any], options: Sequence[str] = ()) -> CfgNode:
     """The configuration of the run that a detector was exported from, with KEY VALUE pairs over it.
 
+    Args:
+        path: the exported file.
+        card: what it says of its model.
+        options: the pairs.
+
     Raises:
-        UserError: see `common.exported.ExportedModel`.
+        UserError: an option is wrong.
     """
     cfg = get_cfg()
-    card = read_card(path)
     merge_yaml(cfg, card["config"], path)
     cfg.MODEL.DEVICE = default_device()
     merge_options(cfg, options)

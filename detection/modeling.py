@@ -9,12 +9,12 @@ from detectron2.modeling import build_model as build_detectron2_model
 from torch import nn
 
 from common.errors import UserError
-from common.exported import is_exported
+from common.exported import ExportedModel, is_exported, read_card
 from common.runtime import resolve_precision
 from detection import meta_arch as meta_arch  # registers it
 from detection.checkpoint import load_initial_weights, load_weights
 from detection.config import RecordingCfg, blamed_on, read_run_cfg
-from detection.exported import ExportedDetector, exported_cfg
+from detection.exported import KIND, ExportedDetector, exported_cfg
 from detection.starts import foreign_cfg, resolve_start, run_of, set_classes
 from detection.yolov3.darknet import fold_batch_norm
 
@@ -48,9 +48,11 @@ def load_detector(
     source = resolve_start(str(weights), model)
     if not source:
         raise UserError(f"{weights}: is no trained detector; expected a run folder, a checkpoint in one, or coco")
-    cfg = RecordingCfg(read_detector_cfg(source, options))
     if is_exported(source):
-        return cfg, ExportedDetector(Path(source), cfg)
+        exported = ExportedModel(Path(source), KIND)
+        cfg = RecordingCfg(exported_cfg(exported.path, exported.card, options))
+        return cfg, ExportedDetector(exported, cfg)
+    cfg = RecordingCfg(read_detector_cfg(source, options))
     is_run = run_of(source) is not None
     if classes and not is_run:
         set_classes(cfg, classes)
@@ -76,6 +78,6 @@ def read_detector_cfg(source: str, options: Sequence[str] = ()) -> CfgNode:
         UserError: there is none, it is broken, or an option is wrong.
     """
     if is_exported(source):
-        return exported_cfg(Path(source), options)
+        return exported_cfg(Path(source), read_card(Path(source), KIND), options)
     run = run_of(source)
     return read_run_cfg(run, options) if run else foreign_cfg(source, options)

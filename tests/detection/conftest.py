@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import narrow
 from tests.detection.runs import NAME
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
@@ -48,20 +49,12 @@ def voc_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_opts() -> list[str]:
     """Options that shrink either recipe of Faster R-CNN to a very narrow ResNet-50 on 64-pixel images."""
     options = {
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
-        "MODEL.RESNETS.NORM": "BN",
-        "MODEL.BACKBONE.FREEZE_AT": 0,
-        "MODEL.FPN.OUT_CHANNELS": 16,
-        "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
+        **narrow.FASTER_RCNN,
         "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 50,
         "MODEL.RPN.PRE_NMS_TOPK_TEST": 50,
         "MODEL.RPN.POST_NMS_TOPK_TRAIN": 30,
-        "MODEL.RPN.POST_NMS_TOPK_TEST": 30,
         "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 32,
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
-        "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
         "INPUT.MIN_SIZE_TRAIN": (48, 64),
         "INPUT.MIN_SIZE_TEST": 64,
         "DATALOADER.NUM_WORKERS": 0,

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests import narrow
+
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
 
 
@@ -26,19 +28,7 @@ OBJECT = """<object><name>{}</name><difficult>0</difficult>
 TINY = {"MODEL.WEIGHTS": "", "MODEL.DEVICE": "cpu", "DATALOADER.NUM_WORKERS": 0, "INPUT.MIN_SIZE_TEST": 64}
 TINY |= {"SOLVER.IMS_PER_BATCH": 2, "SOLVER.MAX_ITER": 2, "SOLVER.LOG_PERIOD": 1}
 TINY |= {"TEST.EVAL_PERIOD": 1, "TEST.VALIDATION_LOSS_IMAGES": 2}
-TINY_FRCNN = {
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.NORM": "BN",
-    "MODEL.BACKBONE.FREEZE_AT": 0,
-    "MODEL.FPN.OUT_CHANNELS": 16,
-    "MODEL.ANCHOR_GENERATOR.SIZES": [[8], [16], [32], [64], [128]],
-    "MODEL.RPN.POST_NMS_TOPK_TEST": 30,
-    "SOLVER.STEPS": (1,),
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-    "INPUT.MIN_SIZE_TRAIN": (64,),
-}
+TINY_FRCNN = {**narrow.FASTER_RCNN, "SOLVER.STEPS": (1,), "INPUT.MIN_SIZE_TRAIN": (64,)}
 TINY_YOLOV3 = {
     "MODEL.DARKNET.NAME": "resnet10t",
     "MODEL.YOLOV3.CONV_DIMS": [8, 16, 16],

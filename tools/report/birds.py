@@ -11,7 +11,7 @@ from tools.report.figures import curves, taken_over
 from tools.report.runs import Run, Runs, finished, of_seeds
 
 COLUMNS = {"start": "start", "weights": "weights", "rate": "learning rate", "epochs": "epochs", "seed": "seed",
-           "validation_top1": "validation top-1, %", "validation_top5": "validation top-5, %", "epoch": "best epoch",
+           "validation_top1": "validation top-1, %", "validation_top5": "validation top-5, %", "epoch": "epoch kept",
            "top1": "test top-1, %", "top5": "test top-5, %"}  # fmt: skip
 OF_GRID = ("rate", "epochs", "validation_top1", "validation_top5", "epoch", "top1")
 OF_PAIR = ("start", "weights", "epochs", "rate", "seed", "top1", "top5", "epoch")
