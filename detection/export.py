@@ -102,7 +102,7 @@ def exportable_detector(weights: str, model: str = "faster_rcnn", size: int | No
         card=card,
         training_images=partial(training_images, cfg),
         prepare=lambda record: mapper(record)["image"].float(),
-        quantised=NETWORK,
+        network_parts=NETWORK,
         kept=PREDICTION_LAYERS,
     )
 
