@@ -12,6 +12,7 @@ from torch import nn
 
 from common.errors import UserError
 from common.exported import ExportedModel, is_exported
+from common.runtime import leave_cores
 from common.weights import load_state, locate_weights, read_checkpoint, weights_of
 
 logger = logging.getLogger(__name__)
@@ -175,4 +176,5 @@ def load_classifier(path: Path) -> tuple[nn.Module, dict]:
         )
     model = build_model(checkpoint["model_name"], len(checkpoint["class_names"]))
     load_state(model, weights_of(checkpoint), path)
+    leave_cores(model)
     return model.eval(), checkpoint

@@ -3,12 +3,15 @@
 import ctypes
 import functools
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from common.threads import LoadWatch
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +88,24 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
     """Scales the loss where gradients would vanish in float16; with other types it does nothing."""
     return torch.amp.GradScaler(device.type, enabled=resolve_precision(precision, device) == torch.float16)
+
+
+def leave_cores(model: nn.Module) -> None:
+    """Makes a network predict on the cores that other processes leave to it; training is as it was.
+
+    They are looked at twice a second, before the network runs. Where the user or a launcher has set `OMP_NUM_THREADS`,
+    that is the number of threads.
+    """
+    if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "sched_getaffinity"):
+        return
+    watch = LoadWatch()
+
+    def settle(module: nn.Module, _: object) -> None:
+        left = None if module.training else watch.cores_left()
+        if left is not None and left != torch.get_num_threads():
+            torch.set_num_threads(left)
+
+    model.register_forward_pre_hook(settle)
 
 
 def keep_freed_memory() -> None:

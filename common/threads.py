@@ -2,7 +2,9 @@
 
 The OpenMP runtime that torch brings lets a thread that waits for the others spin for some 300,000 rounds. On cores that
 are free nothing is faster; but where another process keeps the slowest thread from its core, the others spin on the
-cores that it could have moved to.
+cores that it could have moved to. They wait for it at every operator, however they do it: so a network that predicts
+leaves the cores on which others work (`common.runtime.leave_cores`). Training does not, since the number of threads
+sets the order in which gradients are summed, and with it their last digits.
 """
 
 import math
@@ -14,6 +16,9 @@ from pathlib import Path
 # Half a millisecond: as fast as spinning on, where the cores are free, and less of a loss where they become busy.
 SPINS = 10_000
 PROBE = 0.05  # seconds for which the cores are watched
+INTERVAL = 0.5  # seconds between two looks at them; a tick is a hundredth
+ENOUGH = 0.4  # of a core: what others take of it, above which they have it
+STAT = Path("/proc/stat")
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _THREADS_OF_USER = os.environ.get("OMP_NUM_THREADS")
 
@@ -45,6 +50,29 @@ def share_cores(processes: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(max(1, available_cores() // processes))
 
 
+class LoadWatch:
+    """Watches how much of the cores of this process others use."""
+
+    def __init__(self) -> None:
+        self._cores = os.sched_getaffinity(0)
+        self._last = self._now()
+
+    def cores_left(self) -> int | None:
+        """How many cores others leave, at least one; None where they were looked at a moment ago."""
+        if time.monotonic() - self._last[0] < INTERVAL:
+            return None
+        now = self._now()
+        elapsed, ours, work = (after - before for after, before in zip(now, self._last, strict=True))
+        self._last = now
+        others = max(0.0, work - ours) / elapsed
+        return max(1, len(self._cores) - math.floor(others + 1 - ENOUGH))
+
+    def _now(self) -> tuple[float, float, float]:
+        """Seconds: of the clock, of work of this process on all cores, of work of all processes on the watched ones."""
+        ticks = sum(work for core, (work, _) in _busy_and_idle(_read_times()).items() if core in self._cores)
+        return time.monotonic(), time.process_time(), ticks / os.sysconf("SC_CLK_TCK")
+
+
 def is_any_busy(before: str, after: str, cores: set[int]) -> bool:
     """Whether one of the cores worked more than half of the time between two readings of /proc/stat."""
     first, last = _busy_and_idle(before), _busy_and_idle(after)
@@ -68,7 +96,7 @@ def _busy_and_idle(stat: str) -> dict[int, tuple[int, int]]:
 
 def _read_times() -> str:
     try:
-        return Path("/proc/stat").read_text()
+        return STAT.read_text()
     except OSError:
         return ""  # a sandbox may hide it
 

@@ -27,6 +27,7 @@ from detectron2.utils import comm
 from matplotlib.figure import Figure
 
 from common.errors import UserError
+from common.exported import is_exported, read_card
 from common.run_folder import failures_as_warnings, write_atomically
 from detection.average_precision import (
     ASPECTS,
@@ -232,18 +233,20 @@ def evaluate_voc(ground_truth: Sequence[dict], detections: Detections, class_nam
 
 
 def read_threshold(weights: Path) -> float:
-    """The threshold with the best F1 of all classes, from the `evaluation.json` that lies beside a file of weights.
+    """The threshold with the best F1 of all classes: in an exported file, or in the `evaluation.json` beside weights.
 
     Raises:
         UserError: there is none that has a threshold.
     """
-    path = weights.parent / "evaluation.json"
+    path = weights if is_exported(weights) else weights.parent / "evaluation.json"
     try:
-        return float(json.loads(path.read_text())["threshold"])
+        content = read_card(path) if is_exported(weights) else json.loads(path.read_text())
+        return float(content["threshold"])
     except (OSError, ValueError, KeyError, TypeError) as error:
+        found = "no such file" if isinstance(error, FileNotFoundError) else "holds no threshold"
         raise UserError(
-            f"{path}: {'no such file' if isinstance(error, FileNotFoundError) else 'holds no threshold'}; expected the "
-            "evaluation of these weights, which training writes: give a number as the score"
+            f"{path}: {found}; expected that of the evaluation of these weights, which training writes: give a number "
+            "as the score"
         ) from error
 
 

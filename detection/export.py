@@ -1,5 +1,6 @@
 """A detector as one graph, from the pixels of an image to its boxes: what `tools.export` writes for other runtimes."""
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from common.data_root import resolve_data_root
 from common.errors import UserError
 from common.export import Exportable
 from detection.dataset_mapper import DatasetMapper
+from detection.evaluation import read_threshold
 from detection.exported import KIND
 from detection.modeling import load_detector, read_detector_cfg
 from detection.starts import resolve_start
@@ -84,6 +86,9 @@ def exportable_detector(weights: str, model: str = "faster_rcnn", size: int | No
         longest = round(cfg.INPUT.MAX_SIZE_TEST * size / cfg.INPUT.MIN_SIZE_TEST)
         options += ["INPUT.MIN_SIZE_TEST", str(size), "INPUT.MAX_SIZE_TEST", str(longest)]
     cfg, detector = load_detector(weights, options, model)
+    threshold = None
+    with suppress(UserError):  # not evaluated yet
+        threshold = read_threshold(Path(resolve_start(weights, model) or weights))
     card = {
         "kind": KIND,
         "architecture": cfg.MODEL.META_ARCHITECTURE,
@@ -91,6 +96,7 @@ def exportable_detector(weights: str, model: str = "faster_rcnn", size: int | No
         "input": "float32 (3, height, width), RGB, 0 to 255; boxes are x0, y0, x1, y1 in its pixels, score",
         "shortest_side": cfg.INPUT.MIN_SIZE_TEST,
         "longest_side": cfg.INPUT.MAX_SIZE_TEST,
+        "threshold": threshold,
         "config": cfg.dump(),
     }
     mapper = DatasetMapper(cfg, False)
@@ -102,7 +108,7 @@ def exportable_detector(weights: str, model: str = "faster_rcnn", size: int | No
         card=card,
         training_images=partial(training_images, cfg),
         prepare=lambda record: mapper(record)["image"].float(),
-        quantised=NETWORK,
+        network_parts=NETWORK,
         kept=PREDICTION_LAYERS,
     )
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from common.errors import UserError
 from common.exported import ExportedModel, is_exported, read_card
-from common.runtime import resolve_precision
+from common.runtime import leave_cores, resolve_precision
 from detection import meta_arch as meta_arch  # registers it
 from detection.checkpoint import load_initial_weights, load_weights
 from detection.config import RecordingCfg, blamed_on, read_run_cfg
@@ -63,6 +63,7 @@ def load_detector(
     else:
         load_initial_weights(detector, cfg)
     detector.eval()
+    leave_cores(detector)
     fold_batch_norm(detector, resolve_precision(cfg.MODEL.PRECISION, torch.device(cfg.MODEL.DEVICE)))
     return cfg, detector
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,11 @@ def settled(package: str = "common", **variables: str) -> list[str]:
     """The variables that a process which imports a package ends with, and whether torch was loaded by then."""
     names = ("GOMP_SPINCOUNT", "OMP_NUM_THREADS")
     program = f"import sys, os, {package}; print(*map(os.environ.get, {names}), 'torch' in sys.modules)"
+    return printed(program, **variables)
+
+
+def printed(program: str, **variables: str) -> list[str]:
+    """The words that a program prints, with these variables and none that say how threads compute."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     done = subprocess.run(
         [sys.executable, "-c", program], env=inherited | variables, cwd=ROOT, capture_output=True, text=True, check=True
@@ -53,6 +59,57 @@ def settled(package: str = "common", **variables: str) -> list[str]:
 def test_beside_busy_processes_threads_do_not_spin_whatever_is_imported_first(package):
     with busy_cores():
         assert settled(package) == ["0", "None", "False"]
+
+
+def test_cores_left_are_those_that_others_do_not_work_on(tmp_path, monkeypatch):
+    """Four cores of ticks of a hundredth; between two looks a second passes, in which this process works two."""
+    stat, clock = tmp_path / "stat", {"monotonic": 100.0, "process_time": 50.0}
+    for name in clock:
+        monkeypatch.setattr(time, name, partial(clock.get, name))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(os, "sysconf", lambda name: 100, raising=False)
+    monkeypatch.setattr(threads, "STAT", stat)
+
+    def look(*work: int) -> int | None:
+        """After a second in which each core worked so many hundredths, the last of them one that is not ours."""
+        totals[:] = (total + ticks for total, ticks in zip(totals, work, strict=True))
+        write()
+        clock["monotonic"] += 1
+        clock["process_time"] += 2
+        return watch.cores_left()
+
+    def write() -> None:
+        stat.write_text("".join(f"cpu{core} {ticks} 0 0 0 0 0 0 0\n" for core, ticks in enumerate(totals)))
+
+    totals = [7, 0, 90, 0, 0]
+    write()
+    watch = threads.LoadWatch()
+    assert watch.cores_left() is None  # looked at just now
+    assert look(50, 50, 50, 50, 0) == 4
+    assert look(50, 50, 50, 50, 100) == 4
+    assert look(60, 60, 60, 50, 0) == 4  # a third of a core is no reason
+    assert look(100, 100, 100, 0, 0) == 3
+    assert look(100, 100, 100, 60, 0) == 2
+    assert look(0, 0, 0, 0, 0) == 4  # what others did has ended
+
+
+@LINUX
+def test_a_network_that_predicts_makes_room_for_others_and_one_that_trains_does_not():
+    program = """
+import time, torch
+from common.runtime import leave_cores
+torch.set_num_threads(2)
+model = torch.nn.Linear(1, 1)
+leave_cores(model)
+for is_training in (True, False):
+    model.train(is_training)
+    time.sleep(1)
+    model(torch.ones(1, 1))
+    print(torch.get_num_threads())
+"""
+    with busy_cores():
+        assert printed(program) == ["2", "1"]
+        assert printed(program, OMP_NUM_THREADS="2") == ["2", "2"]
 
 
 @LINUX

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def runs(tmp_path_factory, make_detector, make_classifier) -> dict[str, Path]:
         (data / "Annotations" / f"{number}.xml").write_text(annotation_xml(path.name, height, width, objects))
     (data / "ImageSets/Main/trainval.txt").write_text("0\n1\n2\n")
     (data / "ImageSets/Main/test.txt").write_text("3\n4\n5\n")
+    (yolov3.parent / "evaluation.json").write_text('{"threshold": 0.2}')
     bird = make_classifier(output / "bird", SPECIES)
     return {"faster_rcnn": frcnn.parent, "yolov3": yolov3.parent, "bird": bird.parent, "data": data}
 
@@ -125,6 +127,24 @@ def test_int8_hardly_moves_most_boxes(runs, export, form):
         assert np.median(np.abs(expected.boxes[:, None] - found.boxes).max(axis=2).min(axis=1)) < 0.5
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_coordinates_stay_float32(export, precision):
+    """By the runtime's own account; a place of 300 pixels is a whole pixel wrong in bfloat16, one of 600 two."""
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no bfloat16")
+    file = export("faster_rcnn", "openvino", precision)
+    compiled = core.compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    kinds: dict[str, set[str]] = defaultdict(set)
+    for operation in compiled.get_runtime_model().get_ops():
+        told = operation.get_rt_info()
+        if "runtimePrecision" in told:
+            kinds[told["runtimePrecision"].value].add(told["layerType"].value)
+    assert kinds["bf16"] and {"ROIAlign", "Gather", "Concatenation"} <= kinds["f32"]
+    assert not {"ROIAlign", "Gather", "Concatenation"} & kinds["bf16"]
+
+
 def test_int8_spares_what_predicts_and_decodes(export):
     openvino = pytest.importorskip("openvino")
     operations = openvino.Core().read_model(export("yolov3", "openvino", "int8")).get_ops()
@@ -179,11 +199,14 @@ def test_every_command_takes_it(runs, export, tmp_path, capsys):
     frcnn, yolov3, bird = export("faster_rcnn", "onnx"), export("yolov3", "onnx"), export("bird", "onnx")
     in_float32 = Detector(runs["yolov3"])
     _, in_float32.model = load_detector(runs["yolov3"], FLOAT32)
-    for weights, model, score in ((yolov3, in_float32, 0.2), (bird, BirdClassifier(runs["bird"]), 0.0)):
+    for weights, model, score, least in (
+        (yolov3, in_float32, "best", 0.2),
+        (bird, BirdClassifier(runs["bird"]), "0", 0.0),
+    ):
         out = tmp_path / weights.parent.parent.name
-        predict.main(["--weights", str(weights), "--out", str(out), "--score", str(score), str(photograph)])
+        predict.main(["--weights", str(weights), "--out", str(out), "--score", score, str(photograph)])
         entries = json.loads((out / "predictions.json").read_text())
-        expected = model.predict(photograph, score)
+        expected = model.predict(photograph, least)
         assert [entry["score"] for entry in entries] == pytest.approx(expected.scores.tolist(), abs=1e-4)
         assert sorted(entry["category"] for entry in entries) == sorted(expected.names) != []
     words = ["--frcnn", frcnn, "--yolov3", yolov3, "--out", tmp_path / "both", photograph]

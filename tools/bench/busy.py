@@ -23,7 +23,7 @@ from classification.engine import BatchAugmentation, predict_logits
 from classification.recipe import load_recipe
 from classification.run import build_trainer
 from classification.train import RECIPES, start_process
-from common.runtime import default_device, keep_freed_memory
+from common.runtime import default_device, keep_freed_memory, leave_cores
 from tools.bench import faster_rcnn, yolov3
 from tools.bench.timing import ROUNDS, our_precision, seconds_of
 
@@ -60,6 +60,7 @@ def faster_rcnn_jobs(root: Path, _: Path) -> tuple[Job, Job]:
     """Faster R-CNN R50-FPN at 600 x 800: an image to detect on, a step of two."""
     samples, device = faster_rcnn.read_samples(root, 2, (600, 800)), default_device()
     model = faster_rcnn.build_ours(samples, device)[2]
+    leave_cores(model)
     ours = faster_rcnn.Detector("ours", our_precision(device), model, lambda batch: (batch,))
     return partial(ours.detect, samples[:1]), partial(ours.step, samples)
 
@@ -80,6 +81,7 @@ def resnet_jobs(_: Path, __: Path) -> tuple[Job, Job]:
     recipe = load_recipe(RECIPES / "study.yaml", ["pretrained=false"])
     card = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "class_names": [""] * CLASSES}
     trainer = build_trainer(recipe, model, 1000, card)
+    leave_cores(model)
     images = torch.randint(256, (64, 3, 224, 224), dtype=torch.uint8)
     labels, seeds = torch.randint(CLASSES, (64,)), torch.arange(64)
     prepare = BatchAugmentation(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
