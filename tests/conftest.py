@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -126,9 +127,13 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
 
 @pytest.fixture(scope="session")
 def drawn_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The drawn sample, for tests that leave it as it is: drawing takes ten seconds."""
-    root = tmp_path_factory.mktemp("data") / "sample"
-    draw_sample(root)
+    """The drawn sample, for tests that leave it as it is: drawing takes ten seconds, so all workers share one."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data" / "sample"
+    root.parent.mkdir(exist_ok=True)
+    with (root.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        draw_sample(root)  # which does nothing where another worker has
     return root
 
 
