@@ -1,5 +1,8 @@
 """Fixtures shared by all tests."""
 
+import ctypes
+import fcntl
+import gc
 import json
 import os
 import subprocess
@@ -126,10 +129,26 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
 
 @pytest.fixture(scope="session")
 def drawn_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The drawn sample, for tests that leave it as it is: drawing takes ten seconds."""
-    root = tmp_path_factory.mktemp("data") / "sample"
-    draw_sample(root)
+    """The drawn sample, for tests that leave it as it is: drawing takes ten seconds, so all workers share one."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data" / "sample"
+    root.parent.mkdir(exist_ok=True)
+    with (root.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        draw_sample(root)  # which does nothing where another worker has
     return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def freed_memory_goes_back() -> Iterator[None]:
+    """Undoes `keep_freed_memory` of the command lines that tests call here: a process of many files would only grow."""
+    yield
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 128 * 1024)  # M_TRIM_THRESHOLD and M_MMAP_MAX as glibc has them
+        libc.mallopt(-4, 65536)
+        gc.collect()
+        libc.malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

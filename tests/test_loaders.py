@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,12 @@ from common.errors import one_line
 from common.stream import TrainingStream, build_train_loader, worker_count
 from detection.config import get_cfg
 from detection.data_loader import BatchLoader, build_test_loader, pack, unpack
+from tests.birds import draw_birds
 from tests.conftest import ROOT, ForkServer, environment
+from tests.detection import conftest as detection
 
 CPU = torch.device("cpu")
+voc_folder, tiny_opts = detection.voc_folder, detection.tiny_opts
 
 
 def sample(number: int, height: int, width: int, boxes: int | None, **fields: torch.Tensor) -> dict:
@@ -149,24 +153,44 @@ def assert_says_why(code: int, printed: str) -> None:
     assert "/dev/shm" in errors[0]
 
 
-def command(half: str, sample: Path, output: Path, side: int) -> list[str]:
+@pytest.fixture(params=["boxes", "birds"])
+def command(
+    request: pytest.FixtureRequest, voc_folder: Path, tiny_opts: list[str], tmp_path: Path
+) -> Callable[[int], list[str]]:
     """The command line of a training on images of a side with one loading process; a checkpoint at every step."""
-    if half == "birds":
-        words = ["classification.train", "study", f"data={sample}", "--output", str(output)]
-        recipe = ["model=test_resnet", "pretrained=false", "cache=false", "workers=1", "checkpoint_every=1"]
-        return [*words, *recipe, "batch_size=8", f"image_size={side}"]
-    words = ["detection.train_net", "--data", str(sample), "--pretrained", "0", "--output", str(output)]
-    loading = ["DATALOADER.NUM_WORKERS", "1", "INPUT.MIN_SIZE_TRAIN", f"({side},)", "INPUT.MAX_SIZE_TRAIN", "1000"]
-    return [*words, *loading, "SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.IMS_PER_BATCH", "4"]
+
+    def make(side: int) -> list[str]:
+        if request.param == "birds":
+            words = [
+                "classification.train",
+                "study",
+                f"data={draw_birds(tmp_path)}",
+                "--output",
+                str(tmp_path / "runs"),
+            ]
+            recipe = ["model=test_resnet", "pretrained=false", "cache=false", "workers=1", "checkpoint_every=1"]
+            return [*words, *recipe, "batch_size=8", "epochs=500", f"image_size={side}"]
+        words = [
+            "detection.train_net",
+            "--data",
+            str(voc_folder),
+            "--pretrained",
+            "0",
+            "--output",
+            str(tmp_path / "runs"),
+        ]
+        loading = ["DATALOADER.NUM_WORKERS", "1", "INPUT.MIN_SIZE_TRAIN", f"({side},)", "INPUT.MAX_SIZE_TRAIN", "1000"]
+        return [*words, *tiny_opts, *loading, "SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.MAX_ITER", "2000"]
+
+    return make
 
 
-@pytest.mark.parametrize("half", ["boxes", "birds"])
 def test_a_killed_loading_process_ends_the_training_in_one_line(
-    half: str, fork_server: ForkServer, drawn_sample: Path, tmp_path: Path
+    command: Callable[[int], list[str]], fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    process = fork_server.start(*command(half, drawn_sample, tmp_path, 64))
+    process = fork_server.start(*command(64))
     while not list(tmp_path.rglob("model_last.pth")):
-        assert psutil.pid_exists(process.number), process.log.read_text()
+        assert psutil.Process(process.number).status() != psutil.STATUS_ZOMBIE, process.log.read_text()
         time.sleep(0.02)
     while not (workers := psutil.Process(process.number).children()):
         time.sleep(0.001)
@@ -174,15 +198,12 @@ def test_a_killed_loading_process_ends_the_training_in_one_line(
     assert_says_why(*process.end())
 
 
-@pytest.mark.parametrize("half", ["boxes", "birds"])
-def test_shared_memory_that_is_too_small_ends_the_training_in_one_line(
-    half: str, drawn_sample: Path, tmp_path: Path
-) -> None:
+def test_shared_memory_that_is_too_small_ends_the_training_in_one_line(command: Callable[[int], list[str]]) -> None:
     """As in a container with 64 MB of it and larger batches; here 1 MB are."""
     small = "mount -t tmpfs -o size=1m tmpfs /dev/shm"
     if subprocess.run(["unshare", "-m", "sh", "-c", small], capture_output=True).returncode:
         pytest.skip("needs root, and unshare: only then can this test have a small /dev/shm of its own")
-    words = [sys.executable, "-m", "tools.launch", *command(half, drawn_sample, tmp_path, 512)]
+    words = [sys.executable, "-m", "tools.launch", *command(512)]
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", f'{small} && exec "$@"', "sh", *words],
         cwd=ROOT,

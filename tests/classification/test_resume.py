@@ -93,13 +93,17 @@ def test_ctrl_c(kept_root, wholes, tmp_path):
 
 def test_ctrl_c_for_two_processes_and_for_their_launcher_alone(kept_root, wholes, tmp_path):
     run, said = tmp_path / "run", tmp_path / "said.txt"
-    for attempt, stop in enumerate((os.killpg, os.kill)):
-        begun = goes_on(tmp_path, "run") if attempt else words(kept_root, tmp_path, "run", **MANY)
-        launcher = launch(begun, said, 2)
-        wait_for_checkpoints(run / "model_last.pth", 2 + attempt, lambda it=launcher: it.poll() is None)
-        stop(launcher.pid, signal.SIGINT)
-        assert launcher.wait() == 130, said.read_text()
-        assert_says_how_to_go_on(said, run)
+    children = start(words(kept_root, tmp_path, "run", **MANY), said, 2)
+    wait_for_checkpoints(run / "model_last.pth", 2, children[0].is_alive)
+    for child in children:
+        os.kill(child.pid, signal.SIGINT)
+    assert ended(children) == [130, 130], said.read_text()
+    assert_says_how_to_go_on(said, run)
+    launcher = launch(goes_on(tmp_path, "run"), said, 2)
+    wait_for_checkpoints(run / "model_last.pth", 3, lambda: launcher.poll() is None)
+    os.kill(launcher.pid, signal.SIGINT)
+    assert launcher.wait() == 130, said.read_text()
+    assert_says_how_to_go_on(said, run)
     assert ended(start(goes_on(tmp_path, "run"), said, 2)) == [0, 0], said.read_text()
     assert_same_runs(run, wholes[2])
 

@@ -19,7 +19,7 @@ from detection.train_net import parse_args
 from detection.trainer import Trainer
 
 YOLOV3 = {
-    "MODEL.DARKNET.NAME": "resnet10t",
+    "MODEL.DARKNET.NAME": "test_resnet",
     "MODEL.YOLOV3.CONV_DIMS": [8, 16, 16],
     "MODEL.YOLOV3.NUM_CONVS": [1, 1, 1],
     "MODEL.YOLOV3.SCORE_THRESH_TEST": 0.000001,
@@ -87,7 +87,7 @@ VALID = {
     "MODEL.YOLOV3.SCORE_THRESH_TEST": 0.0001,
     "MODEL.YOLOV3.TOPK_CANDIDATES_TEST": 5,
     "MODEL.YOLOV3.NMS_THRESH_TEST": 0.1,
-    "MODEL.DARKNET.NAME": "resnet14t",
+    "MODEL.DARKNET.NAME": "resnet10t",
     "MODEL.DARKNET.NORM": "SyncBN",
     "MODEL.DARKNET.NORM_EPS": 0.001,
     "MODEL.DARKNET.NEGATIVE_SLOPE": 0.2,

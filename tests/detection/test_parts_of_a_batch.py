@@ -11,8 +11,6 @@ That holds where nothing is normalised over what a process sees at once and noth
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from common.run_folder import read_metrics
 from detection.experiment import Experiment, new_experiment
 from detection.train_net import parse_args
 from detection.trainer import Trainer
-from tests.conftest import ROOT, environment
+from tests.conftest import ForkServer
 from tests.processes import together
 
 STEPS = 3
@@ -126,28 +124,20 @@ def test_parts_train_as_the_whole_does(network: tuple, whole: tuple, processes: 
 
 
 @pytest.mark.parametrize("network", ["faster_rcnn"], indirect=True)
-def test_two_machines_of_slurm_train_as_the_whole_does(network: tuple, whole: tuple, tmp_path: Path) -> None:
+def test_two_machines_of_slurm_train_as_the_whole_does(
+    network: tuple, whole: tuple, fork_server: ForkServer, tmp_path: Path
+) -> None:
     """On loopback, and with no variable but SLURM's own."""
     model, data, opts = network
     given = dict(zip(opts[::2], opts[1::2], strict=True))
     del given["INPUT.MIN_SIZE_TRAIN"]  # which a command line would refuse beside SQUARE_SIZES_TRAIN
     given |= {"SOLVER.MAX_ITER": str(STEPS), "SOLVER.LOG_PERIOD": "1", "TEST.EVAL_PERIOD": "0"}
-    words = [sys.executable, "-m", "tools.launch", "detection.train_net", "--model", model, "--data", str(data)]
+    words = ["detection.train_net", "--model", model, "--data", str(data)]
     words += ["--pretrained", "0", "--output", str(tmp_path), *words_of(given)]
     slurm = {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid())}
-    launches = [
-        subprocess.Popen(
-            words,
-            cwd=ROOT,
-            env=environment(**slurm, SLURM_NODEID=str(node)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for node in range(2)
-    ]
-    printed = [launch.communicate(timeout=180)[0] for launch in launches]
-    assert [launch.returncode for launch in launches] == [0, 0], "\n".join(printed)
+    launches = [fork_server.start(*words, **slurm, SLURM_NODEID=str(node)) for node in range(2)]
+    outcomes = [launch.end() for launch in launches]
+    assert [code for code, _ in outcomes] == [0, 0], outcomes
     (run,) = tmp_path.iterdir()
     for row, losses in zip(read_metrics(run), whole[0], strict=True):
         assert {name: row[name] for name in losses} == pytest.approx(losses, rel=1e-4)

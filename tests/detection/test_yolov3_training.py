@@ -26,7 +26,7 @@ from detection.yolov3.losses import YOLOv3Loss
 from detection.yolov3.targets import Grid, assign_targets
 from tests.detection.runs import assert_same
 
-BACKBONE = "resnet10t"  # the smallest of timm's networks with all strides
+BACKBONE = "test_resnet"  # a very small one of timm's with all strides
 TINY = {
     "MODEL.WEIGHTS": "",
     "MODEL.DARKNET.NAME": BACKBONE,

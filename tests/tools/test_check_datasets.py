@@ -1,15 +1,16 @@
 """The check on small data sets written here, each with one damage whose report is known."""
 
-import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.conftest import ForkServer
 from tools import check_datasets
 
-ROOT = Path(__file__).resolve().parents[2]
 ANNOTATION = "<annotation><size><width>40</width><height>30</height></size></annotation>"
 
 
@@ -53,9 +54,10 @@ def states(root: Path, name: str, deep: bool = False) -> list[tuple[str, int, in
     return [(report.state, report.found, report.expected) for report in check_datasets.check_official(root, name, deep)]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "tools.check_datasets", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture
+def run(fork_server: ForkServer) -> Callable[..., tuple[int, str]]:
+    """Runs the command line in a process of its own; its exit code and what it printed."""
+    return partial(fork_server, "tools.check_datasets")
 
 
 def test_everything_complete(root):
@@ -127,46 +129,46 @@ def test_only_an_official_data_set_or_nothing_is_mended_by_a_download(root, tmp_
     assert report[0].state == "complete" and "not the official size, 1" in report[0].remark
 
 
-def test_command_line(root):
+def test_command_line(run, root):
     """The command knows the real official sizes, so this root holds smaller data sets."""
-    process = run("--root", str(root))
-    assert process.returncode == 0
-    assert process.stdout.count("not the official size") == 5
+    code, printed = run("--root", str(root))
+    assert code == 0
+    assert printed.count("not the official size") == 5
 
     (root / "VOC2012/Annotations/2008_000001.xml").unlink()
-    process = run("voc2007", "voc2012", "--root", str(root))
-    assert process.returncode == 2
-    assert "put back what is named" in process.stdout and "CUB" not in process.stdout
+    code, printed = run("voc2007", "voc2012", "--root", str(root))
+    assert code == 2
+    assert "put back what is named" in printed and "CUB" not in printed
 
-    process = run("--root", str(root / "no such"))
-    assert process.returncode == 2
-    assert f"make datasets DATA='{root / 'no such'}'" in process.stdout
-    assert "0 of 11,540" in process.stdout
+    code, printed = run("--root", str(root / "no such"))
+    assert code == 2
+    assert f"make datasets DATA='{root / 'no such'}'" in printed
+    assert "0 of 11,540" in printed
 
 
-def test_a_root_that_is_one_folder_in_voc_layout(tmp_path):
+def test_a_root_that_is_one_folder_in_voc_layout(run, tmp_path):
     write_voc(tmp_path, {"train": ["a", "b"], "val": ["c"]})
-    process = run("--root", str(tmp_path))
-    assert process.returncode == 0
-    assert [line.split()[1:] for line in process.stdout.splitlines()[2:4]] == [
+    code, printed = run("--root", str(tmp_path))
+    assert code == 0
+    assert [line.split()[1:] for line in printed.splitlines()[2:4]] == [
         ["train", "complete", "2", "of", "2"],
         ["val", "complete", "1", "of", "1"],
     ]
 
 
-def test_annotations_beside_the_images_in_flat_folders(tmp_path):
+def test_annotations_beside_the_images_in_flat_folders(run, tmp_path):
     for file in ("train/a b", "train/c", "valid/a b"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         Image.new("RGB", (40, 30), "teal").save(tmp_path / f"{file}.jpg")
         (tmp_path / f"{file}.xml").write_text(ANNOTATION)
-    process = run("--root", str(tmp_path))
-    assert process.returncode == 0
-    assert "train: 0 objects (none); 0 small, 0 middle-sized, 0 large; 2 of 2 images without" in process.stdout
-    assert "val: 0 objects (none); 0 small, 0 middle-sized, 0 large; 1 of 1 images without" in process.stdout
+    code, printed = run("--root", str(tmp_path))
+    assert code == 0
+    assert "train: 0 objects (none); 0 small, 0 middle-sized, 0 large; 2 of 2 images without" in printed
+    assert "val: 0 objects (none); 0 small, 0 middle-sized, 0 large; 1 of 1 images without" in printed
     (tmp_path / "valid/a b.jpg").unlink()
-    process = run("--root", str(tmp_path))
-    assert process.returncode == 2
-    assert "missing: valid/a b.jpg" in process.stdout
+    code, printed = run("--root", str(tmp_path))
+    assert code == 2
+    assert "missing: valid/a b.jpg" in printed
 
 
 OBJECT = (
@@ -174,23 +176,20 @@ OBJECT = (
 )
 
 
-def test_objects_of_ones_own_folder_are_counted_and_a_wrong_annotation_is_named(tmp_path):
+def test_objects_of_ones_own_folder_are_counted_and_a_wrong_annotation_is_named(run, tmp_path):
     write_voc(tmp_path, {"train": ["a photo 1", "b"], "val": ["c"]})
     (tmp_path / "ImageSets/Main/train.txt").write_bytes(b"\xef\xbb\xbfa photo 1\r\nb -1\r\n")
     (tmp_path / "JPEGImages/b.jpg").rename(tmp_path / "JPEGImages/b.Jpg")
     # 30 x 30 and 40 x 30 pixels, on either side of 32 x 32.
     objects = OBJECT.format("cat", 30) + OBJECT.format("cat", 40) + OBJECT.format("dog", 40)
     (tmp_path / "Annotations/b.xml").write_text(ANNOTATION.replace("</size>", f"</size>{objects}"))
-    process = run("--root", str(tmp_path), "--deep")
-    assert process.returncode == 0, process.stdout
-    assert (
-        "train: 3 objects (cat 2, dog 1); 1 small, 2 middle-sized, 0 large; 1 of 2 images without objects"
-        in process.stdout
-    )
+    code, printed = run("--root", str(tmp_path), "--deep")
+    assert code == 0, printed
+    assert "train: 3 objects (cat 2, dog 1); 1 small, 2 middle-sized, 0 large; 1 of 2 images without objects" in printed
     (tmp_path / "Annotations/c.xml").write_text(ANNOTATION.replace(">40<", ">no<"))
-    process = run("--root", str(tmp_path))
-    assert process.returncode == 2
-    assert "Annotations/c.xml: <size> with <width> and <height> is missing" in process.stdout
+    code, printed = run("--root", str(tmp_path))
+    assert code == 2
+    assert "Annotations/c.xml: <size> with <width> and <height> is missing" in printed
 
 
 @pytest.mark.parametrize("folders", [("",), ("train/", "val/")])

@@ -1,7 +1,5 @@
 """The command line end to end: Darknet's files to ours and back, every byte the same."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,8 +126,7 @@ def test_user_errors(tmp_path, capsys):
     assert "expected weights of the network" in error_of(capsys, target, tmp_path / "out.weights", *CONFIG)
 
 
-def test_as_a_command(tmp_path):
-    command = [sys.executable, "-m", "tools.convert_darknet", str(tmp_path / "none.weights"), "out.pth", *CONFIG]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "no such file" in result.stderr and "Traceback" not in result.stderr
+def test_as_a_command(fork_server, tmp_path):
+    code, printed = fork_server("tools.convert_darknet", str(tmp_path / "none.weights"), "out.pth", *CONFIG)
+    assert code == 2
+    assert "no such file" in printed and "Traceback" not in printed

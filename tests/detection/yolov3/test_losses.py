@@ -1,5 +1,6 @@
 """Targets and losses against a reference that walks over images, cells and objects one by one in float64."""
 
+import functools
 import math
 
 import pytest
@@ -160,6 +161,22 @@ def instances(scene: list[tuple]) -> Instances:
     return Instances((HEIGHT, WIDTH), gt_boxes=Boxes(boxes), gt_classes=classes)
 
 
+@functools.cache  # for both devices, and before there is a pretended one, which makes its many small steps slow
+def of_the_reference(name: str, options: tuple) -> tuple[list[Tensor], list[list[tuple]], dict, tuple, int]:
+    """Raw outputs and scenes, with the losses, their gradients and the number of ignored boxes of the reference."""
+    generator = torch.Generator().manual_seed(len(name))
+    scenes = FAR_EDGE if name == "far edge" else [random_scene(count, generator) for count in SCENES[name]]
+    levels = [
+        (
+            0.3 * torch.randn(len(scenes), 3 * (5 + CLASSES), HEIGHT // s, WIDTH // s, generator=generator)
+        ).requires_grad_()
+        for s in STRIDES
+    ]
+    losses, num_ignored = reference(levels, scenes, *options)
+    gradients = torch.autograd.grad(sum(losses.values()), levels)
+    return [level.detach() for level in levels], scenes, losses, gradients, num_ignored
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize(
     ("scenes", "options"),
@@ -173,22 +190,15 @@ def instances(scene: list[tuple]) -> Instances:
     ],
 )
 def test_losses_and_gradients_equal_the_reference(scenes, options, device, request):
+    levels, scenes, expected, gradients, num_ignored = of_the_reference(scenes, options)
     if device == "cuda":
         request.getfixturevalue("gpu")
-    generator = torch.Generator().manual_seed(len(scenes))
-    scenes = FAR_EDGE if scenes == "far edge" else [random_scene(count, generator) for count in SCENES[scenes]]
-    levels = [
-        (
-            0.3 * torch.randn(len(scenes), 3 * (5 + CLASSES), HEIGHT // s, WIDTH // s, generator=generator)
-        ).requires_grad_()
-        for s in STRIDES
-    ]
+    levels = [level.clone().requires_grad_() for level in levels]
     images = ImageList(torch.zeros(len(scenes), 3, HEIGHT, WIDTH), [(HEIGHT, WIDTH)] * len(scenes))
     model = model_with(*options).to(device)
     on_device = [level.to(device) for level in levels]
     losses = model.forward_training(images, on_device, on_device, [instances(scene).to(device) for scene in scenes])
     losses = {name: loss.cpu() for name, loss in losses.items()}
-    expected, num_ignored = reference(levels, scenes, *options)
 
     assert set(losses) == {"loss_objectness", "loss_cls"} | (
         {"loss_xy", "loss_wh"} if options[0] == "l1" else {"loss_box_reg"}
@@ -196,8 +206,7 @@ def test_losses_and_gradients_equal_the_reference(scenes, options, device, reque
     assert num_ignored > 0 or not any(len(scene) > 2 for scene in scenes)  # else nothing would be tested
     for name, loss in losses.items():
         torch.testing.assert_close(loss.double(), expected[name.removeprefix("loss_")], rtol=1e-5, atol=1e-5)
-    gradients = torch.autograd.grad(sum(losses.values()), levels)
-    for ours, theirs in zip(gradients, torch.autograd.grad(sum(expected.values()), levels), strict=True):
+    for ours, theirs in zip(torch.autograd.grad(sum(losses.values()), levels), gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
