@@ -80,12 +80,12 @@ def test_ctrl_c_with_a_loading_process(detector, trained: Path) -> None:
     assert_same(run, trained)
 
 
-def test_ctrl_c_in_two_processes(detector, trained_by_two: Path) -> None:
-    """For the whole group, as a terminal sends it; the launcher alone gets it in the tests of the classifier."""
-    run = detector.output / "interrupted group" / NAME
+@pytest.mark.parametrize("receiver", ["group", "launcher"])
+def test_ctrl_c_in_two_processes(detector, trained_by_two: Path, receiver: str) -> None:
+    run = detector.output / f"interrupted {receiver}" / NAME
     process = detector.server.start(*detector.arguments(run.parent.name), NGPU="2")
     wait_for_rows(run)
-    os.killpg(process.number, signal.SIGINT)
+    (os.killpg if receiver == "group" else os.kill)(process.number, signal.SIGINT)
     assert_interrupted(run, process.end())
     outcomes = [one.end() for one in start_nodes(detector, run.parent, "runs", "--output", str(run.parent), "--resume")]
     assert [code for code, _ in outcomes] == [0, 0], outcomes
