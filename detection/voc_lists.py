@@ -36,6 +36,11 @@ def present_splits(dirname: Path) -> list[str]:
     return present or (["train", "val"] if _undivided(dirname) else [])
 
 
+def is_voc_folder(root: Path) -> bool:
+    """Whether a root is itself a folder in VOC's layout, or in that of an annotation tool: its splits can be told."""
+    return (root / "ImageSets" / "Main").is_dir() or bool(present_splits(root))
+
+
 def split_file(dirname: Path, split: str) -> Path:
     """The list of a split, or the folder that stands for it."""
     if is_parted(dirname):

@@ -23,8 +23,8 @@ from tqdm import tqdm
 from classification.cub import is_folder_tree, read_cub
 from common.errors import UserError, exits_on_user_error
 from common.images import read_image
-from detection.voc_annotations import Annotations, annotation_folder, is_flat, read_annotations
-from detection.voc_lists import find_pictures, image_folder, present_splits, read_ids
+from detection.voc_annotations import Annotations, annotation_folder, read_annotations
+from detection.voc_lists import find_pictures, image_folder, is_voc_folder, present_splits, read_ids
 
 OFFICIAL_SPLITS: dict[str, tuple[str, dict[str, int]]] = {
     "voc2007": ("VOC2007", {"trainval": 5011, "test": 4952}),
@@ -79,7 +79,7 @@ def main() -> None:
     root, deep = arguments.root, arguments.deep
     if root.is_file():
         raise UserError(f"{root}: is a file, expected the folder of the data: give DATA=folder")
-    if is_flat(root) or (root / "JPEGImages").is_dir() or (root / "Annotations").is_dir():
+    if is_voc_folder(root) or (root / "JPEGImages").is_dir() or (root / "Annotations").is_dir():
         lists = dict.fromkeys(present_splits(root))
         data_sets = [check_voc(root, lists or {"trainval": None}, deep)]
     elif is_folder_tree(root):
