@@ -175,7 +175,7 @@ def refuse_odd(odd: Mapping[str, str]) -> None:
     if odd:
         (first, reason), *others = odd.items()
         names = ", ".join(file for file, _ in others[:5]) + (", ..." if len(others) > 5 else "")
-        raise UserError(f"{first}: {reason}{f'; so are {len(others):,} more: {names}' if others else ''}")
+        raise UserError(f"{first}: {reason}{f'; {len(others):,} more cannot be taken: {names}' if others else ''}")
 
 
 @contextlib.contextmanager

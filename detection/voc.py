@@ -220,8 +220,8 @@ def _is_official(root: Path) -> bool:
         return False
     found = "no VOC data in it" if root.is_dir() else "no such folder"
     raise UserError(
-        f"{root}: {found}; expected VOC2007/ and VOC2012/, or Annotations/, ImageSets/Main/ and JPEGImages/; "
-        f"see `make check-datasets DATA={root}`"
+        f"{root}: {found}; expected VOC2007/ and VOC2012/, or Annotations/, ImageSets/Main/ and JPEGImages/ "
+        f"(make import-dataset makes them of COCO's or YOLO's form); see `make check-datasets DATA={root}`"
     )
 
 

@@ -24,7 +24,7 @@ from classification.cub import is_folder_tree, read_cub
 from common.errors import UserError, exits_on_user_error
 from common.images import Header, read_headers
 from detection.voc_annotations import Annotations, annotation_folder, read_annotations
-from detection.voc_lists import find_pictures, image_folder, is_voc_folder, present_splits, read_ids
+from detection.voc_lists import find_pictures, image_folder, is_voc_folder, present_splits, read_ids, split_file
 from detection.voc_pictures import cached_headers, find_odd
 
 OFFICIAL_SPLITS: dict[str, tuple[str, dict[str, int]]] = {
@@ -155,7 +155,7 @@ def check_voc(folder: Path, splits: dict[str, int] | dict[str, None], deep: bool
     images, annotations = image_folder(folder), annotation_folder(folder)
     reports = []
     for split, official in splits.items():
-        path = folder / "ImageSets" / "Main" / f"{split}.txt"
+        path = split_file(folder, split)
         report = Report(f"{folder.resolve().name} {split}", official)
         reports.append(report)
         try:

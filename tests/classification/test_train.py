@@ -119,5 +119,5 @@ def test_pictures_that_are_none_are_named_before_a_training_begins(tiny_root, tm
     assert code == 2
     (line,) = said.splitlines()
     assert line.startswith(f"error: {spoilt[0]}: cannot be read as an image (")
-    assert line.endswith(f"; so are 1 more: {spoilt[1]}")
+    assert line.endswith(f"; 1 more cannot be taken: {spoilt[1]}")
     assert not (tmp_path / "output").exists()

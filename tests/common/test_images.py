@@ -222,7 +222,7 @@ def test_headers_of_many_files_with_what_is_wrong_with_each(tmp_path: Path) -> N
     with pytest.raises(UserError) as error:
         refuse_unreadable(paths)
     assert str(error.value).startswith(f"{paths[1]}: cannot be read as an image")
-    assert str(error.value).endswith(f"; so are 3 more: {paths[2]}, {paths[3]}, {paths[5]}")
+    assert str(error.value).endswith(f"; 3 more cannot be taken: {paths[2]}, {paths[3]}, {paths[5]}")
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_several_odd_pictures_are_named_in_one_line(folder: Path, tmp_path: Path
         train_net.new_experiment(args).resolve()
     first, second, third = pictures(folder)
     assert str(error.value).startswith(f"{first}: cannot be read as an image (")
-    assert str(error.value).endswith(f"; so are 2 more: {second}, {third}")
+    assert str(error.value).endswith(f"; 2 more cannot be taken: {second}, {third}")
 
 
 @pytest.mark.parametrize("exif", ["auto", "stored"])
