@@ -75,10 +75,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, turned: bool = Tr
         UserError: the file is missing, cannot be decoded, or has more pixels.
     """
     with _failures_named(path, max_pixels):
-        with (
-            contextlib.suppress(UnidentifiedImageError),
-            Image.open(path) as picture,
-        ):  # the header is all that it reads
+        with contextlib.suppress(UnidentifiedImageError), Image.open(path) as picture:  # this reads the header alone
             if picture.width * picture.height > max_pixels:
                 raise Image.DecompressionBombError
             if picture.format in BY_PILLOW:
