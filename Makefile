@@ -28,6 +28,7 @@ out = $(call option,--out,OUT)
 resume = $(if $(filter 1,$(RESUME)),--resume)
 recipe = $(call option,--recipe,RECIPE) $(call option,--config,CONFIG)
 pretrained = $(call option,--pretrained,PRETRAINED)
+exif = $(call option,INPUT.EXIF,EXIF)
 detect = $(PY) -m tools.launch detection.train_net $(recipe) $(data) $(start)
 # Recipe and settings of the classifier: a name, then KEY=VALUE.
 bird = $(call quoted,RECIPE) $(call setting,model,MODEL) $(call setting,lr,LR) $(call setting,pretrained,PRETRAINED) \
@@ -121,28 +122,28 @@ predict-bird: setup ## The five likeliest species on each photograph [IMAGES="a.
 ##@ Detection
 
 .PHONY: train-frcnn
-train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [START (or WEIGHTS)=coco|imagenet|random (or PRETRAINED=0)|file|run|hub name BACKBONE=timm name RECIPE=best|sgd|study|small|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
-	@$(detect) --model faster_rcnn $(pretrained) $(resume) $(OPTS)
+train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [START (or WEIGHTS)=coco|imagenet|random (or PRETRAINED=0)|file|run|hub name BACKBONE=timm name RECIPE=best|sgd|study|small|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 EXIF=stored OPTS="KEY VALUE ..."]
+	@$(detect) --model faster_rcnn $(pretrained) $(resume) $(exif) $(OPTS)
 
 .PHONY: eval-frcnn
-eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU TTA=1 OPTS]
-	@$(detect) --model faster_rcnn --eval-only $(if $(filter 1,$(TTA)),TEST.AUG.ENABLED True) $(OPTS)
+eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU TTA=1 EXIF=stored OPTS]
+	@$(detect) --model faster_rcnn --eval-only $(if $(filter 1,$(TTA)),TEST.AUG.ENABLED True) $(exif) $(OPTS)
 
 .PHONY: train-yolov3
-train-yolov3: setup ## Trains YOLOv3 Darknet-53 on VOC07+12 [START (or WEIGHTS)=coco|imagenet|random (or PRETRAINED=0)|file|run|hub name BACKBONE=timm name RECIPE=best|study|small|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 OPTS="KEY VALUE ..."]
-	@$(detect) --model yolov3 $(pretrained) $(resume) $(OPTS)
+train-yolov3: setup ## Trains YOLOv3 Darknet-53 on VOC07+12 [START (or WEIGHTS)=coco|imagenet|random (or PRETRAINED=0)|file|run|hub name BACKBONE=timm name RECIPE=best|study|small|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 EXIF=stored OPTS="KEY VALUE ..."]
+	@$(detect) --model yolov3 $(pretrained) $(resume) $(exif) $(OPTS)
 
 .PHONY: eval-yolov3
-eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU TTA=1 OPTS]
-	@$(detect) --model yolov3 --eval-only $(if $(filter 1,$(TTA)),TEST.AUG.ENABLED True) $(OPTS)
+eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU TTA=1 EXIF=stored OPTS]
+	@$(detect) --model yolov3 --eval-only $(if $(filter 1,$(TTA)),TEST.AUG.ENABLED True) $(exif) $(OPTS)
 
 .PHONY: anchors
 anchors: setup ## Finds YOLOv3 anchors for a data set by k-means, with the mean best IoU of old and new [DATA SIZE=416]
 	@$(PY) -m tools.anchors $(data) $(call option,--size,SIZE)
 
 .PHONY: visualize-batches
-visualize-batches: setup ## Shows training batches as the model sees them, boxes drawn [MODEL=yolov3|faster_rcnn RECIPE CONFIG DATA BATCHES OPTS]
-	@$(PY) -m tools.visualize_batches $(call option,--model,MODEL) $(recipe) $(data) $(call option,--batches,BATCHES) $(OPTS)
+visualize-batches: setup ## Shows training batches as the model sees them, boxes drawn [MODEL=yolov3|faster_rcnn RECIPE CONFIG DATA BATCHES EXIF=stored OPTS]
+	@$(PY) -m tools.visualize_batches $(call option,--model,MODEL) $(recipe) $(data) $(call option,--batches,BATCHES) $(exif) $(OPTS)
 
 .PHONY: eval-detections
 eval-detections: setup ## Scores any detector's boxes with the same evaluator: COCO results, VOC's or YOLO's text files [DETECTIONS=file.json|folder/ SPLIT DATA ANNOTATIONS=coco.json INTERVAL=1 SUBMISSION=1 OUT]

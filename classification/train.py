@@ -20,6 +20,7 @@ from classification.recipe import MAY_CHANGE, Recipe, differences, load_recipe, 
 from classification.run import Run
 from common.data_root import data_facts, resolve_data_root
 from common.errors import UserError, exits_on_user_error
+from common.images import refuse_unreadable
 from common.log import RunLog
 from common.processes import is_main_process, join_processes, leave_processes, on_main_process, world_size
 from common.run_folder import create_run_folder, record_session, run_to_resume
@@ -94,6 +95,7 @@ def main() -> None:
     else:
         path, recipe, root, is_sample = resolve(request)
     cub = read_cub(root)
+    on_main_process(refuse_unreadable, [bird.path for bird in (*cub.train, *cub.test)])
     if begun is not None:
         model = build_model(recipe.model, len(cub.class_names), drop_rate=recipe.drop_rate)
     else:

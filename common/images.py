@@ -4,16 +4,20 @@ import contextlib
 import io
 import itertools
 import shlex
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
-from PIL.ImageOps import exif_transpose
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import to_dtype
+from tqdm import tqdm
 
 from common.contents import MAX_PIXELS, stand_in
 from common.errors import UserError
@@ -22,7 +26,38 @@ SHRUNK = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.I
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 # What torchvision does not read, or not turned as EXIF says, or, of an animation, with all its pictures.
 BY_PILLOW = {"BMP", "TIFF", "WEBP", "GIF"}
+BY_TORCHVISION = {"JPEG", "MPO", "PNG"}
+# What undoes an orientation, by EXIF's number of it; 6 and 8 undo one another, each of the others itself.
+UNTURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+TURNED = UNTURNED | {6: UNTURNED[8], 8: UNTURNED[6]}
 EXPECTED = "a whole JPEG, PNG, GIF, WebP, BMP or TIFF file"
+
+
+class Header(NamedTuple):
+    """What the header of an image file tells.
+
+    Attributes:
+        height: of the image that `read_image` gives, in pixels.
+        width: likewise.
+        orientation: how the pixels were turned to give it, EXIF's number from 1 (not at all) to 8.
+    """
+
+    height: int
+    width: int
+    orientation: int = 1
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """Height and width of the pixels as they are stored."""
+        return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, turned: bool = True) -> torch.Tensor:
@@ -40,30 +75,104 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, turned: bool = Tr
         UserError: the file is missing, cannot be decoded, or has more pixels.
     """
     with _failures_named(path, max_pixels):
-        with contextlib.suppress(UnidentifiedImageError), Image.open(path) as header:  # the header is all that it reads
-            if header.width * header.height > max_pixels:
+        with contextlib.suppress(UnidentifiedImageError), Image.open(path) as picture:  # this reads the header alone
+            if picture.width * picture.height > max_pixels:
                 raise Image.DecompressionBombError
-            if header.format in BY_PILLOW:
-                picture = exif_transpose(header) if turned else header
-                return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+            if picture.format in BY_PILLOW:
+                pixels = np.array(_decode(picture, turned).convert("RGB"))
+                return torch.from_numpy(pixels).permute(2, 0, 1)
         image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=turned)
         return to_dtype(image, torch.uint8, scale=True)  # a PNG may have 16 bits
+
+
+def _decode(picture: Image.Image, turned: bool) -> Image.Image:
+    orientation = _header(picture).orientation
+    picture.load()
+    is_turned = picture.format == "TIFF"  # by Pillow itself, which now tells no orientation any more
+    if orientation == 1 or is_turned == turned:
+        return picture
+    return picture.transpose((TURNED if turned else UNTURNED)[orientation])
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
     """Height and width of the image that `read_image` gives, from the header of its file alone.
 
     Raises:
+        UserError: see `read_header`.
+    """
+    header = read_header(path)
+    return header.height, header.width
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of an image file; of a form that has no known one, what decoding it tells.
+
+    Raises:
         UserError: the file is missing, is no image, or has too many pixels.
     """
-    with _failures_named(path, MAX_PIXELS), Image.open(path) as header:
-        return _upright_size(header)
+    with _failures_named(path, MAX_PIXELS), contextlib.suppress(UnidentifiedImageError), Image.open(path) as picture:
+        if picture.format in BY_PILLOW | BY_TORCHVISION:
+            return _header(picture)
+    return Header(*read_image(path).shape[1:])
 
 
-def _upright_size(header: Image.Image) -> tuple[int, int]:
+def _header(picture: Image.Image) -> Header:
+    exif = Image.Exif()
+    with contextlib.suppress(SyntaxError, ValueError, struct.error):  # such EXIF says nothing
+        if picture.format in BY_PILLOW:
+            exif = picture.getexif()
+        else:  # as torchvision has it; Pillow would heed XMP too, and decode a PNG to look behind its pixels
+            exif.load(picture.info.get("exif", b""))
+    orientation = exif.get(ExifTags.Base.Orientation)
+    header = Header(picture.height, picture.width, orientation if orientation in UNTURNED else 1)
     # Of a TIFF Pillow itself tells the size as it is shown.
-    is_turned = header.format != "TIFF" and header.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    return header.size if is_turned else header.size[::-1]
+    return header if picture.format == "TIFF" else Header(*header.stored, header.orientation)
+
+
+def read_headers(paths: Sequence[str | Path], decode: bool = False) -> list[Header | str]:
+    """The header of each image file or, of one that cannot be read, why; in threads, since disks are slow.
+
+    Args:
+        paths: the files.
+        decode: every pixel as well.
+    """
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(partial(_attempt, decode), paths)
+        return list(tqdm(found, "looking at images", len(paths), leave=False, disable=None))
+
+
+def _attempt(decode: bool, path: str | Path) -> Header | str:
+    try:
+        if decode:
+            read_image(path)
+        return read_header(path)
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ")
+
+
+def refuse_unreadable(paths: Sequence[Path]) -> None:
+    """Refuses image files whose headers cannot be read.
+
+    Raises:
+        UserError: there is one; it names the first few.
+    """
+    headers = zip(paths, read_headers(paths), strict=True)
+    refuse_odd({str(path): header for path, header in headers if isinstance(header, str)})
+
+
+def refuse_odd(odd: Mapping[str, str]) -> None:
+    """Refuses images that cannot be taken.
+
+    Args:
+        odd: by their files, why.
+
+    Raises:
+        UserError: there is one; it names the first few.
+    """
+    if odd:
+        (first, reason), *others = odd.items()
+        names = ", ".join(file for file, _ in others[:5]) + (", ..." if len(others) > 5 else "")
+        raise UserError(f"{first}: {reason}{f'; {len(others):,} more cannot be taken: {names}' if others else ''}")
 
 
 @contextlib.contextmanager
@@ -76,7 +185,7 @@ def _failures_named(path: str | Path, max_pixels: int) -> Iterator[None]:
         yield
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: has more than {max_pixels:,} pixels; expected a smaller picture") from error
-    except (RuntimeError, OSError, SyntaxError, ValueError) as error:
+    except (RuntimeError, OSError, SyntaxError, ValueError, struct.error) as error:
         if reason := stand_in(Path(path)):
             raise UserError(f"{path}: {reason}") from error
         # torchvision's message starts with the place in its source, and goes on with advice to those who call it.
@@ -101,11 +210,12 @@ def read_shrunk_image(path: str | Path, shrink: int, turned: bool = True) -> tup
     if shrink > 1:
         with contextlib.suppress(OSError, Image.DecompressionBombError):
             data = Path(path).read_bytes()
-            with Image.open(io.BytesIO(data)) as header:
-                height, width = _upright_size(header) if turned else header.size[::-1]
+            with Image.open(io.BytesIO(data)) as picture:
+                header = _header(picture)
+                height, width = header[:2] if turned else header.stored
                 # OpenCV takes a file that ends too early for a whole one.
                 is_whole = data.endswith(b"\xff\xd9")
-                is_plain = header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L")
+                is_plain = picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L")
             if is_plain and is_whole:
                 ignored = 0 if turned else cv2.IMREAD_IGNORE_ORIENTATION
                 small = cv2.imdecode(np.frombuffer(data, np.uint8), SHRUNK[shrink] | ignored)

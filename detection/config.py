@@ -73,6 +73,9 @@ def add_detection_config(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSES = []
     cfg.DATASETS.ROOT = ""
 
+    # On which pixels boxes were drawn where the size in their annotation does not tell: "auto", those turned and
+    # mirrored as the EXIF tag of the image says, or "stored", those of the file.
+    cfg.INPUT.EXIF = "auto"
     # torchvision.transforms.v2 classes by name, in order, applied to the training images with their boxes; arguments
     # other than their defaults as {name: {argument: value}}.
     cfg.INPUT.AUGMENTATIONS = ["RandomHorizontalFlip"]

@@ -15,6 +15,7 @@ from common.images import read_image, read_shrunk_image
 from common.stream import seeded
 from detection.augmentation import augment, build_augmentations, mixup, mosaic
 from detection.scene import INTERPOLATIONS, Scene, map_boxes, open_scene, paint
+from detection.voc_pictures import wrong_size
 
 
 class DatasetMapper:
@@ -26,6 +27,8 @@ class DatasetMapper:
         augmentations: transforms of an image and its boxes, applied in order, before the resize.
         min_sizes: lengths of the short side to choose from; one of them for inference.
         max_size: the long side is never longer.
+        exif: "auto", images are turned as their EXIF tag says, or "stored", they are not; where the size in the
+            annotation is that of the other way, it decides.
         with_annotations: whether `instances` are made of the annotations.
         square_sizes: sides to choose from, one for each batch, of the square that an image is fitted into, with
             padding right and below; they replace `min_sizes` and `max_size`. Empty: no square.
@@ -48,6 +51,7 @@ class DatasetMapper:
         min_sizes: Sequence[int],
         max_size: int,
         with_annotations: bool,
+        exif: str = "auto",
         square_sizes: Sequence[int] = (),
         closing_size: int = 0,
         closing_batch: int | None = None,
@@ -64,6 +68,8 @@ class DatasetMapper:
             raise UserError(
                 f"INPUT.INTERPOLATIONS {list(interpolations)}: expected some of {', '.join(INTERPOLATIONS)}"
             )
+        if exif not in ("auto", "stored"):
+            raise UserError(f"INPUT.EXIF {exif}: expected auto or stored")
         for key, prob in (("MIXUP_PROB", mixup_prob), ("MOSAIC_PROB", mosaic_prob)):
             if not 0 <= prob <= 1:
                 raise UserError(f"INPUT.{key} {prob}: expected a share from 0 to 1")
@@ -72,6 +78,7 @@ class DatasetMapper:
         self.augmentations = augmentations
         self.min_sizes = list(min_sizes)
         self.max_size = max_size
+        self.exif = exif
         self.with_annotations = with_annotations
         self.square_sizes = square_sizes
         self.closing_size = closing_size
@@ -95,6 +102,7 @@ class DatasetMapper:
                 "min_sizes": [cfg.INPUT.MIN_SIZE_TEST],
                 "max_size": cfg.INPUT.MAX_SIZE_TEST,
                 "with_annotations": is_train,
+                "exif": cfg.INPUT.EXIF,
             }
         # A key that another one replaces is not read, so that it is refused when it is given.
         squares = cfg.INPUT.SQUARE_SIZES_TRAIN
@@ -105,6 +113,7 @@ class DatasetMapper:
             "min_sizes": [] if squares else cfg.INPUT.MIN_SIZE_TRAIN,
             "max_size": 0 if squares else cfg.INPUT.MAX_SIZE_TRAIN,
             "with_annotations": is_train,
+            "exif": cfg.INPUT.EXIF,
             "square_sizes": squares,
             "closing_size": cfg.INPUT.MIN_SIZE_TEST,
             "closing_batch": cfg.SOLVER.MAX_ITER - close if close else None,
@@ -161,6 +170,16 @@ class DatasetMapper:
         entry["image"] = torch.from_numpy(channels)
         return entry
 
+    def read(self, dataset_dict: dict) -> torch.Tensor:
+        """The whole image of a file that a dataset dict names: uint8 (3, H, W), RGB, with the pixels of its boxes.
+
+        Raises:
+            UserError: the image cannot be read, or its size is not the annotated one.
+        """
+        if "height" not in dataset_dict:
+            return read_image(dataset_dict["file_name"])
+        return _read(dataset_dict, (dataset_dict["height"], dataset_dict["width"]), self.exif == "auto", shrink=1)
+
     def test_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what inference makes of an image of this height and width."""
         return _fit(height, width, self.min_sizes[0], self.max_size)
@@ -177,13 +196,13 @@ class DatasetMapper:
 
     def _open(self, dataset_dict: dict) -> Scene:
         if "height" not in dataset_dict and "image" not in dataset_dict:
-            dataset_dict = dataset_dict | {"image": read_image(dataset_dict["file_name"])}
+            dataset_dict = dataset_dict | {"image": self.read(dataset_dict)}
         height, width = dataset_dict["image"].shape[1:] if "image" in dataset_dict else (0, 0)
         size = dataset_dict.get("height", height), dataset_dict.get("width", width)
         annotations = dataset_dict.get("annotations", []) if self.with_annotations else []
         boxes = [annotation["bbox"] for annotation in annotations]
         labels = [annotation["category_id"] for annotation in annotations]
-        return open_scene(partial(_read, dataset_dict, size), size, boxes, labels)
+        return open_scene(partial(_read, dataset_dict, size, self.exif == "auto"), size, boxes, labels)
 
     def _mix(self, scene: Scene, rng: np.random.Generator) -> Scene:
         def another() -> Scene:
@@ -196,21 +215,18 @@ class DatasetMapper:
         return scene
 
 
-def _read(dataset_dict: dict, expected: tuple[int, int], shrink: int) -> torch.Tensor:
-    """The image, shrunk where its decoder can, if it is of the expected height and width."""
+def _read(dataset_dict: dict, expected: tuple[int, int], turned: bool, shrink: int) -> torch.Tensor:
+    """The image, shrunk where its decoder can, if it is of the expected height and width, turned or not."""
     if "image" in dataset_dict:
         image = dataset_dict["image"]
         height, width = image.shape[1:]
     else:
-        image, (height, width) = read_shrunk_image(dataset_dict["file_name"], shrink)
+        image, (height, width) = read_shrunk_image(dataset_dict["file_name"], shrink, turned)
         if (width, height) == expected != (height, width):
-            # Drawn on pixels that were not turned as EXIF says: then they are looked at like that here too.
-            image, (height, width) = read_shrunk_image(dataset_dict["file_name"], shrink, turned=False)
+            # The boxes were drawn on what the other way gives: then it is looked at like that here too.
+            image, (height, width) = read_shrunk_image(dataset_dict["file_name"], shrink, not turned)
     if (height, width) != expected:
-        raise UserError(
-            f"{dataset_dict.get('file_name')}: image is {width}x{height}, its annotation says "
-            f"{expected[1]}x{expected[0]}; mend <size> in the annotation or replace the image"
-        )
+        raise UserError(f"{dataset_dict.get('file_name')}: {wrong_size((height, width), expected)}")
     return image
 
 

@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from common.data_root import data_facts, resolve_data_root
 from common.errors import UserError
+from common.images import refuse_odd
 from common.processes import is_main_process, on_main_process, world_size
 from common.run_folder import find_run_folders, newest_weights, record_session, run_to_resume
 from common.runtime import default_device
@@ -30,6 +31,7 @@ from detection.config import (
 from detection.schedule import resolve_schedule, scale_to_processes
 from detection.starts import follow_weights, identify, resolve_start, set_classes, use_backbone
 from detection.voc import default_splits, register_voc
+from detection.voc_pictures import cached_headers, find_odd
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class Experiment:
         check_datasets(cfg)
         set_classes(cfg, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
         check_classes(cfg, cfg.DATASETS.ROOT)
+        on_main_process(check_pictures, cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         num_images = sum(len(DatasetCatalog.get(dataset)) for dataset in cfg.DATASETS.TRAIN)
         resolve_schedule(cfg, self.recipe, self.given, num_images)
         if cfg.SOLVER.ACCUMULATE < 1:
@@ -267,6 +270,29 @@ def check_datasets(cfg: CfgNode) -> None:
             f"{cfg.DATASETS.ROOT}: {', '.join(cfg.DATASETS.TEST)} has no object to be found, difficult ones left out, "
             "so that no AP can be computed; annotate its images or name another split with DATASETS.TEST"
         )
+
+
+def check_pictures(cfg: CfgNode, names: Sequence[str]) -> None:
+    """Refuses datasets with pictures that cannot be read or are of another size than their annotations say.
+
+    What is left to `INPUT.EXIF` is said, where that is its default.
+
+    Raises:
+        UserError: there are such pictures; it names the first few.
+    """
+    for name in names:
+        records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
+        files = [record["file_name"] for record in records]
+        sizes = [(record["height"], record["width"]) for record in records]
+        headers = cached_headers(Path(metadata.dirname), metadata.split, files)
+        odd, undecided = find_odd(files, sizes, headers)
+        refuse_odd(odd)
+        if undecided and cfg.INPUT.EXIF == "auto":
+            logger.warning(
+                "%s: EXIF turns or mirrors %d images without a trace in their size, %s first: their boxes are taken to "
+                "be drawn on what is then seen; EXIF=stored if on the pixels as they are stored",
+                name, len(undecided), undecided[0],
+            )  # fmt: skip
 
 
 def check_classes(cfg: CfgNode, source: object) -> None:

@@ -47,6 +47,10 @@ class Detector(Predictor):
         self.batch_size: int = self.cfg.TEST.IMS_PER_BATCH
         self._mapper = DatasetMapper(self.cfg, False)
 
+    def read(self, dataset_dict: dict) -> Tensor:
+        """The image of a dataset dict, or of a photograph that no annotation tells of; see `DatasetMapper.read`."""
+        return self._mapper.read(dataset_dict)
+
     def prepare(self, pixels: Tensor) -> dict:
         """The resized image, and `height` and `width` of the original one."""
         return self._mapper({"image": pixels})

@@ -22,6 +22,7 @@ from detection.config import LEAF, RECIPES, RecordingCfg, blamed_on, refuse_unre
 from detection.experiment import (
     check_classes,
     check_datasets,
+    check_pictures,
     new_experiment,
     newest_detector,
     newest_run,
@@ -110,6 +111,7 @@ def eval_only(args: argparse.Namespace) -> None:
             cfg.DATASETS.TEST = test
     check_datasets(cfg)
     check_classes(cfg, source)
+    on_main_process(check_pictures, cfg, cfg.DATASETS.TEST)
     evaluator = Evaluator(cfg)
     refuse_unread(cfg, read_detector_cfg(source), args.opts[::2])
     folder = folder_of(source, args.output) / ("evaluation_tta" if cfg.TEST.AUG.ENABLED else "evaluation")

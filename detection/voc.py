@@ -26,6 +26,7 @@ from detection.voc_lists import (
     SPLITS,
     find_pictures,
     image_folder,
+    is_voc_folder,
     present_splits,
     read_ids,
     read_lines,
@@ -215,12 +216,12 @@ def default_splits(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _is_official(root: Path) -> bool:
     if any((root / folder).is_dir() for folder in OFFICIAL_FOLDERS.values()):
         return True
-    if (root / "ImageSets" / "Main").is_dir() or present_splits(root):
+    if is_voc_folder(root):
         return False
     found = "no VOC data in it" if root.is_dir() else "no such folder"
     raise UserError(
-        f"{root}: {found}; expected VOC2007/ and VOC2012/, or Annotations/, ImageSets/Main/ and JPEGImages/; "
-        f"see `make check-datasets DATA={root}`"
+        f"{root}: {found}; expected VOC2007/ and VOC2012/, or Annotations/, ImageSets/Main/ and JPEGImages/ "
+        f"(make import-dataset makes them of COCO's or YOLO's form); see `make check-datasets DATA={root}`"
     )
 
 

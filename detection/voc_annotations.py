@@ -3,10 +3,8 @@
 A cache holds the annotations of a split as arrays, so that 16,551 files are parsed once.
 """
 
-import hashlib
-import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -15,9 +13,7 @@ import numpy as np
 
 from common.contents import MAX_PIXELS, stand_in
 from common.errors import UserError
-from common.run_folder import write_atomically
-
-logger = logging.getLogger(__name__)
+from detection.voc_cache import Arrays, file_states, load_cache, save_cache
 
 TOLERANCE = 1.0  # pixels by which a box may leave its image: tools disagree on counting from 0 or from 1
 
@@ -56,15 +52,15 @@ def annotation_folder(dirname: Path) -> Path:
 def read_annotations(dirname: Path, split: str, ids: Sequence[str]) -> Annotations:
     """Reads the annotations of `ids`, in this order: from the cache what has not changed, the rest from its file.
 
-    The cache is in `dirname/.voc_cache/` or, where that cannot be written, in the user's cache folder. A file
-    whose size or time of modification has changed is parsed again.
+    A file whose size or time of modification has changed is parsed again; see `save_cache` for where the cache is.
 
     Raises:
         UserError: an annotation is missing or wrong; the message names the file.
     """
     folder = annotation_folder(dirname)
-    states = _file_states(folder, ids)
-    cached = _load_cache(dirname, split)
+    states = _states(folder, ids)
+    arrays = load_cache(dirname, split, _is_valid)
+    cached = Annotations(**arrays) if arrays else None
     if cached and cached.ids.tolist() == ids and cached.images[["file_size", "mtime_ns"]].tolist() == states:
         return cached
 
@@ -89,23 +85,21 @@ def read_annotations(dirname: Path, split: str, ids: Sequence[str]) -> Annotatio
         ),
         np.array(names, dtype=str),
     )
-    _save_cache(dirname, split, annotations)
+    save_cache(dirname, split, annotations._asdict())
     return annotations
 
 
-def _file_states(folder: Path, ids: Sequence[str]) -> list[tuple[int, int]]:
-    """Size and time of modification of each id's annotation file: what tells that a file has changed."""
-    prefix = f"{folder}{os.sep}"
+def _states(folder: Path, ids: Sequence[str]) -> list[tuple[int, int]]:
+    """Size and time of modification of each id's annotation file."""
+    found = file_states([f"{folder}{os.sep}{image_id}.xml" for image_id in ids])
     states = []
-    for image_id in ids:
-        try:
-            stat = os.stat(f"{prefix}{image_id}.xml")  # noqa: PTH116 - a Path for each of 16,551 files doubles the time
-        except OSError as error:
+    for image_id, state in zip(ids, found, strict=True):
+        if isinstance(state, OSError):
             raise UserError(
-                f"{folder / image_id}.xml: {error.strerror}, but the split lists {image_id!r}; add the annotation "
+                f"{folder / image_id}.xml: {state.strerror}, but the split lists {image_id!r}; add the annotation "
                 "(an image without objects has one too, with its size) or remove the line"
-            ) from error
-        states.append((stat.st_size, stat.st_mtime_ns))
+            ) from state
+        states.append(state)
     return states
 
 
@@ -220,41 +214,15 @@ def _rows(annotations: Annotations) -> dict[tuple, tuple]:
     }
 
 
-def _cache_files(dirname: Path, split: str) -> Iterator[Path]:
-    """Where a split may be cached: beside the data, or for data that cannot be written to, with the user's caches."""
-    yield dirname / ".voc_cache" / f"{split}.npz"
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    yield caches / "voc_annotations" / hashlib.sha256(os.fsencode(dirname.resolve())).hexdigest()[:16] / f"{split}.npz"
-
-
-def _load_cache(dirname: Path, split: str) -> Annotations | None:
-    for path in filter(Path.is_file, _cache_files(dirname, split)):
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                annotations = Annotations(**arrays)
-            ids, images, objects, names = annotations
-            if (
-                (images.dtype, objects.dtype) == (IMAGE, OBJECT)
-                and len(ids) == len(images)
-                and images["num_objects"].sum() == len(objects)
-                and (objects["label"] < len(names)).all()
-            ):
-                return annotations
-            logger.info("%s: a cache of another form, built anew", path)
-        except Exception as error:  # whatever is wrong with it, the annotations themselves are there
-            logger.info("%s: not a readable cache (%s), built anew", path, error)
-    return None
-
-
-def _save_cache(dirname: Path, split: str, annotations: Annotations) -> None:
-    for path in _cache_files(dirname, split):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda file: np.savez(file, **annotations._asdict()))
-            return
-        except OSError as error:
-            logger.info("%s: cannot be written (%s)", path, error.strerror)
-    logger.warning("The annotations of %s are not cached, and parsed again each time", dirname)
+def _is_valid(arrays: Arrays) -> bool:
+    """Whether a cache is one of annotations of this form."""
+    ids, images, objects, names = Annotations(**arrays)
+    return (
+        (images.dtype, objects.dtype) == (IMAGE, OBJECT)
+        and len(ids) == len(images)
+        and images["num_objects"].sum() == len(objects)
+        and bool((objects["label"] < len(names)).all())
+    )
 
 
 def annotation_xml(file_name: str, height: int, width: int, objects: Sequence[tuple[str, Sequence[float]]]) -> str:

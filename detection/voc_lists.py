@@ -1,8 +1,9 @@
 """Which images a split of a folder in VOC's layout has, and where their pictures lie.
 
 Besides VOC's own lists, one a split, there are those of the tools that people annotate with: CVAT's undivided
-`default.txt`; VoTT's lists of one class a split, `cat_train.txt`, which together have all its images; none at all, as
-LabelMe and labelImg leave it, or make-sense, whose annotations lie beside the pictures; and Roboflow's folders.
+`default.txt`; VoTT's lists of one class a split, `cat_train.txt`, which together have all its images; those of Darknet
+and YOLO, a path of a picture a line, perhaps of another machine; none at all, as LabelMe and labelImg leave it, or
+make-sense, whose annotations lie beside the pictures; and Roboflow's folders.
 """
 
 import functools
@@ -10,7 +11,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common.errors import UserError
@@ -36,11 +37,18 @@ def present_splits(dirname: Path) -> list[str]:
     return present or (["train", "val"] if _undivided(dirname) else [])
 
 
+def is_voc_folder(root: Path) -> bool:
+    """Whether a root is itself a folder in VOC's layout, or in that of an annotation tool: its splits can be told."""
+    return (root / "ImageSets" / "Main").is_dir() or bool(present_splits(root))
+
+
 def split_file(dirname: Path, split: str) -> Path:
     """The list of a split, or the folder that stands for it."""
     if is_parted(dirname):
         return dirname / FLAT_FOLDERS.get(split, split)
-    return dirname / "ImageSets" / "Main" / f"{split}.txt"
+    path, beside = dirname / "ImageSets" / "Main" / f"{split}.txt", dirname / f"{split}.txt"
+    has_annotations = is_flat(dirname) or (dirname / "Annotations").is_dir()
+    return beside if has_annotations and beside.is_file() and not path.is_file() else path
 
 
 def _class_lists(dirname: Path, split: str) -> list[Path]:
@@ -88,11 +96,11 @@ def repeated(lines: Sequence[str]) -> str | None:
 def read_ids(dirname: Path, split: str) -> list[str]:
     """The image ids of a split, in the order of its list; one may lie in a subfolder: `folder/id`.
 
-    A label behind an id, as in VOC's lists of one class (`000001 -1`), is left out. Where the images are not divided,
-    every fifth is `val` and the others are `train`.
+    A label behind an id, as in VOC's lists of one class (`000001 -1`), is left out; a path of a picture means the id in
+    it that is annotated. Where the images are not divided, every fifth is `val` and the others are `train`.
 
     Raises:
-        UserError: the list is missing or empty, or an id is a path or comes twice.
+        UserError: the list is missing or empty, an id leads outside or comes twice, or a path has no annotation.
     """
     path = split_file(dirname, split)
     if is_parted(dirname):
@@ -100,7 +108,7 @@ def read_ids(dirname: Path, split: str) -> list[str]:
             return ids
         raise UserError(f"{path}: no annotation in it; expected <id>.xml beside each image, as in train/")
     if lists := _class_lists(dirname, split):
-        return list(dict.fromkeys(_without_suffix(dirname, i) for each in lists for i in _ids_of(dirname, each)))
+        return list(dict.fromkeys(image_id for each in lists for image_id in _ids_of(dirname, each)))
     if not path.is_file() and split in ("train", "val") and present_splits(dirname) == ["train", "val"]:
         ids = _undivided(dirname)
         if len(ids) < 2:
@@ -123,21 +131,17 @@ def _tell_of_division(dirname: Path) -> None:
     logger.warning("%s is not divided: every fifth image is for validation, the others for training", dirname)
 
 
-def _without_suffix(dirname: Path, image_id: str) -> str:
-    """An id as VOC has it: VoTT's lists name the files."""
-    stem, dot, suffix = image_id.rpartition(".")
-    is_file_name = dot + suffix.lower() in IMAGE_SUFFIXES
-    return stem if is_file_name and not (dirname / "Annotations" / f"{image_id}.xml").is_file() else image_id
+def tails(path: str) -> Iterator[str]:
+    """A path, of whatever machine, without its root, then without its first folder too, to the name alone."""
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    return ("/".join(parts[start:]) for start in range(len(parts)))
 
 
 def _ids_of(dirname: Path, path: Path) -> list[str]:
-    ids = read_lines(path)
+    annotations = annotation_folder(dirname)
+    ids = [_id_of(annotations, path, line) for line in read_lines(path)]
     if not ids:
         raise UserError(f"{path}: empty; expected one image id a line")
-    for place, line in enumerate(ids):
-        # An id may end like that itself: the annotations know.
-        if (match := LABELLED.fullmatch(line)) and not (dirname / "Annotations" / f"{line}.xml").is_file():
-            ids[place] = match[1]
     if outside := next((i for i in ids if "\\" in i or i.startswith("/") or ".." in i.split("/")), None):
         raise UserError(
             f"{path}: image id {outside!r} is a path; expected a file name below JPEGImages/, without extension"
@@ -145,6 +149,26 @@ def _ids_of(dirname: Path, path: Path) -> list[str]:
     if twice := repeated(ids):
         raise UserError(f"{path}: image id {twice!r} is listed twice; leave one of the lines")
     return ids
+
+
+def _id_of(annotations: Path, path: Path, line: str) -> str:
+    """The id that a line means. One may itself end like a label or a file: the annotations know."""
+
+    def is_annotated(name: str) -> bool:
+        return (annotations / f"{name}.xml").is_file()
+
+    if (match := LABELLED.fullmatch(line)) and not is_annotated(line):
+        line = match[1]
+    stem, dot, suffix = line.rpartition(".")
+    if dot + suffix.lower() not in IMAGE_SUFFIXES or is_annotated(line):
+        return line
+    found = next(filter(is_annotated, tails(stem)), None)
+    if found is None and re.search(r"[/\\]", line):
+        raise UserError(
+            f"{path}: {line!r} is the path of a picture without an annotation in {annotations}; expected image ids, or "
+            "pictures with <id>.xml there; where the labels are in YOLO's form: make import-dataset FROM=folder OUT=new"
+        )
+    return stem if found is None else found
 
 
 def image_folder(dirname: Path) -> Path:

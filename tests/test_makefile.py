@@ -74,6 +74,8 @@ def test_every_target_that_runs_python_sets_up_first() -> None:
             [],
         ),
         (["train-frcnn", "RESUME=0"], [], ["--resume"]),
+        (["train-yolov3", "EXIF=stored", "OPTS=SEED 1"], ["INPUT.EXIF stored SEED 1"], []),
+        (["eval-frcnn", "EXIF=stored"], ["--eval-only INPUT.EXIF stored"], []),
         (
             ["train-frcnn", "OPTS=SOLVER.MAX_ITER 20 SOLVER.STEPS '(5, 9)'"],
             ["SOLVER.MAX_ITER 20 SOLVER.STEPS (5, 9)"],

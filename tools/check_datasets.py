@@ -2,29 +2,30 @@
 
     python -m tools.check_datasets [voc2007 voc2012 cub] --root datasets [--deep]     # make check-datasets
 
-The lists of a data set say which files it must have. Lists, names and annotations are read by what reads them for
-training; no picture is opened (but for `--deep`). A root that is itself a folder in VOC's layout, with any classes and
-lists, is checked alike, and its objects are counted by class and size; so are folders of birds, one a class.
+The lists of a data set say which files it must have. Lists, names, annotations and the headers of pictures are read by
+what reads them for training; no picture is decoded (but for `--deep`). A root that is itself a folder in VOC's layout,
+with any classes and lists, is checked alike, and its objects are counted by class and size; so are folders of birds,
+one a class.
 """
 
 import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from tabulate import tabulate
-from tqdm import tqdm
 
 from classification.cub import is_folder_tree, read_cub
 from common.errors import UserError, exits_on_user_error
-from common.images import read_image
-from detection.voc_annotations import Annotations, annotation_folder, is_flat, read_annotations
-from detection.voc_lists import find_pictures, image_folder, present_splits, read_ids
+from common.images import Header, read_headers
+from detection.voc_annotations import Annotations, annotation_folder, read_annotations
+from detection.voc_lists import find_pictures, image_folder, is_voc_folder, present_splits, read_ids, split_file
+from detection.voc_pictures import cached_headers, find_odd
 
 OFFICIAL_SPLITS: dict[str, tuple[str, dict[str, int]]] = {
     "voc2007": ("VOC2007", {"trainval": 5011, "test": 4952}),
@@ -79,7 +80,7 @@ def main() -> None:
     root, deep = arguments.root, arguments.deep
     if root.is_file():
         raise UserError(f"{root}: is a file, expected the folder of the data: give DATA=folder")
-    if is_flat(root) or (root / "JPEGImages").is_dir() or (root / "Annotations").is_dir():
+    if is_voc_folder(root) or (root / "JPEGImages").is_dir() or (root / "Annotations").is_dir():
         lists = dict.fromkeys(present_splits(root))
         data_sets = [check_voc(root, lists or {"trainval": None}, deep)]
     elif is_folder_tree(root):
@@ -154,7 +155,7 @@ def check_voc(folder: Path, splits: dict[str, int] | dict[str, None], deep: bool
     images, annotations = image_folder(folder), annotation_folder(folder)
     reports = []
     for split, official in splits.items():
-        path = folder / "ImageSets" / "Main" / f"{split}.txt"
+        path = split_file(folder, split)
         report = Report(f"{folder.resolve().name} {split}", official)
         reports.append(report)
         try:
@@ -178,14 +179,32 @@ def check_voc(folder: Path, splits: dict[str, int] | dict[str, None], deep: bool
             for image_id, picture in zip(ids, pictures, strict=True)
         ]
         folders = sorted({str(PurePosixPath(file).parent) for files in items for file in files})
-        _look_for(report, folder, items, _file_sizes(folder, folders), deep)
+        read = partial(read_headers, decode=True) if deep else partial(cached_headers, folder, split)
+        _look_for(report, folder, items, _file_sizes(folder, folders), read)
         if report.state == "complete":
-            try:
-                report.summary = describe_objects(read_annotations(folder, split, ids))
-            except UserError as error:
-                report.broken.append(str(error).removeprefix(f"{folder}{os.sep}"))
-                report.found -= 1
+            _check_annotations(report, folder, split, ids, [str(picture) for picture in pictures])
     return reports
+
+
+def _check_annotations(report: Report, folder: Path, split: str, ids: list[str], pictures: list[str]) -> None:
+    """Enters into the report what the annotations of a split hold, and which of them its pictures belie."""
+    try:
+        annotations = read_annotations(folder, split, ids)
+    except UserError as error:
+        report.broken.append(str(error).removeprefix(f"{folder}{os.sep}"))
+        report.found -= 1
+        return
+    sizes = annotations.images[["height", "width"]].tolist()
+    odd, undecided = find_odd(pictures, sizes, cached_headers(folder, split, pictures))
+    report.broken += [f"{Path(picture).relative_to(folder)}: {reason}" for picture, reason in odd.items()]
+    report.found -= len(odd)
+    report.summary = describe_objects(annotations)
+    if undecided:
+        report.summary += (
+            f"; EXIF turns or mirrors {len(undecided):,} images without a trace in their size, "
+            f"{Path(undecided[0]).relative_to(folder)} first: train with EXIF=stored if their boxes were drawn on the "
+            "pixels as they are stored"
+        )
 
 
 def check_bird_folders(root: Path, deep: bool = False) -> list[Report]:
@@ -206,9 +225,8 @@ def check_bird_folders(root: Path, deep: bool = False) -> list[Report]:
     for split, birds in (("train", cub.train), ("test", cub.test)):
         report = Report(f"{name} {split}", None)
         items = [(str(bird.path.relative_to(root)),) for bird in birds]
-        _look_for(
-            report, root, items, _file_sizes(root, sorted({str(PurePosixPath(i).parent) for (i,) in items})), deep
-        )
+        sizes = _file_sizes(root, sorted({str(PurePosixPath(file).parent) for (file,) in items}))
+        _look_for(report, root, items, sizes, partial(read_headers, decode=deep))
         counts = np.bincount([bird.label for bird in birds], minlength=len(cub.class_names)).tolist()
         classes = ", ".join(f"{name} {count:,}" for name, count in zip(cub.class_names, counts, strict=True))
         report.summary = f"{len(birds):,} images of {len(counts):,} classes ({classes})"
@@ -252,7 +270,7 @@ def check_cub(folder: Path, splits: dict[str, int], deep: bool = False) -> list[
         part = "1" if split == "train" else "0"
         report.broken.extend(wrong)
         items = [(f"images/{file}",) for image_id, file in files.items() if parts.get(image_id) == part]
-        _look_for(report, folder, items, sizes, deep)
+        _look_for(report, folder, items, sizes, partial(read_headers, decode=deep))
     return list(reports.values())
 
 
@@ -273,31 +291,23 @@ def _file_sizes(folder: Path, subfolders: Sequence[str]) -> dict[str, int]:
 
 
 def _look_for(
-    report: Report, folder: Path, items: Sequence[tuple[str, ...]], sizes: dict[str, int], deep: bool
+    report: Report,
+    folder: Path,
+    items: Sequence[tuple[str, ...]],
+    sizes: dict[str, int],
+    read: Callable[[list[str]], list[Header | str]],
 ) -> None:
     """Enters into the report what is there of the images' files; the first file of each is the picture."""
     missing = [file for files in items for file in files if file not in sizes]
     broken = {file: "empty" for files in items for file in files if sizes.get(file) == 0}
-    if deep:
-        pictures = [files[0] for files in items if sizes.get(files[0])]
-        with ThreadPoolExecutor() as pool:
-            faults = pool.map(_fault, [folder / picture for picture in pictures])
-            progress = tqdm(faults, report.name, len(pictures), disable=None)
-            broken |= {picture: fault for picture, fault in zip(pictures, progress, strict=True) if fault}
+    pictures = [files[0] for files in items if sizes.get(files[0])]
+    headers = read([str(folder / picture) for picture in pictures])
+    broken |= {picture: header for picture, header in zip(pictures, headers, strict=True) if isinstance(header, str)}
     unusable = {*missing, *broken}
     report.expected = len(items)
     report.found = sum(unusable.isdisjoint(files) for files in items)
     report.missing += missing
     report.broken += [f"{file}: {fault}" for file, fault in broken.items()]
-
-
-def _fault(path: Path) -> str | None:
-    """Why a picture cannot be decoded; None where it can."""
-    try:
-        read_image(path)
-    except UserError as error:
-        return str(error).removeprefix(f"{path}: ")
-    return None
 
 
 if __name__ == "__main__":

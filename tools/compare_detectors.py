@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.errors import UserError, exits_on_user_error
-from common.images import find_images, read_image
+from common.images import find_images
 from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import machine, write_atomically
 from detection.bootstrap import interval, resample_ap
@@ -266,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     left_out = LeftOut(len(records), progress)
     for number, record in enumerate(progress):
         try:
-            image = read_image(paths[number])
+            image = detectors[0].read(record)
         except UserError as error:
             if split is not None:
                 raise  # without it the figures would be of another split

@@ -5,7 +5,8 @@
 
 COCO: one JSON file a split, or a folder whose `train/`, `valid/` and `test/` hold one each. YOLO: a folder with
 `data.yaml`, or with `classes.txt` (`obj.names`), whose images have a text file of their name beside them or in
-`labels/` in the place of `images/`. A split is told by the words train, val (valid) and test in the names of files and
+`labels/` in the place of `images/`. A split is told by the lists or folders that `data.yaml` (`obj.data`) names, by a
+`train.txt` with a path of a picture a line, or by the words train, val (valid) and test in the names of files and
 folders; without any there is CVAT's undivided `default.txt`, of which the reader makes two. Pictures are linked, or
 copied where that cannot be; nothing is overwritten.
 """
@@ -17,9 +18,9 @@ import re
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from tqdm import tqdm
@@ -29,7 +30,7 @@ from common.errors import UserError, exits_on_user_error
 from common.images import SUFFIXES, read_size
 from common.results import unique_names
 from detection.voc_annotations import annotation_xml
-from detection.voc_lists import UNDIVIDED
+from detection.voc_lists import UNDIVIDED, read_lines, tails
 
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 NAME_FILES = ("classes.txt", "obj.names", "labels.txt")
@@ -151,7 +152,7 @@ def read_yolo(root: Path, remarks: Counter[str]) -> tuple[list[Picture], list[st
     paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise UserError(f"{root}: holds no picture; expected {', '.join(sorted(SUFFIXES))} files below it")
-    pictures = []
+    pictures, splits = [], _yolo_splits(root, paths)
     for path in tqdm(paths, "pictures", disable=None, leave=False):
         height, width = read_size(path)
         objects = []
@@ -160,22 +161,77 @@ def read_yolo(root: Path, remarks: Counter[str]) -> tuple[list[Picture], list[st
             remarks["pictures without a file of labels, taken to have no object"] += 1
         else:
             objects = list(_yolo_objects(labels, names, height, width, remarks))
-        pictures.append(Picture(path, _split_of(path.relative_to(root).parent), height, width, objects))
+        pictures.append(Picture(path, splits[path], height, width, objects))
     return pictures, names
 
 
-def _yolo_names(root: Path) -> list[str]:
+def _yolo_settings(root: Path) -> tuple[Path, dict[str, Any]]:
+    """What `data.yaml`, or Darknet's `obj.data`, says, with its path; nothing where there is neither."""
     if path := next(iter(sorted([*root.glob("data.y*ml"), *root.glob("*.y*ml")])), None):
         try:
-            names = yaml.safe_load(path.read_text())["names"]
-            names = [names[number] for number in range(len(names))] if isinstance(names, dict) else list(names)
-            return [str(name).strip() for name in names]
-        except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError, RecursionError) as error:
-            raise UserError(f"{path}: no list of names in it; expected names: [cat, dog]") from error
-    places = [folder / name for folder in (root, root / "labels") for name in NAME_FILES]
-    if (path := next(filter(Path.is_file, places), None)) is None:
-        raise UserError(f"{root}: no data.yaml and no classes.txt; expected one of them, with the names of the classes")
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            settings = yaml.load(path.read_text("utf-8-sig"), yaml.BaseLoader)  # names such as no stay what they are
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+            settings = None
+        if not isinstance(settings, dict):
+            raise UserError(f"{path}: is no YAML of keys and values; expected names: [cat, dog]")
+        return path, settings
+    path = next(iter(sorted(root.glob("*.data"))), root)
+    pairs = [line.partition("=") for line in read_lines(path)] if path.is_file() else []
+    return path, {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _yolo_names(root: Path) -> list[str]:
+    path, settings = _yolo_settings(root)
+    names = settings.get("names", "")
+    if isinstance(names, dict):
+        names = [names.get(str(number)) for number in range(len(names))]
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return [name.strip() for name in names]
+    places = [root / end for end in tails(names)] if isinstance(names, str) else []  # of Darknet, a file
+    places += [folder / name for folder in (root, root / "labels") for name in NAME_FILES]
+    if found := next(filter(Path.is_file, places), None):
+        return read_lines(found)
+    raise UserError(f"{path}: no names of the classes; expected names: [cat, dog] in data.yaml, or classes.txt")
+
+
+def _yolo_splits(root: Path, paths: Sequence[Path]) -> dict[Path, str]:
+    """The split of each picture, as `data.yaml`, `obj.data` or lists beside them say, or else the names of folders.
+
+    A list has a path of a picture a line, a folder means all pictures in it; either may be a path of another machine.
+    """
+    source, settings = _yolo_settings(root)
+    given = {word: settings[word] for word in SPLIT_WORDS if settings.get(word)}
+    if not given:
+        labels = {path.with_suffix(".txt") for path in paths}  # a list is none of these
+        lists = {word: root / f"{word}.txt" for word in SPLIT_WORDS}
+        given = {word: path.name for word, path in lists.items() if path.is_file() and path not in labels}
+    names = [(word, name) for word, each in given.items() for name in ([each] if isinstance(each, str) else each)]
+    known = dict.fromkeys(paths)
+    splits: dict[Path, str] = {}
+    for word, name in names:
+        is_list, whole = name.endswith(".txt"), next(tails(name), "")
+        # Of a folder's path a part alone, such as images, could be that of another split.
+        ends = (end for end in tails(f"{settings.get('path', '')}/{name}") if is_list or end.endswith(whole))
+        place = next((root / end for end in ends if (root / end).exists()), None)
+        if place is None and is_list:
+            raise UserError(f"{source}: names the list {name}, which is not below {root}; put it there")
+        if place is not None and place.is_file():
+            members = [_listed(place, line, root, known) for line in read_lines(place)]
+        else:
+            members = [path for path in paths if place in path.parents]
+        for path in members:
+            if splits.setdefault(path, SPLIT_WORDS[word]) != SPLIT_WORDS[word]:
+                raise UserError(f"{source}: {path} is for {splits[path]} and for {word}; expected it in one of them")
+    if any(name.endswith(".txt") for _, name in names):
+        return dict.fromkeys(paths, UNDIVIDED) | splits
+    return {path: _split_of(path.relative_to(root).parent) for path in paths} | splits
+
+
+def _listed(path: Path, line: str, root: Path, known: Collection[Path]) -> Path:
+    found = next((root / end for end in tails(line) if root / end in known), None)
+    if found is None:
+        raise UserError(f"{path}: {line[:200]!r}: no such picture below {root}; put it there, or remove the line")
+    return found
 
 
 def _label_files(picture: Path, root: Path) -> Iterator[Path]:

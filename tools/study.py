@@ -25,19 +25,19 @@ from typing import Any
 
 from tqdm import tqdm
 
+from classification.cub import FOLDER, is_folder_tree
 from common.data_root import OFFICIAL
 from common.errors import Interrupted, UserError, exits_on_user_error
 from common.images import find_images
 from common.processes import ENDS_WITH_PARENT
 from common.run_folder import METRICS, read_metrics, write_atomically
+from detection.voc_lists import OFFICIAL_FOLDERS, is_voc_folder
 from tools.plan import COMMANDS, Entry, Stage, list_stages, read_entries
 from tools.report.document import duration
 
 STUDIES = Path(__file__).parent / "studies"
 STAGES, ESTIMATES = "stages.json", "estimates.json"
 LOSSES = ("total_loss", "train_loss")  # as metrics.json calls them, of a detector and of a classifier
-# Folders of the official data of birds (True) and detectors, and those that show a folder of one's own.
-LAYOUTS = {True: (["CUB_200_2011"], ["train"]), False: (["VOC2007", "VOC2012"], ["Annotations", "JPEGImages", "train"])}
 STARTING = 15  # seconds of a stage that are no step: libraries, data, tables and pictures
 
 
@@ -64,10 +64,9 @@ def check_data(entries: Sequence[Entry], data: Path) -> None:
         UserError: something is missing.
     """
     halves = {COMMANDS[entry.command].is_of_birds for entry in entries if not entry.data}
-    needed = []
-    for is_of_birds in sorted(halves, reverse=True):
-        official, own = LAYOUTS[is_of_birds]
-        needed += [] if any((data / name).is_dir() for name in own) else official
+    needed = [FOLDER] if True in halves and not is_folder_tree(data) else []
+    if False in halves and not is_voc_folder(data):
+        needed += OFFICIAL_FOLDERS.values()
     if missing := [name for name in needed if not (data / name).is_dir()]:
         raise UserError(
             f"{data}: no {', no '.join(missing)} in it; expected {', '.join(needed)}: make datasets fetches them, "

@@ -175,7 +175,7 @@ def main() -> None:
     if measured:
         found, targets = [], []
         for entry in tqdm(measured, unit="image", desc="recall", disable=None):
-            found.append(propose_and_detect(detector, read_image(entry["file_name"]))[0].proposal_boxes)
+            found.append(propose_and_detect(detector, detector.read(entry))[0].proposal_boxes)
             boxes = [annotation["bbox"] for annotation in entry["annotations"] if not annotation["difficult"]]
             targets.append(Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)))
         recall = pd.DataFrame(proposal_recall(found, targets).items(), columns=["proposals", "recall"])

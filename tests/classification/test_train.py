@@ -9,6 +9,7 @@ from classification.cub import read_cub
 from classification.model import build_model, load_classifier
 from classification.recipe import Recipe
 from classification.run import Run
+from classification.train import main
 from common.errors import UserError
 from common.run_folder import read_metrics
 from tests.classification.runs import EVERYTHING, TINY, assert_same, train_in
@@ -104,3 +105,19 @@ def test_weights_of_the_wrong_model_stop_the_run(tiny_root, tmp_path):
     torch.save(build_model("resnet18", 1000).state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(UserError, match=r"resnet18\.pth: does not fit the model"):
         train_in(tmp_path / "run", tiny_root, pretrained=True, weights=str(tmp_path / "resnet18.pth"))
+
+
+@pytest.mark.parametrize("cache", ["true", "false"])
+def test_pictures_that_are_none_are_named_before_a_training_begins(tiny_root, tmp_path, run_main, cache):
+    """One to train on and one to test on, the last of all."""
+    cub = read_cub(tiny_root)
+    spoilt = [cub.train[3].path, cub.test[-1].path]
+    for path in spoilt:
+        path.write_text("none")
+    words = ["study", f"data={tiny_root}", "model=test_resnet", "pretrained=0", f"cache={cache}", "workers=0"]
+    code, _, said = run_main(main, *words, "--output", str(tmp_path / "output"))
+    assert code == 2
+    (line,) = said.splitlines()
+    assert line.startswith(f"error: {spoilt[0]}: cannot be read as an image (")
+    assert line.endswith(f"; 1 more cannot be taken: {spoilt[1]}")
+    assert not (tmp_path / "output").exists()

@@ -9,7 +9,15 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from common.errors import UserError
-from common.images import find_images, read_image, read_shrunk_image, read_size
+from common.images import (
+    find_images,
+    read_header,
+    read_headers,
+    read_image,
+    read_shrunk_image,
+    read_size,
+    refuse_unreadable,
+)
 
 
 @pytest.fixture
@@ -158,9 +166,63 @@ def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"turned.{suffix}"
-    gradient().save(path, exif=exif, **({"quality": 95, "subsampling": 0} if suffix == "jpg" else {}))
+    options = {"jpg": {"quality": 95, "subsampling": 0}, "webp": {"lossless": True}}.get(suffix, {})
+    gradient().save(path, exif=exif, **options)
     assert_reads_as(path, ImageOps.exif_transpose(Image.open(path)), tolerance=4)
     assert read_size(path) == tuple(read_image(path).shape[1:]) == ((40, 60) if orientation < 5 else (60, 40))
+    header = read_header(path)
+    assert (header.orientation, header.stored) == (orientation, (40, 60))
+    stored = read_image(path, turned=False).permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(stored - np.asarray(gradient())).max() <= 4
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("jpg", {"xmp": XMP}),
+        *((suffix, {"exif": exif}) for suffix in ("jpg", "webp") for exif in (b"Exif\0\0none", b"Exif\0\0II*\0\x08")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_an_orientation_that_no_decoder_heeds_is_none(tmp_path: Path, suffix: str, options: dict) -> None:
+    """Spoilt EXIF, which torchvision passes over and Pillow would end at; XMP, which Pillow alone would heed."""
+    path = tmp_path / f"a.{suffix}"
+    gradient().save(path, **options)
+    assert read_header(path) == (40, 60, 1)
+    assert read_shrunk_image(path, 2)[1] == tuple(read_image(path).shape[1:]) == (40, 60)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp"])
+def test_a_header_is_read_without_the_pixels_behind_it(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 5])
+    assert read_header(path) == (300, 400, 1)
+
+
+def test_headers_of_many_files_with_what_is_wrong_with_each(tmp_path: Path) -> None:
+    """A form that Pillow knows and no decoder here is no image."""
+    gradient().save(tmp_path / "a.png")
+    gradient().save(tmp_path / "b.jpg", format="PPM")
+    (tmp_path / "c.jpg").write_text("<!doctype html><title>Sign in</title>")
+    (tmp_path / "d.jpg").touch()
+    gradient().save(tmp_path / "e.jpg")
+    (tmp_path / "e.jpg").write_bytes((tmp_path / "e.jpg").read_bytes()[:-20])
+    paths = [tmp_path / name for name in ("a.png", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg")]
+    sound, of_another_form, page, empty, cut, missing = read_headers(paths)
+    assert sound == cut == (40, 60, 1)
+    assert [str(reason).partition(" (")[0] for reason in (of_another_form, empty)] == ["cannot be read as an image"] * 2
+    assert page == "is a web page, expected the file that its link leads to: fetch that"
+    assert str(missing).startswith("no such file")
+    assert isinstance(read_headers(paths, decode=True)[4], str)
+    with pytest.raises(UserError) as error:
+        refuse_unreadable(paths)
+    assert str(error.value).startswith(f"{paths[1]}: cannot be read as an image")
+    assert str(error.value).endswith(f"; 3 more cannot be taken: {paths[2]}, {paths[3]}, {paths[5]}")
 
 
 @pytest.mark.parametrize(

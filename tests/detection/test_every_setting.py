@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
+from PIL import ExifTags, Image
 
 from common.errors import UserError
 from detection.config import IN_EPOCHS, RecordingCfg, _flat, blamed_on, get_cfg, merge_options, refuse_unread, value_of
@@ -91,6 +93,7 @@ VALID = {
     "MODEL.DARKNET.NORM": "SyncBN",
     "MODEL.DARKNET.NORM_EPS": 0.001,
     "MODEL.DARKNET.NEGATIVE_SLOPE": 0.2,
+    "INPUT.EXIF": "stored",
     "INPUT.MIN_SIZE_TRAIN": (40,),
     "INPUT.MAX_SIZE_TRAIN": 56,
     "INPUT.MIN_SIZE_TEST": 48,
@@ -289,18 +292,24 @@ def test_every_key_is_honoured_or_refused(
     if model == "faster_rcnn":
         options |= {"SOLVER.MAX_ITER": 3, "SOLVER.WARMUP_ITERS": 2}
         del options["SOLVER.STEPS"]  # those of the recipe
-    plain, cfg, trainer = build(model, voc_folder, options)
+    data = tmp_path / "data"  # as voc_folder, but that EXIF mirrors a picture, for INPUT.EXIF
+    shutil.copytree(voc_folder, data)
+    mirrored = Image.Exif()
+    mirrored[ExifTags.Base.Orientation] = 2
+    picture = data / "JPEGImages/trainval_0.jpg"
+    Image.open(picture).save(picture, quality="keep", exif=mirrored)
+    plain, cfg, trainer = build(model, data, options)
     weights = tmp_path / "weights.pth"
     torch.save({name: value + 1 for name, value in trainer.bare_model.state_dict().items()}, weights)
     bases = {"plain": plain, "cfg": cfg, "observations": list(observations(trainer))}
     assert (
-        list(observations(build(model, voc_folder, options)[2])) == bases["observations"]
+        list(observations(build(model, data, options)[2])) == bases["observations"]
     )  # what differs is the key's doing
 
     verdicts = {}
     for key in _flat(get_cfg()):
         value = str(weights) if key == "MODEL.WEIGHTS" else another(cfg, key)
-        verdicts[key] = verdict(model, voc_folder, options, key, value, bases)
+        verdicts[key] = verdict(model, data, options, key, value, bases)
     assert {key for key, found in verdicts.items() if found == "nothing"} == set()
     refused = {key for key, found in verdicts.items() if found == "refused" and key not in AS_THE_MACHINE}
     assert {key for key in refused if cfg.was_read(key)} == REFUSED[model]

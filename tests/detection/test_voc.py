@@ -455,9 +455,60 @@ def test_wrong_list_is_named(voc, content, said):
     assert error_of(voc).startswith(f"{path}: {said}")
 
 
-def test_id_with_extension_is_explained(voc):
-    (voc / "ImageSets/Main/train.txt").write_text("a.jpg\n")
-    assert "an id is a file name without its extension" in error_of(voc)
+@pytest.mark.parametrize(
+    ("line", "image_id"),
+    [
+        ("a.jpg", "a"),
+        ("/home/me/data/images/a.JPG", "a"),
+        ("../data/obj/a.jpg", "a"),
+        ("./JPEGImages/a.jpg", "a"),
+        ("C:\\photos\\my cats\\a.jpg", "a"),
+        ("https://host/a.jpg", "a"),
+        ("data/a.jpg 1", "a"),
+        ("elsewhere/b/a.jpg", "b/a"),
+        ("elsewhere/a.b.jpg", "a.b"),
+        ("elsewhere/c.png.jpg", "c.png"),
+        ("c.png", "c.png"),
+    ],
+)
+def test_a_path_in_a_list_means_the_id_that_is_annotated(voc, line, image_id):
+    """Of two that might be meant the one with more of the path."""
+    for other in ("b/a", "a.b", "c.png"):
+        (voc / "Annotations" / other).parent.mkdir(exist_ok=True)
+        (voc / "Annotations" / f"{other}.xml").write_text(annotation())
+    for path in (voc / "ImageSets/Main/train.txt", voc / "train.txt"):
+        path.write_text(f"{line}\n000003\n")
+        assert read_ids(voc, "train") == [image_id, "000003"]
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (
+            "data/obj/none.jpg",
+            "'data/obj/none.jpg' is the path of a picture without an annotation in {}; expected image",
+        ),
+        ("/etc/a", "image id '/etc/a' is a path"),
+        ("x/a.jpg\ny/a.jpg", "image id 'a' is listed twice"),
+    ],
+)
+def test_a_path_of_no_annotated_picture_is_refused(voc, lines, said):
+    path = voc / "ImageSets/Main/train.txt"
+    path.write_text(lines)
+    assert error_of(voc).startswith(f"{path}: {said.format(voc / 'Annotations')}")
+
+
+def test_lists_beside_the_annotations_divide_them(tmp_path):
+    """As YOLO's tools write them, where the annotations are VOC's."""
+    for name in "abc":
+        (tmp_path / f"{name}.xml").write_text(annotation(("dog", 1, 1, 9, 9)))
+        (tmp_path / f"{name}.jpg").touch()
+    (tmp_path / "train.txt").write_text("data/a.jpg\ndata/c.jpg\n")
+    (tmp_path / "val.txt").write_text("data/b.jpg\n")
+    assert default_splits(tmp_path) == (("voc_train",), ("voc_val",))
+    assert [record["image_id"] for record in load_voc_instances(tmp_path, "train", VOC_CLASSES)] == ["a", "c"]
+    assert read_ids(tmp_path, "val") == ["b"]
 
 
 # classes

@@ -114,7 +114,7 @@ def test_damages_of_cub(root, file, text, remark):
 
 def test_a_cut_photograph_is_found_by_a_deep_check_only(root):
     path = root / "VOC2007" / "JPEGImages" / "000005.jpg"
-    path.write_bytes(path.read_bytes()[:-100])
+    path.write_bytes(path.read_bytes()[:-10])  # behind its header
     assert states(root, "voc2007")[1] == ("complete", 2, 2)
     assert states(root, "voc2007", deep=True)[1] == ("broken", 1, 2)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from PIL import Image
 
 from common.errors import UserError
 from tools import check_datasets, download_datasets
@@ -67,7 +68,9 @@ def voc_files(split: str, ids: list[str]) -> dict[str, bytes]:
         files[f"VOCdevkit/VOC2007/Annotations/{id_}.xml"] = (
             b"<annotation><size><width>8</width><height>8</height></size></annotation>"
         )
-        files[f"VOCdevkit/VOC2007/JPEGImages/{id_}.jpg"] = id_.encode() * 50_000
+        picture = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(picture, "jpeg")
+        files[f"VOCdevkit/VOC2007/JPEGImages/{id_}.jpg"] = picture.getvalue() + id_.encode() * 50_000
     return files
 
 

@@ -197,3 +197,82 @@ def test_a_wrong_line_of_yolo_is_named(
     write(tmp_path / "yolo/classes.txt", "cat\ndog\n")
     write(tmp_path / "yolo/a.txt", line)
     assert said in refused(capsys, tmp_path / "yolo", "--out", tmp_path / "out")
+
+
+@pytest.fixture
+def yolo(tmp_path: Path) -> Path:
+    """Six pictures in `images/`, of two classes in turn, whose folder tells no split."""
+    for number in range(6):
+        draw(tmp_path / f"yolo/images/{number}.jpg")
+        write(tmp_path / f"yolo/labels/{number}.txt", f"{number % 2} 0.5 0.5 0.5 0.5\n")
+    return tmp_path / "yolo"
+
+
+LISTS = {"train.txt": "./images/0.jpg\n/content/yolo/images/1.jpg\n", "val.txt": "C:\\yolo\\images\\4.jpg\n"}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"data.yaml": "train: train.txt\nval: val.txt\ntest: ''\nnames: [no, 2024]", **LISTS},
+        {"data.yaml": "path: ../yolo\ntrain: [train.txt]\nval: [./val.txt]\nnames: {0: no, 1: 2024}", **LISTS},
+        {"obj.data": "classes = 2\ntrain = data/train.txt\nvalid = data/val.txt\nnames = data/my.names"} | LISTS,
+        {"classes.txt": "no\n2024\n", **LISTS},
+    ],
+)
+def test_a_list_of_pictures_is_the_split_that_yolo_takes_it_for(
+    yolo: Path, tmp_path: Path, files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the names of classes are the words that stand there, not what YAML takes them for."""
+    for name, text in ({"my.names": "no\n2024\n"} | files).items():
+        write(yolo / name, text)
+    main([str(yolo), "--out", str(tmp_path / "out")])
+    box = [16, 12, 48, 36]
+    assert boxes(tmp_path / "out", "train") == {"0": [("no", box)], "1": [("2024", box)]}
+    assert boxes(tmp_path / "out", "val") == {"4": [("no", box)]}
+    assert "3 pictures outside of train, val and test left out" in capsys.readouterr().out
+
+
+def test_folders_are_the_splits_that_they_are_named_for_whatever_their_names(tmp_path: Path) -> None:
+    """The folder of a split that is not there is none, as in Roboflow's exports; its own words tell of what is left."""
+    for name in ("red/1", "blue/2", "test/3"):
+        draw(tmp_path / f"yolo/images/{name}.jpg")
+    write(tmp_path / "yolo/data.yaml", "train: ../images/red\nval: images/blue\ntest: ../missing/images\nnames: [cat]")
+    main([str(tmp_path / "yolo"), "--out", str(tmp_path / "out")])
+    lists = {path.name: path.read_text() for path in (tmp_path / "out/ImageSets/Main").iterdir()}
+    assert lists == {"train.txt": "1\n", "val.txt": "2\n", "test.txt": "3\n"}
+
+
+def test_a_file_of_labels_is_no_list(yolo: Path, tmp_path: Path) -> None:
+    write(yolo / "classes.txt", "cat\ndog\n")
+    draw(yolo / "train.jpg")
+    write(yolo / "train.txt", "1 0.5 0.5 0.5 0.5\n")
+    main([str(yolo), "--out", str(tmp_path / "out")])
+    assert len((tmp_path / "out/ImageSets/Main/default.txt").read_text().split()) == 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "lists", "said"),
+    [
+        ("train: train.txt\nnames: [cat, dog]", {}, "data.yaml: names the list train.txt, which is not below"),
+        (
+            "train: train.txt\nnames: [cat, dog]",
+            {"train.txt": "images/0.jpg\nimages/9.jpg\n"},
+            "train.txt: 'images/9.jpg': no such picture below",
+        ),
+        (
+            "train: images\nval: images\nnames: [cat, dog]",
+            {},
+            "images/0.jpg is for train and for val; expected it in one",
+        ),
+        ("train: images", {}, "data.yaml: no names of the classes; expected names: [cat, dog]"),
+        ("- cat", {}, "data.yaml: is no YAML of keys and values; expected names: [cat, dog]"),
+    ],
+)
+def test_what_yolo_says_of_its_splits_is_not_passed_over(
+    yolo: Path, tmp_path: Path, settings: str, lists: dict[str, str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in ({"data.yaml": settings} | lists).items():
+        write(yolo / name, text)
+    assert said in refused(capsys, yolo, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

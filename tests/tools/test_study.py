@@ -13,7 +13,7 @@ from common.data_root import SAMPLE
 from common.errors import Interrupted, UserError
 from common.run_folder import append_metrics
 from tools import demo, study
-from tools.plan import Entry, Stage, list_stages, read_entries
+from tools.plan import COMMANDS, Entry, Stage, list_stages, read_entries
 from tools.study import check_data, devices, latest_loss, left_to_do, run_stages, run_together, start_stage
 
 
@@ -157,12 +157,35 @@ def test_only_what_the_list_needs_is_missed_and_folders_of_ones_own_are_data(tmp
     for entries, missing in (([birds, elsewhere], "no CUB_200_2011"), ([boxes], "no VOC2007, no VOC2012")):
         with pytest.raises(UserError, match=f": {missing} in it; "):
             check_data(entries, tmp_path)
-    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
     check_data([boxes, elsewhere], tmp_path)
     with pytest.raises(UserError, match=": no CUB_200_2011 in it; "):
         check_data([birds, boxes], tmp_path)
     (tmp_path / "CUB_200_2011").mkdir()
     check_data([birds, boxes], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("finetune", "{}/1.jpg"),
+        ("finetune", "train/{}/1.jpg"),
+        ("sweep", "{}/1.jpg"),
+        ("train-frcnn", "{}.xml"),
+        ("train-frcnn", "train/{}.xml"),
+        ("train-yolov3", "Annotations/{}.xml"),
+    ],
+)
+def test_whatever_folder_of_ones_own_a_training_takes_a_study_takes(tmp_path: Path, command: str, file: str) -> None:
+    """One tree of birds, or train/; annotations beside the pictures, in the folders of splits, or without any list."""
+    for name in ("auk", "wren"):
+        (tmp_path / file.format(name)).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file.format(name)).touch()
+    check_data([Entry("name", command)], tmp_path)
+    other = "train-frcnn" if COMMANDS[command].is_of_birds else "finetune"
+    if not file.startswith("train/"):  # which both halves may hold
+        with pytest.raises(UserError, match=r" in it; expected (CUB_200_2011|VOC2007, VOC2012): "):
+            check_data([Entry("name", command), Entry("other", other)], tmp_path)
 
 
 def test_the_plan_says_what_is_finished_and_what_has_begun_how_long_the_rest_takes_and_runs_nothing(
