@@ -4,8 +4,8 @@
 
 The lists of a data set say which files it must have. Lists, names, annotations and the headers of pictures are read by
 what reads them for training; no picture is decoded (but for `--deep`). A root that is itself a folder in VOC's layout,
-with any classes and lists, is checked alike, and its objects are counted by class and size; so are folders of birds,
-one a class.
+with any classes and lists, is checked alike, its objects are counted by class and size, and a few of its images drawn
+with their boxes; so are folders of birds, one a class, but for boxes.
 """
 
 import argparse
@@ -18,15 +18,21 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import Image
 from tabulate import tabulate
 
 from classification.cub import is_folder_tree, read_cub
 from common.errors import UserError, exits_on_user_error
 from common.images import Header, read_headers
+from common.run_folder import write_atomically
+from detection.dataset_mapper import DatasetMapper
+from detection.voc import load_voc_instances
 from detection.voc_annotations import Annotations, annotation_folder, read_annotations
 from detection.voc_lists import find_pictures, image_folder, is_voc_folder, present_splits, read_ids, split_file
 from detection.voc_pictures import cached_headers, find_odd
+from tools.visualize_batches import picture
 
+DRAWN, SIDE = 9, 320  # images of a split that are drawn, and their short side
 OFFICIAL_SPLITS: dict[str, tuple[str, dict[str, int]]] = {
     "voc2007": ("VOC2007", {"trainval": 5011, "test": 4952}),
     "voc2012": ("VOC2012", {"trainval": 11540}),
@@ -46,6 +52,7 @@ class Report:
     missing: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     summary: str = ""  # what a complete split of one's own data holds
+    picture: np.ndarray | None = None  # a few of its images with their boxes, uint8 (H, W, 3), RGB
 
     @property
     def state(self) -> str:
@@ -75,6 +82,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", type=data_set_name, help=f"{', '.join(OFFICIAL_SPLITS)}; default: all")
     parser.add_argument("--root", type=Path, default=Path("datasets"), help="default: %(default)s")
     parser.add_argument("--deep", action="store_true", help="decode every image as well")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs; pictures go below it")
     arguments = parser.parse_args()
 
     root, deep = arguments.root, arguments.deep
@@ -99,8 +107,27 @@ def main() -> None:
     for report in (report for reports in data_sets for report in reports):
         if report.summary and not report.official:
             print(f"\n{report.name}: {report.summary}")
+        if report.picture is not None:
+            path = arguments.output / "check" / f"{report.name.replace(' ', '-')}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, partial(Image.fromarray(report.picture).save, format="png"))
+            print(f"some of them with their boxes: {path}")
     if any(report.state != "complete" for reports in data_sets for report in reports):
         sys.exit(2)
+
+
+def draw_annotated(folder: Path, split: str, class_names: Sequence[str], title: str) -> np.ndarray | None:
+    """Images of a split, evenly spaced among those with objects, with their boxes as training sees them.
+
+    Returns:
+        uint8 (H, W, 3), RGB; None where no image has an object.
+    """
+    records = [record for record in load_voc_instances(folder, split, class_names) if record["annotations"]]
+    if not records:
+        return None
+    places = np.linspace(0, len(records) - 1, min(DRAWN, len(records))).round().astype(int)
+    mapper = DatasetMapper(augmentations=[], min_sizes=[SIDE], max_size=2 * SIDE, with_annotations=True)
+    return picture([mapper(records[place]) for place in places], class_names, title)
 
 
 def describe_objects(annotations: Annotations) -> str:
@@ -199,6 +226,8 @@ def _check_annotations(report: Report, folder: Path, split: str, ids: list[str],
     report.broken += [f"{Path(picture).relative_to(folder)}: {reason}" for picture, reason in odd.items()]
     report.found -= len(odd)
     report.summary = describe_objects(annotations)
+    if not report.official and not odd:
+        report.picture = draw_annotated(folder, split, annotations.names.tolist(), report.name)
     if undecided:
         report.summary += (
             f"; EXIF turns or mirrors {len(undecided):,} images without a trace in their size, "

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from detection.drawing import class_colors
 from tests.conftest import ForkServer
 from tools import check_datasets
 
@@ -183,8 +185,15 @@ def test_objects_of_ones_own_folder_are_counted_and_a_wrong_annotation_is_named(
     # 30 x 30 and 40 x 30 pixels, on either side of 32 x 32.
     objects = OBJECT.format("cat", 30) + OBJECT.format("cat", 40) + OBJECT.format("dog", 40)
     (tmp_path / "Annotations/b.xml").write_text(ANNOTATION.replace("</size>", f"</size>{objects}"))
-    code, printed = run("--root", str(tmp_path), "--deep")
+    code, printed = run("--root", str(tmp_path), "--deep", "--output", str(tmp_path / "out"))
     assert code == 0, printed
+    # Of the two images the one with objects; one of the cats, which are drawn last, has all of its 40 x 30 pixels.
+    drawn = np.asarray(Image.open(tmp_path / "out" / "check" / f"{tmp_path.name}-train.png"))
+    height, width = np.ptp(
+        np.argwhere(np.abs(drawn - 255 * class_colors(["cat", "dog"])["cat"]).max(axis=2) < 5), axis=0
+    )
+    assert height / width == pytest.approx(30 / 40, abs=0.02)
+    assert not (tmp_path / "out" / "check" / f"{tmp_path.name}-val.png").exists()
     assert "train: 3 objects (cat 2, dog 1); 1 small, 2 middle-sized, 0 large; 1 of 2 images without objects" in printed
     (tmp_path / "Annotations/c.xml").write_text(ANNOTATION.replace(">40<", ">no<"))
     code, printed = run("--root", str(tmp_path))
