@@ -34,7 +34,7 @@ class Exportable:
         card: what the file is to say of the model.
         training_images: finds those of a data root, or of None, the one that was trained on.
         prepare: makes an input of one of them.
-        network_parts: names of the modules that may be computed in low precision; empty: all.
+        quantised: names of the modules that int8 may compute; empty: all.
         kept: names of modules in these that it may not: those that predict.
     """
 
@@ -45,7 +45,7 @@ class Exportable:
     card: dict[str, Any]
     training_images: Callable[[str | None], Sequence[Any]]
     prepare: Callable[[Any], Tensor]
-    network_parts: Sequence[str] = ()
+    quantised: Sequence[str] = ()
     kept: Sequence[str] = ()
 
 
@@ -104,12 +104,6 @@ def _write_openvino(model: Exportable, metadata: dict[str, str], calibration: Se
         openvino.save_model(converted, unquantised, compress_to_fp16=False)
         converted = openvino.Core().read_model(unquantised)
         converted = _quantised(converted, calibration, model, lambda image: image.numpy())
-    if model.network_parts:
-        outside = re.compile(_outside(model.network_parts))
-        for operation in converted.get_ops():
-            if outside.match(operation.get_friendly_name()):
-                # Stays float32 in a network of bfloat16, in which a coordinate of some hundred pixels loses whole ones.
-                operation.get_rt_info()["precise_0"] = ""
     for name, value in metadata.items():
         converted.set_rt_info(value, [SECTION, name])
     openvino.save_model(converted, path, compress_to_fp16=False)
@@ -146,20 +140,12 @@ def _quantised(converted: Any, calibration: Sequence[Any], model: Exportable, fe
     """The converted model with layers in int8, their ranges those of the calibration images."""
     nncf = import_runtime("nncf")
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    kept = [rf".*[./]({_any_of(model.kept)})[./]", *([_outside(model.network_parts)] if model.network_parts else [])]
+    within, without = ("|".join(map(re.escape, names)) for names in (model.quantised, model.kept))
+    # A convolution that OpenVINO has fused with its normalisation has lost its name, and the "/" in it.
+    kept = [rf".*[./]({without})[./]", *([rf"(?!.*[./]({within})[./]).*/"] if within else [])]
     return nncf.quantize(
         converted,
         nncf.Dataset(calibration, lambda image: feed(model.prepare(image))),
         subset_size=len(calibration),
         ignored_scope=nncf.IgnoredScope(patterns=kept, validate=False),
     )
-
-
-def _outside(modules: Sequence[str]) -> str:
-    """A pattern of the names of operations that are in none of the modules."""
-    # A convolution that OpenVINO has fused with its normalisation has lost its name, and the "/" in it.
-    return rf"(?!.*[./]({_any_of(modules)})[./]).*/"
-
-
-def _any_of(names: Sequence[str]) -> str:
-    return "|".join(map(re.escape, names))

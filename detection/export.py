@@ -108,7 +108,7 @@ def exportable_detector(weights: str, model: str = "faster_rcnn", size: int | No
         card=card,
         training_images=partial(training_images, cfg),
         prepare=lambda record: mapper(record)["image"].float(),
-        network_parts=NETWORK,
+        quantised=NETWORK,
         kept=PREDICTION_LAYERS,
     )
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from tools.bench import faster_rcnn, yolov3
 from tools.bench.timing import ROUNDS, our_precision, seconds_of
 
 CLASSES = 200  # of birds
-LEAST_SECONDS = 1.0  # of what is timed at once: the scheduler takes its time to share the cores out
+LEAST_SECONDS = 2.0  # of what is timed at once: the scheduler takes its time to share the cores out
 LOOP = "print(flush=True)\nwhile True:\n    pass"
 Job = Callable[[], object]
 
@@ -106,9 +106,10 @@ def measure(run: Job, rounds: int) -> dict[str, list[float]]:
 
     seconds: dict[str, list[float]] = {"quiet": [], "busy": []}
     for _ in range(rounds):
-        seconds["quiet"].append(seconds_of(several) / times)
-        with busy_process():
-            seconds["busy"].append(seconds_of(several) / times)
+        for state, beside in (("quiet", nullcontext), ("busy", busy_process)):
+            with beside():
+                several()  # until the scheduler, and what follows the load, have settled
+                seconds[state].append(seconds_of(several) / times)
     return seconds
 
 
