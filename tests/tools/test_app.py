@@ -20,6 +20,7 @@ from common.errors import UserError
 from tools.app import Models, build_page, main, newest_models, read_photograph
 
 ROOT = Path(__file__).resolve().parents[2]
+expect.set_options(timeout=60_000)  # a page may take its time beside other tests
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_a_photograph_goes_through_all_models(page, address, pictures):
     page.goto(address)
     upload(page, pictures / "whole.jpg")
     for caption in (r"Faster R-CNN: \d+ objects?\s*$", r"YOLOv3: \d+ objects?\s*$", r"Proposals: 50 best of \d+\s*$"):
-        expect(picture(page, caption)).to_be_visible(timeout=20_000)
+        expect(picture(page, caption)).to_be_visible()
         assert picture(page, caption).evaluate("image => [image.naturalWidth, image.naturalHeight]") == [640, 480]
     named = page.get_by_text(re.compile(r"^Bird \d$"))
     assert len(set(named.all_inner_texts())) == 5
@@ -122,18 +123,18 @@ def test_a_photograph_goes_through_all_models(page, address, pictures):
 def test_what_is_no_photograph_is_refused_kindly(page, address, pictures, name, message):
     page.goto(address)
     upload(page, pictures / name)
-    expect(page.get_by_text(message)).to_be_visible(timeout=20_000)
+    expect(page.get_by_text(message)).to_be_visible()
     expect(page.locator(".picture img")).to_have_count(0)
     # The page takes the next one.
     upload(page, pictures / "whole.jpg")
-    expect(picture(page, r"Faster R-CNN: \d+ objects?\s*$")).to_be_visible(timeout=20_000)
+    expect(picture(page, r"Faster R-CNN: \d+ objects?\s*$")).to_be_visible()
 
 
 @pytest.mark.parametrize("name", ["cmyk.jpg", "turned.jpg", "16 bits.png", "moving.gif", "large.png"])
 def test_unusual_photographs_are_shown(page, address, pictures, name):
     page.goto(address)
     upload(page, pictures / name)
-    expect(picture(page, r"YOLOv3: \d+ objects?\s*$")).to_be_visible(timeout=20_000)
+    expect(picture(page, r"YOLOv3: \d+ objects?\s*$")).to_be_visible()
 
 
 def test_unusual_photographs_are_read_as_they_look(pictures):
