@@ -94,7 +94,7 @@ import-dataset: setup ## Makes a folder in VOC's layout of COCO's JSON or a fold
 	@$(PY) -m tools.import_dataset $(call quoted,FROM) $(call option,--images,IMAGES) $(out)
 
 .PHONY: check-datasets
-check-datasets: setup ## Tells which data is complete, broken or missing, and what mends it [DATA]
+check-datasets: setup ## Tells which data is complete, broken or missing, and what mends it; draws some images of a folder of your own [DATA]
 	@$(PY) -m tools.check_datasets $(call option,--root,DATA)
 
 ##@ Classification

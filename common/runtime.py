@@ -93,19 +93,25 @@ def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScale
 def leave_cores(model: nn.Module) -> None:
     """Makes a network predict on the cores that other processes leave to it; training is as it was.
 
-    They are looked at twice a second, before the network runs. Where the user or a launcher has set `OMP_NUM_THREADS`,
-    that is the number of threads.
+    They are looked at twice a second, before the network runs. It never takes more threads than torch had before the
+    first such network: on hyperthreads, or where the user has told torch, those are fewer than the cores. Where the
+    user or a launcher has set `OMP_NUM_THREADS`, that is the number of threads.
     """
     if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "sched_getaffinity"):
         return
-    watch = LoadWatch()
+    most, watch = _most_threads(), LoadWatch()
 
     def settle(module: nn.Module, _: object) -> None:
         left = None if module.training else watch.cores_left()
-        if left is not None and left != torch.get_num_threads():
-            torch.set_num_threads(left)
+        if left is not None and min(left, most) != torch.get_num_threads():
+            torch.set_num_threads(min(left, most))
 
     model.register_forward_pre_hook(settle)
+
+
+@functools.cache  # once a process: later a network may have made room already
+def _most_threads() -> int:
+    return torch.get_num_threads()
 
 
 def keep_freed_memory() -> None:

@@ -113,6 +113,24 @@ for is_training in (True, False):
 
 
 @LINUX
+def test_no_more_threads_than_torch_had_before_the_first_network():
+    """It has fewer than there are cores where these are hyperthreads, or where the user has told it."""
+    program = """
+import torch
+from common import runtime
+left = iter([64, 1, 64])
+runtime.LoadWatch.cores_left = lambda self: next(left)
+torch.set_num_threads(3)
+for _ in range(3):  # the last is loaded while there is one thread
+    model = torch.nn.Linear(1, 1).eval()
+    runtime.leave_cores(model)
+    model(torch.ones(1, 1))
+    print(torch.get_num_threads())
+"""
+    assert printed(program) == ["3", "1", "3"]
+
+
+@LINUX
 def test_what_the_user_has_set_stays():
     assert settled(GOMP_SPINCOUNT="7") == ["7", "None", "False"]
     assert settled(OMP_WAIT_POLICY="active") == ["None", "None", "False"]

@@ -30,7 +30,7 @@ from detection.voc import load_voc_instances
 from detection.voc_annotations import Annotations, annotation_folder, read_annotations
 from detection.voc_lists import find_pictures, image_folder, is_voc_folder, present_splits, read_ids, split_file
 from detection.voc_pictures import cached_headers, find_odd
-from tools.visualize_batches import picture
+from tools.visualize_batches import draw_batch
 
 DRAWN, SIDE = 9, 320  # images of a split that are drawn, and their short side
 OFFICIAL_SPLITS: dict[str, tuple[str, dict[str, int]]] = {
@@ -127,7 +127,7 @@ def draw_annotated(folder: Path, split: str, class_names: Sequence[str], title: 
         return None
     places = np.linspace(0, len(records) - 1, min(DRAWN, len(records))).round().astype(int)
     mapper = DatasetMapper(augmentations=[], min_sizes=[SIDE], max_size=2 * SIDE, with_annotations=True)
-    return picture([mapper(records[place]) for place in places], class_names, title)
+    return draw_batch([mapper(records[place]) for place in places], class_names, title)
 
 
 def describe_objects(annotations: Annotations) -> str:
@@ -207,13 +207,15 @@ def check_voc(folder: Path, splits: dict[str, int] | dict[str, None], deep: bool
         ]
         folders = sorted({str(PurePosixPath(file).parent) for files in items for file in files})
         read = partial(read_headers, decode=True) if deep else partial(cached_headers, folder, split)
-        _look_for(report, folder, items, _file_sizes(folder, folders), read)
+        headers = _look_for(report, folder, items, _file_sizes(folder, folders), read)
         if report.state == "complete":
-            _check_annotations(report, folder, split, ids, [str(picture) for picture in pictures])
+            _check_annotations(report, folder, split, ids, [str(picture) for picture in pictures], headers)
     return reports
 
 
-def _check_annotations(report: Report, folder: Path, split: str, ids: list[str], pictures: list[str]) -> None:
+def _check_annotations(
+    report: Report, folder: Path, split: str, ids: list[str], pictures: list[str], headers: list[Header | str]
+) -> None:
     """Enters into the report what the annotations of a split hold, and which of them its pictures belie."""
     try:
         annotations = read_annotations(folder, split, ids)
@@ -222,7 +224,7 @@ def _check_annotations(report: Report, folder: Path, split: str, ids: list[str],
         report.found -= 1
         return
     sizes = annotations.images[["height", "width"]].tolist()
-    odd, undecided = find_odd(pictures, sizes, cached_headers(folder, split, pictures))
+    odd, undecided = find_odd(pictures, sizes, headers)
     report.broken += [f"{Path(picture).relative_to(folder)}: {reason}" for picture, reason in odd.items()]
     report.found -= len(odd)
     report.summary = describe_objects(annotations)
@@ -325,8 +327,12 @@ def _look_for(
     items: Sequence[tuple[str, ...]],
     sizes: dict[str, int],
     read: Callable[[list[str]], list[Header | str]],
-) -> None:
-    """Enters into the report what is there of the images' files; the first file of each is the picture."""
+) -> list[Header | str]:
+    """Enters into the report what is there of the images' files; the first file of each is the picture.
+
+    Returns:
+        What was read of each picture that is there.
+    """
     missing = [file for files in items for file in files if file not in sizes]
     broken = {file: "empty" for files in items for file in files if sizes.get(file) == 0}
     pictures = [files[0] for files in items if sizes.get(files[0])]
@@ -337,6 +343,7 @@ def _look_for(
     report.found = sum(unusable.isdisjoint(files) for files in items)
     report.missing += missing
     report.broken += [f"{file}: {fault}" for file, fault in broken.items()]
+    return headers
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from detection.drawing import Picture, beside, class_colors
 from detection.experiment import new_experiment
 
 
-def picture(batch: Sequence[dict], classes: Sequence[str], title: str) -> np.ndarray:
+def draw_batch(batch: Sequence[dict], classes: Sequence[str], title: str) -> np.ndarray:
     """A grid of the images of a batch, all padded to one size at their right and lower edges, uint8 (H, W, 3), RGB.
 
     Args:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(args.batches):
         batch = [stream[number * size + place] for place in range(min(size, args.images))]
-        drawn = Image.fromarray(picture(batch, cfg.MODEL.CLASSES, f"{name}, batch {number}"))
+        drawn = Image.fromarray(draw_batch(batch, cfg.MODEL.CLASSES, f"{name}, batch {number}"))
         path = folder / f"{number:03d}.png"
         write_atomically(path, partial(drawn.save, format="png"))
         print(path)
