@@ -144,7 +144,7 @@ class Recipe:
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe file and applies `KEY=VALUE` overrides, the last one winning.
+    """Reads a recipe file and applies `KEY=VALUE` overrides, the last one winning; `weights=` means `pretrained=true`.
 
     Raises:
         UserError: the file cannot be read, or a key or value is not one a `Recipe` has.
@@ -157,6 +157,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         settings = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))
         changes = OmegaConf.from_dotlist(list(overrides))
+        if changes.get("weights"):  # a recipe that starts from random ones does so where none are given
+            changes = OmegaConf.merge({"pretrained": True}, changes)
         recipe = OmegaConf.to_object(OmegaConf.merge(settings, changes))
         written = OmegaConf.to_object(settings)
         assert isinstance(recipe, Recipe) and isinstance(written, Recipe), "both are merged into a Recipe"

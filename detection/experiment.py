@@ -110,13 +110,16 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     given = [key for key in given if key != "SOLVER.REFERENCE_WORLD_SIZE"]  # it is read before the scaling alone
     if not args.config:
         given = []
-        if is_sample and not is_whole:  # the sample's small network has no place for a whole one's weights
-            merge_file(cfg, CONFIGS / f"Sample-{args.model}.yaml")
-            logger.warning(
-                "\n%s\nNo VOC data: %s holds the drawn SAMPLE, trained on with a configuration sized for it (%s).\n"
-                "Its figures say nothing about Pascal VOC. Real data: make datasets, or DATA=path.\n%s",
-                "=" * 100, root, f"Sample-{args.model}.yaml", "=" * 100,
-            )  # fmt: skip
+    if is_sample:
+        small = CONFIGS / f"Sample-{args.model}.yaml"
+        is_small = not args.config and not is_whole  # a whole detector's weights have no place in the small network
+        if is_small:
+            merge_file(cfg, small)
+        logger.warning(
+            "\n%s\nNo VOC data: %s holds the drawn SAMPLE, taken with %s.\n"
+            "Its figures say nothing about Pascal VOC. Real data: make datasets, or DATA=path.\n%s",
+            *("=" * 100, root, f"a configuration sized for it ({small.name})" if is_small else path.name, "=" * 100),
+        )
     _check_meta_architecture(cfg, args.model, path)
     cfg.DATASETS.ROOT = str(root)
     register_voc(root)

@@ -217,14 +217,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="tools.app", description=__doc__.splitlines()[0])
     for name, variable in VARIABLES.items():
-        parser.add_argument(
-            f"--{variable.lower()}", help=f"weights of {name}, or coco; default those of the newest run"
-        )
+        coco = "" if variable == "BIRD" else ", or coco"
+        parser.add_argument(f"--{variable.lower()}", help=f"weights of {name}{coco}; default those of the newest run")
     parser.add_argument("--start", help="coco for both detectors of others, or one as a file or a name of a hub")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("--score", type=float, default=0.5, help="objects shown have at least this score")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
-    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on (7860)")
     args = parser.parse_args(argv)
     given = {name: path for name, variable in VARIABLES.items() if (path := getattr(args, variable.lower()))}
     weights = newest_models(args.output) | _started(args.start) | given

@@ -12,7 +12,7 @@ from PIL import Image
 
 from common.errors import UserError, exits_on_user_error
 from common.run_folder import write_atomically
-from detection.config import LEAF
+from detection.config import LEAF, RECIPES
 from detection.data_loader import build_training_stream
 from detection.drawing import Picture, beside, class_colors
 from detection.experiment import new_experiment
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="tools.visualize_batches", description=__doc__)
     parser.add_argument("--model", choices=sorted(LEAF), default="yolov3")
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--recipe", choices=["best", "study"], default="best")
+    choice.add_argument("--recipe", choices=RECIPES, default="best")
     choice.add_argument("--config", type=Path, help="a YAML of your own over those of detection/configs")
     parser.add_argument("--data", help="data root, or one folder in VOC layout; default datasets/, else the sample")
     parser.add_argument("--batches", type=int, default=2, help="number of batches, from the first on")
