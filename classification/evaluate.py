@@ -20,7 +20,7 @@ from classification.cub import FOLDER, Bird, read_cub
 from classification.data_loader import build_test_loader
 from classification.engine import BatchAugmentation, predict_logits
 from classification.model import load_classifier
-from classification.predict import newest_weights
+from classification.predict import data_of_run, newest_weights
 from classification.train import start_process
 from common.data_root import data_facts, resolve_data_root
 from common.errors import UserError, exits_on_user_error
@@ -234,7 +234,7 @@ def main() -> None:
     parser.add_argument(
         "weights", type=Path, nargs="?", help="run folder, or a checkpoint in it; default the newest fine-tuned one"
     )
-    parser.add_argument("--data", help=f"folder that holds {FOLDER}, or train/ and test/")
+    parser.add_argument("--data", help=f"folder that holds {FOLDER}, or train/ and test/; default that of the run")
     parser.add_argument("--tta", action="store_true", help="look at the mirror image too")
     parser.add_argument(
         "--output", type=Path, help="folder to write to; beside the weights evaluation/, or evaluation_tta/, by default"
@@ -247,7 +247,7 @@ def main() -> None:
         raise UserError("output: no trained classifier in it; expected WEIGHTS=path, or run make finetune first")
     weights = best_weights(weights)
     model, card = load_classifier(weights)
-    root, _ = resolve_data_root(arguments.data, [FOLDER])
+    root, _ = resolve_data_root(arguments.data or data_of_run(weights), [FOLDER])
     cub = read_cub(root)
     names = card["class_names"]
     is_same = cub.class_names == names

@@ -10,6 +10,7 @@ from classification.cub import FOLDER, Bird, read_cub
 from classification.data_loader import BirdDataset
 from classification.engine import BatchAugmentation
 from classification.model import CARD, KIND, check_image_size, head_modules, load_classifier
+from classification.predict import data_of_run
 from common.data_root import resolve_data_root
 from common.errors import UserError
 from common.export import Exportable
@@ -26,7 +27,8 @@ def exportable_classifier(weights: Path, size: int | None = None) -> Exportable:
     Raises:
         UserError: weights are missing or broken, or the network does not take images of this size.
     """
-    model, checkpoint = load_classifier(best_weights(weights))
+    weights = best_weights(weights)
+    model, checkpoint = load_classifier(weights)
     card = {"kind": KIND, **{name: checkpoint[name] for name in CARD}}
     if size is not None:
         if size < 1:
@@ -49,7 +51,7 @@ def exportable_classifier(weights: Path, size: int | None = None) -> Exportable:
         free={0: "images"},
         outputs=["logits"],
         card=card,
-        training_images=lambda data: read_cub(resolve_data_root(data, [FOLDER])[0]).train,
+        training_images=lambda data: read_cub(resolve_data_root(data or data_of_run(weights), [FOLDER])[0]).train,
         prepare=prepare,
         kept=heads,
     )

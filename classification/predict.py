@@ -33,6 +33,12 @@ def newest_weights(output: Path) -> Path | None:
     return max(newest, key=_validation_top1, default=None)
 
 
+def data_of_run(weights: Path) -> str | None:
+    """The data root that the run of these weights, or of what was exported from them, names; None for the default."""
+    beside = _recipe_beside(weights) or _recipe_beside(weights.parent)
+    return beside.data if beside else None
+
+
 def _recipe_beside(weights: Path) -> Recipe | None:
     try:
         return load_recipe(weights.parent / "config.yaml")

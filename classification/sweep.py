@@ -8,6 +8,7 @@ run at once. Called again, the finished ones are taken as they are and the one t
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -79,7 +80,7 @@ def run_trials(trials: Sequence[Trial], recipe: list[str], folder: Path) -> Iter
                     for done in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
                         yield running.pop(done), done.result()
                     bar.update(sum(len(read_metrics(folder / trial.name)) for trial in trials) - bar.n)
-        except UserError:
+        except BaseException:  # Ctrl-C too, which those that run have had as well
             pool.shutdown(cancel_futures=True)
             raise
 
@@ -261,9 +262,10 @@ def _numbers(kind: type) -> Callable[[str], list]:
 
 def _sweep_folder(root: Path, name: str, recipe: Recipe) -> Path:
     """The newest folder of this sweep if its trials had the same settings, else a new one."""
-    existing = find_run_folders(root, name)
-    if existing and not differences(load_recipe(existing[-1] / "config.yaml"), recipe):
-        return existing[-1]
+    for folder in find_run_folders(root, name)[-1:]:
+        with contextlib.suppress(UserError):  # begun by another version, or not written to its end
+            if not differences(load_recipe(folder / "config.yaml"), recipe):
+                return folder
     folder = create_run_folder(root, name)
     save_recipe(recipe, folder / "config.yaml")
     return folder

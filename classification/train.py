@@ -96,9 +96,9 @@ def main() -> None:
         path, recipe, root, is_sample = resolve(request)
     cub = read_cub(root)
     on_main_process(refuse_unreadable, [bird.path for bird in (*cub.train, *cub.test)])
-    if begun is not None:
+    if begun is not None and on_main_process(Path.is_file, begun / "model_last.pth"):
         model = build_model(recipe.model, len(cub.class_names), drop_rate=recipe.drop_rate)
-    else:
+    else:  # a run that ended before its first checkpoint begins anew
         model, recipe = build_model_for(recipe, len(cub.class_names), is_sample)
     training = Run(recipe, cub, model, device, begun)
     if run is None:

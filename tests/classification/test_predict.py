@@ -9,10 +9,10 @@ import torch
 
 from classification import evaluate, train
 from classification.model import build_model, describe
-from classification.predict import BirdClassifier, newest_weights
+from classification.predict import BirdClassifier, data_of_run, newest_weights
 from classification.recipe import Recipe, save_recipe
 from common.run_folder import append_metrics
-from tests.classification.runs import train_in, words
+from tests.classification.runs import TINY, goes_on, train_in, words
 
 
 @pytest.fixture
@@ -93,6 +93,30 @@ def test_a_run_begins_with_the_last_checkpoint_of_another(last, kept_root, tmp_p
     trained = torch.load(tmp_path / "run" / "model_best.pth", weights_only=True)["model"]
     parameters = [name for name, _ in build_model("test_resnet", 5).named_parameters()]
     assert all(torch.equal(trained[name], used[name]) for name in parameters)  # the rate moves nothing
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_with_its_weights(last, kept_root, tmp_path, run_main):
+    path, used = last
+    settings = {"weights": str(path), "pretrained": True, "epochs": 1, "lr": 1e-30, "weight_decay": 0}
+    run = tmp_path / "run"
+    run.mkdir()
+    save_recipe(Recipe(**{**TINY, "data": str(kept_root), **settings}), run / "config.yaml")
+    code, _, complaint = run_main(train.main, *goes_on(tmp_path, "run"))
+    assert code == 0, complaint
+    trained = torch.load(run / "model_best.pth", weights_only=True)["model"]
+    parameters = [name for name, _ in build_model("test_resnet", 5).named_parameters()]
+    assert all(torch.equal(trained[name], used[name]) for name in parameters)  # the rate moves nothing
+
+
+def test_the_data_of_a_run_is_what_it_is_evaluated_on(last, kept_root, tmp_path, run_main, monkeypatch):
+    path, _ = last
+    save_recipe(Recipe(**{**TINY, "data": str(kept_root)}), path.parent / "config.yaml")
+    monkeypatch.setattr("common.data_root.SAMPLE", tmp_path / "sample")  # where else it would look
+    code, said, complaint = run_main(evaluate.main, str(path), "--output", str(tmp_path / "report"))
+    assert code == 0, complaint
+    assert f"on the test split of {kept_root}" in said
+    exported = path.parent / "openvino-float32" / "model.xml"
+    assert data_of_run(exported) == data_of_run(path) == str(kept_root)
 
 
 def test_the_last_checkpoint_is_evaluated_and_predicts(last, kept_root, tmp_path, run_main):

@@ -1,4 +1,5 @@
 import json
+import time
 
 import pandas as pd
 import pytest
@@ -6,7 +7,7 @@ import torch
 from PIL import Image
 
 from classification.model import build_model
-from classification.sweep import main
+from classification.sweep import Trial, main, run_trials
 
 SETTINGS = ["study", "model=test_resnet", "image_size=32", "batch_size=8"]
 
@@ -39,6 +40,29 @@ def test_the_grid_is_a_line_a_trial_a_table_and_a_map_and_goes_on_where_it_was(s
     assert code == 2
     assert "test_resnet-study-random-grid-2" in complaint
     assert "the run diverged" in complaint
+
+
+def test_ctrl_c_ends_a_sweep_after_the_trial_that_runs(tmp_path, monkeypatch):
+    begun = []
+
+    def train(trial: Trial, *_: object) -> None:
+        begun.append(trial.name)
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        time.sleep(0.5)  # the next may begin before the first is missed
+
+    monkeypatch.setattr("classification.sweep._run_trial", train)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_trials([Trial(str(number), 1, ()) for number in range(4)], [], tmp_path))
+    assert len(begun) < 3
+
+
+def test_a_sweep_whose_settings_cannot_be_read_is_left_alone(sweep, tmp_path):
+    folder = tmp_path / "test_resnet-study-random-grid"
+    folder.mkdir()
+    code, said, complaint = sweep("grid", *SETTINGS, "pretrained=0", "--lrs", "1e-9", "--epochs", "1")
+    assert code == 0, complaint
+    assert said.startswith(f"{folder}-2\n")
 
 
 def test_pretrained_and_random_are_compared_with_equal_settings(sweep, tmp_path):
