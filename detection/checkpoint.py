@@ -39,7 +39,10 @@ def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
     if not source:
         logger.info("Training starts from random weights")
         return
-    state, prefix, classes = _read(source, model)
+    try:
+        state, prefix, classes = _read(source, model)
+    except ValueError as error:  # of what knows tensors, and not where they come from
+        raise UserError(f"{source}: {error}") from error
     if prefix:
         load_state(model, state, source, prefix)
         others = len(model.state_dict().keys() - state.keys())
@@ -67,6 +70,10 @@ def _read(source: str, model: nn.Module) -> tuple[dict[str, torch.Tensor], str, 
     Returns:
         The tensors under the model's names; the part of it that they are for, "" for all of it; and the classes that
         they detect, where that is known.
+
+    Raises:
+        UserError: they cannot be had.
+        ValueError: they belong to another network.
     """
     hub, _, name = source.rpartition("://")
     path = darknet_file(name) if hub == "darknet" else Path(source)

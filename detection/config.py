@@ -67,7 +67,6 @@ def add_detection_config(cfg: CfgNode) -> None:
     """Adds the keys that both detectors share to Detectron2's."""
     # "auto", the fastest of the device, or "bfloat16", "float16", "float32": of the network, in training and inference.
     cfg.MODEL.PRECISION = "auto"
-    cfg.register_deprecated_key("MODEL.BF16")  # runs of old name it
     cfg.MODEL.CHANNELS_LAST = True
     # Names of the classes in the order of their ids, taken from the data, and the folder the data came from.
     cfg.MODEL.CLASSES = []
@@ -127,8 +126,16 @@ def get_cfg() -> CfgNode:
 
 
 def leaf_name(model: str, recipe: str) -> str:
-    """Name of the leaf configuration, and of the runs, of a model (see `LEAF`) and a recipe (see `RECIPES`)."""
-    return LEAF[model] + ("" if recipe == "best" else f"_{recipe}")
+    """Name of the leaf configuration, and of the runs, of a model (see `LEAF`) and a recipe (see `RECIPES`).
+
+    Raises:
+        UserError: the model has no such recipe.
+    """
+    leaves = {name: LEAF[model] + ("" if name == "best" else f"_{name}") for name in RECIPES}
+    known = [name for name, leaf in leaves.items() if (CONFIGS / f"{leaf}.yaml").is_file()]
+    if recipe not in known:
+        raise UserError(f"RECIPE={recipe}: {model} has none of this name; expected one of {', '.join(known)}")
+    return leaves[recipe]
 
 
 def read_run_cfg(run: Path, options: Sequence[str] = ()) -> CfgNode:

@@ -26,6 +26,7 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
         )
     scaled = DefaultTrainer.auto_scale_workers(cfg, processes)
     before, after = cfg.SOLVER.IMS_PER_BATCH, scaled.SOLVER.IMS_PER_BATCH
+    scaled.INPUT.CLOSE_ITERS = round(cfg.INPUT.CLOSE_ITERS * before / after)
     scaled.SOLVER.EMA_DECAY = horizon_scaled(cfg.SOLVER.EMA_DECAY, after, before)
     return scaled
 
@@ -79,7 +80,8 @@ def resolve_schedule(cfg: CfgNode, recipe: CfgNode, given: Collection[str], num_
 
     if cfg.SOLVER.STEPS_EPOCHS:
         cfg.SOLVER.STEPS = tuple(iterations(epochs) for epochs in cfg.SOLVER.STEPS_EPOCHS)
-    cfg.SOLVER.STEPS = tuple(step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER)
+    # Of a very short run several may fall together.
+    cfg.SOLVER.STEPS = tuple(sorted({step for step in cfg.SOLVER.STEPS if 0 < step < cfg.SOLVER.MAX_ITER}))
     if cfg.SOLVER.WARMUP_EPOCHS:
         cfg.SOLVER.WARMUP_ITERS = iterations(cfg.SOLVER.WARMUP_EPOCHS)
     cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER)

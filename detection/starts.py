@@ -27,6 +27,7 @@ from detection.config import CONFIGS, get_cfg, leaf_name, merge_file, merge_opti
 from detection.timm_backbone import normalisation_of
 from detection.torchvision_detectors import is_torchvision, is_torchvision_v2
 from detection.voc import VOC_CLASSES
+from detection.voc_lists import read_lines
 from detection.yolov3.darknet_weights import NEGATIVE_SLOPE, NORM_EPS, count_values, is_darknet_file
 from detection.zoo import zoo_leaf
 
@@ -134,10 +135,7 @@ def identify(weights: str) -> ForeignDetector | None:
 def _darknet_classes(path: Path, num_classes: int) -> tuple[str, ...]:
     """The names in the file's .names, one a line, as Darknet keeps them; else COCO's eighty or VOC's twenty."""
     names = path.with_suffix(".names")
-    if names.is_file():
-        found = tuple(line.strip() for line in names.read_text().splitlines() if line.strip())
-    else:
-        found = _known_classes(num_classes)
+    found = tuple(read_lines(names)) if names.is_file() else _known_classes(num_classes)
     if len(found) != num_classes:
         raise UserError(
             f"{path}: detects {num_classes} classes, {names} has {len(found)} names; expected that file with a name a "

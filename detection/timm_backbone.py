@@ -110,13 +110,13 @@ class TimmBackbone(Backbone):
         out.
 
         Raises:
-            UserError: a tensor is none of this network's classifier.
+            ValueError: a tensor is none of this network's classifier.
         """
         with torch.device("meta"):
             classifier = timm.create_model(self.name).state_dict()
         if strangers := [name for name in state if name not in classifier]:
-            raise UserError(
-                f"weights: {len(strangers)} tensors ({strangers[0]}, ...) are none of {self.name}'s; expected weights "
+            raise ValueError(
+                f"{len(strangers)} tensors ({strangers[0]}, ...) are none of {self.name}'s; expected weights "
                 "of the network that MODEL.DARKNET.NAME names"
             )
         own = self.state_dict()

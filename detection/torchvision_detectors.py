@@ -16,8 +16,6 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from common.errors import UserError
-
 # Sides in pixels of the network's input that torchvision's proposals and detections have at least.
 MIN_PROPOSAL, MIN_DETECTION = 1e-3, 1e-2
 # Epsilon of Detectron2's BatchNorm; torchvision computes with 0 in the frozen ones of its COCO weights.
@@ -133,7 +131,7 @@ def convert_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     torchvision computes with an epsilon of 0; their variances are lowered by the epsilon that is added here.
 
     Raises:
-        UserError: a tensor has no place.
+        ValueError: a tensor has no place.
     """
     converted = convert_resnet(
         {name[len("backbone.body.") :]: value for name, value in state.items() if name.startswith("backbone.body.")}
@@ -165,7 +163,7 @@ def convert_resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
     and its `downsample` the `shortcut`. The classifier (`fc`) and BatchNorm's step counters are the only ones dropped.
 
     Raises:
-        UserError: a tensor has a name that no ResNet has.
+        ValueError: a tensor has a name that no ResNet has.
     """
     converted = {}
     for name, value in state.items():
@@ -176,7 +174,7 @@ def convert_resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
         new = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", new)
         new = new.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
         if not re.match(r"(stem|res[2-5])\.", new):
-            raise UserError(f"weights: tensor {name} belongs to no plain ResNet; expected conv1, bn1, layer1-4, fc")
+            raise ValueError(f"tensor {name} belongs to no plain ResNet; expected conv1, bn1, layer1-4, fc")
         converted[BACKBONE + new] = value
     return converted
 
@@ -186,8 +184,8 @@ def _renamed(name: str) -> str:
         if match := re.fullmatch(pattern, name):
             number = int(match[1]) if match[1].isdecimal() else 0
             return new.format(*match.groups(), level=number + 2, next=number + 1)
-    raise UserError(
-        f"weights: tensor {name} has no place in Faster R-CNN; expected torchvision's fasterrcnn_resnet50_fpn or "
+    raise ValueError(
+        f"tensor {name} has no place in Faster R-CNN; expected torchvision's fasterrcnn_resnet50_fpn or "
         "fasterrcnn_resnet50_fpn_v2"
     )
 

@@ -29,8 +29,10 @@ def file_states(paths: list[str]) -> list[tuple[int, int] | OSError]:
 
 def load_cache(dirname: Path, name: str, is_valid: Callable[[Arrays], bool]) -> Arrays | None:
     """The arrays that `save_cache` has kept under a name for a folder; None where there are none that are valid."""
-    for path in filter(Path.is_file, _files(dirname, name)):
+    for path in _files(dirname, name):
         try:
+            if not path.is_file():
+                continue
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
             if is_valid(arrays):

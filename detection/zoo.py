@@ -6,8 +6,6 @@ import torch
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from torch import Tensor, nn
 
-from common.errors import UserError
-
 # In files of old, and set by the configuration here.
 CONFIGURED = re.compile(r"(^|\.)(pixel_mean|pixel_std)$|anchor_generator\.cell_anchors")
 CLASSIFIER = re.compile(r"(linear|fc1000|fc)\.")  # of networks that were trained on ImageNet
@@ -42,7 +40,7 @@ def convert_zoo(checkpoint: dict, model: nn.Module) -> tuple[dict[str, Tensor], 
         Tensors by name, and the part of the model that they fill: "" for all of it.
 
     Raises:
-        UserError: no name in the file fits the model.
+        ValueError: no name in the file fits the model.
     """
     state = {name: value for name, value in checkpoint["model"].items() if not CONFIGURED.search(name)}
     part = ""
@@ -51,9 +49,9 @@ def convert_zoo(checkpoint: dict, model: nn.Module) -> tuple[dict[str, Tensor], 
         try:
             state = align_and_update_state_dicts(own, state, c2_conversion=checkpoint["__author__"] == "Caffe2")
         except (AssertionError, ValueError) as error:
-            raise UserError(f"weights: their names fit no network ({error}); expected a backbone of the zoo") from error
+            raise ValueError(f"their names fit no network ({error}); expected a backbone of the zoo") from error
         if not own.keys() & state.keys():
-            raise UserError("weights: none of their names fits the network; expected a ResNet of Detectron2's zoo")
+            raise ValueError("none of their names fits the network; expected a ResNet of Detectron2's zoo")
         state = {name: value for name, value in state.items() if not CLASSIFIER.match(name)}
         if "roi_heads.box_predictor.cls_score.weight" not in state:
             part = "backbone.bottom_up." if any(name.startswith("backbone.bottom_up.") for name in own) else "backbone."

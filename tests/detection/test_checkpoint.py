@@ -99,6 +99,7 @@ def test_incomplete_or_foreign_backbones_are_refused(tmp_path: Path) -> None:
         torch.save(changed, tmp_path / f"{name}.pth")
         with pytest.raises(UserError, match=expected) as error:
             load_initial_weights(model, resnet_cfg(tmp_path / f"{name}.pth"))
+        assert str(error.value).startswith(f"{tmp_path / name}.pth: ")
         assert "\n" not in str(error.value)
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     with pytest.raises(UserError, match="does not fit the model"):

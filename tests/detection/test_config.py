@@ -93,8 +93,13 @@ def test_rate_starts_low_and_ends_lower(names: tuple[str, ...]) -> None:
     assert rates[-1] < 0.2 * cfg.SOLVER.BASE_LR
 
 
-def test_leaf_names_have_files() -> None:
-    assert {leaf_name(model, recipe) for model in LEAF for recipe in RECIPES} <= set(LEAVES)
+def test_recipes_of_one_detector_alone_are_refused_for_the_other() -> None:
+    assert leaf_name("faster_rcnn", "sgd") in LEAVES
+    with pytest.raises(
+        UserError, match=r"^RECIPE=sgd: yolov3 has none of this name; expected one of best, study, small"
+    ):
+        leaf_name("yolov3", "sgd")
+    assert {leaf_name(model, recipe) for model in LEAF for recipe in RECIPES if recipe != "sgd"} <= set(LEAVES)
 
 
 def test_the_study_is_the_study() -> None:
@@ -132,6 +137,16 @@ def test_warm_up_is_cut_to_the_length() -> None:
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.STEPS) == (20, 20, (10,))
 
 
+@pytest.mark.parametrize(("length", "steps"), [(6, (5,)), (1, ())])
+def test_steps_of_a_very_short_run_do_not_fall_together(length: int, steps: tuple[int, ...]) -> None:
+    cfg = read("faster_rcnn_R_50_FPN")
+    recipe = cfg.clone()
+    given = merge_options(cfg, ["SOLVER.MAX_ITER", str(length)])
+    resolve_schedule(cfg, recipe, given, 16551)
+    assert steps == cfg.SOLVER.STEPS
+    build_lr_scheduler(cfg, torch.optim.SGD([torch.zeros(1)], 1.0))
+
+
 @pytest.mark.parametrize(("gpus", "batch", "rate"), [(1, 8, 0.01), (2, 16, 0.02), (4, 32, 0.04), (8, 64, 0.08)])
 def test_recipes_scale_with_the_processes(gpus: int, batch: int, rate: float) -> None:
     cfg = scale_to_processes(read("faster_rcnn_R_50_FPN_study"), gpus)
@@ -141,6 +156,13 @@ def test_recipes_scale_with_the_processes(gpus: int, batch: int, rate: float) ->
     # Ten epochs stay ten epochs.
     assert cfg.SOLVER.MAX_ITER * batch == pytest.approx(30 * 16551, rel=1e-3)
     assert 500 * 32 / batch == cfg.SOLVER.WARMUP_ITERS
+
+
+def test_a_closing_phase_in_iterations_scales_as_the_other_lengths_do() -> None:
+    cfg = read("yolov3_darknet53")
+    merge_options(cfg, ["SOLVER.MAX_ITER", "1000", "SOLVER.WARMUP_ITERS", "50", "INPUT.CLOSE_ITERS", "100"])
+    scaled = scale_to_processes(cfg, 1)  # of four
+    assert (scaled.SOLVER.MAX_ITER, scaled.SOLVER.WARMUP_ITERS, scaled.INPUT.CLOSE_ITERS) == (4000, 200, 400)
 
 
 def test_options_win_over_epochs() -> None:

@@ -138,7 +138,7 @@ def test_darknets_detectors_are_known_by_their_size(coco_file: Path, tmp_path: P
     write_darknet_weights(own, tiny(OWN)[0])
     with pytest.raises(UserError, match=rf"{own}: detects 3 classes, {own.with_suffix('.names')} has 0 names"):
         identify(str(own))
-    own.with_suffix(".names").write_text("\n".join(OWN) + "\n")
+    own.with_suffix(".names").write_text("\n".join(OWN) + "\n", encoding="utf-8-sig")  # as some editors save it
     assert identify(str(own)) == ("yolov3_tiny_coco", tuple(OWN))
     # A backbone alone, as darknet53.conv.74 is one, is no detector.
     write_darknet_weights(tmp_path / "tiny.conv.13", tiny(OWN)[0].backbone)

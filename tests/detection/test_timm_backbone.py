@@ -88,9 +88,9 @@ def test_what_is_not_of_the_classifier_is_refused() -> None:
     assert len(backbone.convert_timm(state)) == sum(
         not name.startswith(("conv_head", "bn2", "classifier")) for name in state
     )
-    with pytest.raises(UserError, match=r"1 tensors \(blocks.9.weight, ...\) are none of test_efficientnet's"):
+    with pytest.raises(ValueError, match=r"1 tensors \(blocks.9.weight, ...\) are none of test_efficientnet's"):
         backbone.convert_timm({**state, "blocks.9.weight": torch.zeros(1)})
-    with pytest.raises(UserError, match="are none of test_efficientnet's"):
+    with pytest.raises(ValueError, match="are none of test_efficientnet's"):
         backbone.convert_timm(timm.create_model("test_convnext").state_dict())
 
 

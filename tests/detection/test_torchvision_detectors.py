@@ -21,7 +21,6 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from common.errors import UserError
 from common.weights import load_state
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.modeling import build_model
@@ -194,6 +193,6 @@ def test_names_of_old_files() -> None:
 )
 def test_a_tensor_without_a_place_is_refused(stranger: str) -> None:
     state = fasterrcnn_resnet50_fpn(weights_backbone=None, num_classes=3).state_dict()
-    with pytest.raises(UserError, match=stranger.removeprefix("backbone.body.").replace(".", r"\.")) as error:
+    with pytest.raises(ValueError, match=stranger.removeprefix("backbone.body.").replace(".", r"\.")) as error:
         convert_torchvision({**state, stranger: torch.zeros(1)})
     assert "\n" not in str(error.value)

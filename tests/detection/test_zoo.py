@@ -142,5 +142,5 @@ def test_a_file_of_another_network_is_refused() -> None:
     _, model = ours("faster_rcnn_R_50_FPN_zoo")
     for author in ("Caffe2", "torchvision"):
         checkpoint = {"model": {"spam_w": torch.zeros(2)}, "__author__": author, "matching_heuristics": True}
-        with pytest.raises(UserError, match="none of their names fits"):
+        with pytest.raises(ValueError, match="none of their names fits"):
             convert_zoo(checkpoint, model)
