@@ -19,13 +19,16 @@ quoted = $(if $(value $1),'$(subst ','\'',$(value $1))')
 # Options that are given only when their variable is.
 option = $(if $(value $2),$1 $(call quoted,$2))
 setting = $(if $(value $2),$1=$(call quoted,$2))
+# What a variable adds that is 1 or 0.
+switch = $(if $(filter-out 0 1,$(value $1)),$(error $1=$(value $1): expected 1 or 0))$(if $(filter 1,$(value \
+	$1)),$2)$(if $(filter 0,$(value $1)),$3)
 data = $(call option,--data,DATA)
 weights = $(call option,--weights,WEIGHTS)
 # For detectors START and WEIGHTS are two names of one variable.
 start = $(if $(and $(value START),$(value WEIGHTS)),$(error START and WEIGHTS are two names of one variable: give one))$(call \
 	option,--start,$(if $(value START),START,WEIGHTS)) $(call option,--backbone,BACKBONE)
 out = $(call option,--out,OUT)
-resume = $(if $(filter 1,$(RESUME)),--resume)
+resume = $(call switch,RESUME,--resume)
 recipe = $(call option,--recipe,RECIPE) $(call option,--config,CONFIG)
 pretrained = $(call option,--pretrained,PRETRAINED)
 exif = $(call option,INPUT.EXIF,EXIF)
@@ -33,6 +36,30 @@ detect = $(PY) -m tools.launch detection.train_net $(recipe) $(data) $(start)
 # Recipe and settings of the classifier: a name, then KEY=VALUE.
 bird = $(call quoted,RECIPE) $(call setting,model,MODEL) $(call setting,lr,LR) $(call setting,pretrained,PRETRAINED) \
 	$(call setting,weights,WEIGHTS) $(call setting,data,DATA) $(OPTS)
+
+# What a target takes stands in the brackets of its help. Variables with a _ that no target takes are the environment's.
+define not_taken
+/^[a-z0-9-]+:.*## / {
+	target = substr($$1, 1, index($$1, ":") - 1); text = $$0; listed[target] = 1
+	sub(/.*## [^[]*/, "", text); gsub(/"[^"]*"/, "", text)
+	while (match(text, /[A-Z][A-Z0-9_]+/)) {
+		name = substr(text, RSTART, RLENGTH); takes[target, name] = known[name] = 1; text = substr(text, RSTART + RLENGTH)
+	}
+}
+END {
+	split(given, names, " "); split(goals " setup", targets, " ")
+	for (n in names) {
+		is_odd = names[n] in known || names[n] !~ /_/
+		for (t in targets) if ((targets[t], names[n]) in takes || !(targets[t] in listed)) is_odd = 0
+		if (is_odd) { print goals " takes no " names[n]; exit }
+	}
+}
+endef
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+ifneq ($(and $(given),$(MAKECMDGOALS)),)
+wrong := $(shell awk -v given='$(given)' -v goals='$(MAKECMDGOALS)' '$(not_taken)' Makefile)
+$(if $(wrong),$(error $(wrong), and nothing would come of it: make lists what each target takes))
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help
@@ -46,33 +73,34 @@ help: ## Lists the targets
 ##@ Everything at once
 
 .PHONY: demo
-demo: setup ## Every experiment on drawn data, and the report of them: fifteen minutes on two cores; called again, it goes on
+demo: setup ## Every experiment on drawn data, and the report of them: some quarter of an hour; called again, it goes on [NGPU]
 	@$(PY) -m tools.demo
 
 .PHONY: study
 study: setup ## Every experiment of the study on real data, or the runs of your own list, and the report of them; called again, it goes on [DATA RECIPE=study|best START SEEDS="0 1 2" IMAGES="a.jpg dir/" NGPU PLAN=1 STUDY=file.yaml]
-	@$(PY) -m tools.study $(call option,--study,STUDY) $(data) $(call option,--recipe,RECIPE) $(call option,--start,START) $(call option,--seeds,SEEDS) $(if $(filter 1,$(PLAN)),--plan) $(call quoted,IMAGES)
+	@$(PY) -m tools.study $(call option,--study,STUDY) $(data) $(call option,--recipe,RECIPE) $(call option,--start,START) $(call option,--seeds,SEEDS) $(call switch,PLAN,--plan) $(call quoted,IMAGES)
 
 ##@ Set-up
 
 .PHONY: setup
-setup: ## Installs everything into .venv, or with PYTHON=python into the active environment [BASE_PYTHON=python3 PYTHON DETECTRON2]
+setup: ## Installs everything into .venv, or with PYTHON=python into the active environment [BASE_PYTHON=python3 PYTHON DETECTRON2; all targets: DEBUG=1 for tracebacks]
 	@$(SETUP)
 
 .PHONY: setup-export
-setup-export lock: extra = --extra requirements-export.txt
+setup-export: extra = --extra requirements-export.txt
 setup-export: setup ## Adds the runtimes of exported models; make export does it by itself
 	@$(SETUP)
 
-# Set up without the lock, so that new pins in requirements.txt may bring other versions along.
+# Set up without a lock, so that new pins in requirements.txt may bring other versions along; the old one stays until then.
 .PHONY: lock
+lock: extra = --requirements .lock/requirements.txt --extra .lock/requirements-export.txt
 lock: ## Locks in constraints.txt what the pins of both lists of requirements pull in; what is installed and fits stays [PYTHON]
-	@: > constraints.txt
+	@mkdir -p .lock && cp requirements.txt requirements-export.txt .lock && : > .lock/constraints.txt
 	@$(SETUP)
 	@echo "# Everything that requirements.txt and requirements-export.txt pull in, as installed by pip; written by make lock." \
-		> constraints.txt.part
-	@$(PY) -m pip list --format freeze --exclude pip --exclude detectron2 >> constraints.txt.part
-	@mv constraints.txt.part constraints.txt
+		> .lock/constraints.txt
+	@$(PY) -m pip list --format freeze --exclude pip --exclude detectron2 >> .lock/constraints.txt
+	@mv .lock/constraints.txt . && rm -r .lock
 
 .PHONY: clean
 clean: ## Removes .venv and caches; keeps datasets/ and output/
@@ -113,11 +141,11 @@ compare-pretraining: setup ## Trains with pretrained and with random weights, an
 
 .PHONY: eval-classifier
 eval-classifier: setup ## Top-1, top-5, confusions, calibration of a trained classifier [WEIGHTS DATA TTA=1 OUT]
-	@$(PY) -m classification.evaluate $(call quoted,WEIGHTS) $(data) $(if $(filter 1,$(TTA)),--tta) $(call option,--output,OUT)
+	@$(PY) -m classification.evaluate $(call quoted,WEIGHTS) $(data) $(call switch,TTA,--tta) $(call option,--output,OUT)
 
 .PHONY: predict-bird
 predict-bird: setup ## The five likeliest species on each photograph [IMAGES="a.jpg dir/" WEIGHTS SALIENCY=1 OUT]
-	@$(PY) -m tools.predict_bird $(call quoted,IMAGES) $(weights) $(if $(filter 1,$(SALIENCY)),--saliency) $(call option,--output,OUT)
+	@$(PY) -m tools.predict_bird $(call quoted,IMAGES) $(weights) $(call switch,SALIENCY,--saliency) $(call option,--output,OUT)
 
 ##@ Detection
 
@@ -126,16 +154,16 @@ train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [START (or WEIGHTS
 	@$(detect) --model faster_rcnn $(pretrained) $(resume) $(exif) $(OPTS)
 
 .PHONY: eval-frcnn
-eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU TTA=1 EXIF=stored OPTS]
-	@$(detect) --model faster_rcnn --eval-only $(if $(filter 1,$(TTA)),TEST.AUG.ENABLED True) $(exif) $(OPTS)
+eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG BACKBONE DATA NGPU TTA=1 EXIF=stored OPTS]
+	@$(detect) --model faster_rcnn --eval-only $(call switch,TTA,TEST.AUG.ENABLED True) $(exif) $(OPTS)
 
 .PHONY: train-yolov3
 train-yolov3: setup ## Trains YOLOv3 Darknet-53 on VOC07+12 [START (or WEIGHTS)=coco|imagenet|random (or PRETRAINED=0)|file|run|hub name BACKBONE=timm name RECIPE=best|study|small|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 EXIF=stored OPTS="KEY VALUE ..."]
 	@$(detect) --model yolov3 $(pretrained) $(resume) $(exif) $(OPTS)
 
 .PHONY: eval-yolov3
-eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG DATA NGPU TTA=1 EXIF=stored OPTS]
-	@$(detect) --model yolov3 --eval-only $(if $(filter 1,$(TTA)),TEST.AUG.ENABLED True) $(exif) $(OPTS)
+eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG BACKBONE DATA NGPU TTA=1 EXIF=stored OPTS]
+	@$(detect) --model yolov3 --eval-only $(call switch,TTA,TEST.AUG.ENABLED True) $(exif) $(OPTS)
 
 .PHONY: anchors
 anchors: setup ## Finds YOLOv3 anchors for a data set by k-means, with the mean best IoU of old and new [DATA SIZE=416]
@@ -148,10 +176,10 @@ visualize-batches: setup ## Shows training batches as the model sees them, boxes
 .PHONY: eval-detections
 eval-detections: setup ## Scores any detector's boxes with the same evaluator: COCO results, VOC's or YOLO's text files [DETECTIONS=file.json|folder/ SPLIT DATA ANNOTATIONS=coco.json INTERVAL=1 SUBMISSION=1 OUT]
 	@$(PY) -m tools.eval_detections $(call quoted,DETECTIONS) $(call option,--split,SPLIT) $(data) $(call option,--annotations,ANNOTATIONS) \
-		$(if $(filter 1,$(INTERVAL)),--interval) $(if $(filter 1,$(SUBMISSION)),--submission) $(out)
+		$(call switch,INTERVAL,--interval) $(call switch,SUBMISSION,--submission) $(out)
 
 .PHONY: visualize-proposals
-visualize-proposals: setup ## Shows RPN proposals beside the final detections [WEIGHTS or START=coco RECIPE CONFIG DATA IMAGES="a.jpg dir/" TOPK SCORE]
+visualize-proposals: setup ## Shows RPN proposals beside the final detections [WEIGHTS or START=coco RECIPE CONFIG BACKBONE DATA IMAGES="a.jpg dir/" TOPK SCORE]
 	@$(PY) -m tools.visualize_proposals $(recipe) $(data) $(start) $(call option,--topk,TOPK) $(call option,--score,SCORE) $(call quoted,IMAGES)
 
 .PHONY: compare-detectors
@@ -163,7 +191,7 @@ compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs,
 
 .PHONY: predict
 predict: setup ## Runs any trained model: annotated pictures or videos, COCO results, VOC XML [WEIGHTS=run, an exported file, or START=coco IMAGES="a.jpg dir/ clip.mp4" OUT SCORE=0.5|best VOC_XML=1 DRAW=0 MODEL=yolov3]
-	@$(PY) -m tools.predict $(start) $(call option,--model,MODEL) $(call option,--score,SCORE) $(if $(filter 1,$(VOC_XML)),--voc-xml) $(if $(filter 0,$(DRAW)),--no-pictures) $(out) $(call quoted,IMAGES)
+	@$(PY) -m tools.predict $(start) $(call option,--model,MODEL) $(call option,--score,SCORE) $(call switch,VOC_XML,--voc-xml) $(call switch,DRAW,,--no-pictures) $(out) $(call quoted,IMAGES)
 
 .PHONY: export
 export: setup-export ## Writes a trained model for OpenVINO or ONNX Runtime; the file is WEIGHTS elsewhere [WEIGHTS=run or START=coco FORMAT=openvino|onnx PRECISION=float32|bfloat16|int8 SIZE=416 DATA OUT MODEL=yolov3]
@@ -191,7 +219,7 @@ test: setup ## Runs the tests [TESTS=tests/detection]
 
 .PHONY: bench
 bench: setup ## Measures speed and accuracy against what people use otherwise [BENCH="faster_rcnn voc_loader ..." DATA FETCH=1]
-	@$(PY) -m tools.bench $(BENCH) $(data) $(if $(filter 1,$(FETCH)),--fetch)
+	@$(PY) -m tools.bench $(BENCH) $(data) $(call switch,FETCH,--fetch)
 
 .PHONY: lint
 lint: setup ## Checks format, rules and types

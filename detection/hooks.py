@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from common.averaging import Best, WeightAverage
 from common.run_folder import append_metrics, failures_as_warnings, read_metrics, write_atomically, write_results
-from common.stream import derive_seed, seeded
+from common.stream import derive_seed
 from detection.class_panels import plot_training
 
 logger = logging.getLogger(__name__)
@@ -243,7 +243,9 @@ def validation_loss(model: nn.Module, batches: Iterable[list[dict]], seed: int) 
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
-    with torch.no_grad(), seeded(seed), EventStorage():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.no_grad(), torch.random.fork_rng(devices), EventStorage():
+        torch.manual_seed(derive_seed(seed))  # on a GPU anchors are drawn there
         for batch in batches:
             losses.append(sum(model(batch).values()) * len(batch))
             count += len(batch)

@@ -40,16 +40,40 @@ def test_help_lists_every_target() -> None:
     for target in targets:
         assert re.search(rf"^  {target} +[A-Z].+$", listed, re.MULTILINE), target
     # Every variable that a target takes is named there.
-    used = set(
-        re.findall(r"(?:\$\((?:if \$\(|filter [01],\$\()?|\$\(call [a-z]+,(?:[a-z-]+,)?)([A-Z0-9_]+)\)", text)
-    ) | {
+    used = set(re.findall(r"(?:\$\((?:if \$\()?|\$\(call [a-z]+,(?:[a-z-]+,)?)([A-Z0-9_]+)[,)]", text)) | {
         "NGPU",
         "NNODES",
         "NODE_RANK",
         "DIST_URL",
     }
-    for variable in used - {"PY", "SETUP"}:
+    for variable in used - {"PY", "SETUP", "MAKECMDGOALS"}:
         assert re.search(rf"\b{variable}\b", listed), variable
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("train-frcnn EPOCHS=5", "train-frcnn takes no EPOCHS"),
+        ("finetune CONFIG=own.yaml", "finetune takes no CONFIG"),
+        ("finetune RECIPIE=study", "finetune takes no RECIPIE"),
+        ("app VOC_XML=1", "app takes no VOC_XML"),
+        ("lint test DATA=a", "lint test takes no DATA"),
+        ("train-frcnn RESUME=yes", "RESUME=yes: expected 1 or 0"),
+        ("predict IMAGES=a.jpg DRAW=no", "DRAW=no: expected 1 or 0"),
+    ],
+)
+def test_what_nothing_would_come_of_is_refused(words: str, complaint: str) -> None:
+    done = subprocess.run(
+        ["make", "-n", *words.split()], cwd=ROOT, env=own_environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_variables_of_the_environment_and_of_one_of_several_targets_pass() -> None:
+    assert commands("train-frcnn", "CUDA_VISIBLE_DEVICES=0", "DEBUG=1", "RESUME=0") == commands("train-frcnn")
+    assert commands("lint", "test", "TESTS=tests/birds.py")[-1][-1] == "tests/birds.py"
 
 
 def test_every_target_that_runs_python_sets_up_first() -> None:
