@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,11 +32,18 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     **dict.fromkeys(
         ("mixup", "cutmix", "snapmix", "weight_decay", "clip_grad", "backbone_lr_scale"), (0, math.inf, "[)")
     ),
-    **dict.fromkeys(("patience", "workers", "seed"), (0, math.inf, "[)")),
+    **dict.fromkeys(("patience", "workers"), (0, math.inf, "[)")),
+    "seed": (0, 2**63, "[)"),
     "lr": (0, math.inf, "()"),
     "rotation": (0, 180, "[]"),
 }
 
+# Settings of which nothing comes but with another one, and whether that is so.
+_NEEDS: dict[str, tuple[str, Callable[["Recipe"], bool]]] = {
+    "crop_scale": ("train_crop=random_resized", lambda recipe: recipe.train_crop == "random_resized"),
+    "mix_prob": ("mixup, cutmix or snapmix", lambda recipe: bool(recipe.mixup or recipe.cutmix or recipe.snapmix)),
+    "milestones": ("schedule=multistep", lambda recipe: recipe.schedule == "multistep"),
+}
 # Settings that change neither the weights a run ends with nor their meaning.
 INDIFFERENT = frozenset(("cache", "workers", "checkpoint_every"))
 # What a resumed run may change: neither the network nor what stands at a position of the training stream.
@@ -147,7 +154,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe file and applies `KEY=VALUE` overrides, the last one winning; `weights=` means `pretrained=true`.
 
     Raises:
-        UserError: the file cannot be read, or a key or value is not one a `Recipe` has.
+        UserError: the file cannot be read, a key or value is not one a `Recipe` has, or nothing would come of one.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such recipe; expected one of classification/recipes/*.yaml")
@@ -169,6 +176,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         wish = "expected another type" if hasattr(Recipe, str(key)) else f"the settings are: {known}"
         raise UserError(f"{path} {' '.join(overrides)}: {key + ': ' if key else ''}{line}; {wish}") from None
     _check(recipe, path)
+    for key, (other, is_met) in _NEEDS.items():
+        if key in changes and not is_met(recipe):
+            raise UserError(f"{key}={changes[key]}: nothing would come of it without {other}; give both or none")
     if "epochs" in changes and "milestones" not in changes:
         share = recipe.epochs / written.epochs
         recipe = dataclasses.replace(recipe, milestones=[milestone * share for milestone in recipe.milestones])

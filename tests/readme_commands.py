@@ -1,9 +1,11 @@
 """Every `make` command of the README, in the README's own spelling, in a copy of the checkout with short settings.
 
-`make test` by itself does not collect this file, which takes five minutes: `make test TESTS=tests/readme_commands.py`.
+`make test` by itself does not collect this file, which takes many minutes: `make test TESTS=tests/readme_commands.py`.
 """
 
+import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -11,6 +13,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from torch import nn
+
+from detection.classes import COCO_CLASSES
+from detection.modeling import build_model
+from detection.starts import read_leaf, set_classes
+from detection.yolov3.darknet_weights import write_darknet_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,7 +37,12 @@ OFFLINE = {
     "make study PLAN=1": "make datasets",
     'make study SEEDS="0 1 2" START=coco': "make datasets",
     "make study STUDY=docs/ablation.yaml PLAN=1": "make datasets",
-    "make train-frcnn DATA=path/to/folder": "PRETRAINED=0",
+    "make finetune DATA=path/to/birds": "PRETRAINED=0",
+    "make train-frcnn START=imagenet": "START=random",
+    "make train-frcnn START=fasterrcnn_resnet50_fpn_v2": "START=random",
+    "make train-yolov3 START=coco": "START=random",
+    "make eval-yolov3 START=coco DATA=path/to/folder": "START=path",
+    "make predict START=coco MODEL=yolov3 IMAGES=photo.jpg": "START=path",
 }
 # (file, pattern, replacement): fewer pictures, fewer steps, smaller images; nothing else differs from the checkout.
 SHORT = [
@@ -37,6 +52,10 @@ SHORT = [
     ("detection/configs/Sample-faster_rcnn.yaml", r"WARMUP_EPOCHS: .*", "WARMUP_EPOCHS: 0.5"),
     ("detection/configs/Sample-yolov3.yaml", r"MAX_EPOCHS: .*", "MAX_EPOCHS: 1.0"),
     ("detection/configs/Sample-yolov3.yaml", r"WARMUP_ITERS: .*", "WARMUP_ITERS: 2"),
+    ("detection/configs/faster_rcnn_R_50_FPN_small.yaml", r"MAX_EPOCHS: .*", "MAX_EPOCHS: 1.0"),
+    ("detection/configs/yolov3_tiny_coco.yaml", r"MAX_EPOCHS: .*", "MAX_EPOCHS: 1.0"),
+    ("classification/recipes/study.yaml", r"image_size: .*", "image_size: 32"),
+    ("classification/recipes/study.yaml", r"(?m)^model: .*", "model: resnet10t\\npretrained: false"),
     ("classification/recipes/sample.yaml", r"image_size: .*", "image_size: 32"),
     ("classification/recipes/sample.yaml", r"(?m)^epochs: .*", "epochs: 1"),
     ("classification/recipes/sample.yaml", r"batch_size: .*", "batch_size: 100"),
@@ -71,6 +90,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(pictures[0], copy / "photo.jpg")
     (copy / "folder").mkdir()
     shutil.copy(pictures[1], copy / "folder")
+    write_files_of_the_user(copy)
     image_id = (voc / "ImageSets" / "Main" / "test.txt").read_text().split()[0]
     (copy / "boxes.json").write_text(
         f'[{{"image_id": "{image_id}", "category": "dog", "bbox": [1, 2, 30, 40], "score": 0.9}}]'
@@ -78,11 +98,53 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+def write_files_of_the_user(copy: Path) -> None:
+    """What the README's commands name beside the data: settings, folders of other forms, and random weights."""
+    (copy / "birds.yaml").write_text("model: resnet10t\npretrained: false\nimage_size: 32\nepochs: 1\n")
+    (copy / "boxes.yaml").write_text(
+        "_BASE_: faster_rcnn_R_50_FPN.yaml\nMODEL:\n  WEIGHTS: ''\n"
+        "INPUT:\n  MIN_SIZE_TRAIN: [96]\n  MIN_SIZE_TEST: 96\nSOLVER:\n  MAX_ITER: 2\n"
+    )
+    photographs = sorted((copy / "datasets/sample/CUB_200_2011/images").glob("*/*.jpg"))
+    for part, number in (("train", 0), ("test", 1)):
+        for name in ("robin", "wren"):
+            folder = copy / "path/to/birds" / part / name
+            folder.mkdir(parents=True)
+            shutil.copy(photographs[number], folder)
+    yolo, coco = copy / "yolo-folder", copy / "photos"
+    for folder in (yolo / "images/train", yolo / "labels/train", coco):
+        folder.mkdir(parents=True)
+    (yolo / "classes.txt").write_text("dog\n")
+    (yolo / "labels/train/a.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    shutil.copy(photographs[0], yolo / "images/train/a.jpg")
+    for number, split in enumerate(("train", "val")):
+        shutil.copy(photographs[number], coco / f"{split}.jpg")
+        picture = {"id": 1, "file_name": f"{split}.jpg", "height": 32, "width": 32}
+        box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 8, 9], "iscrowd": 0}
+        whole = {"images": [picture], "annotations": [box], "categories": [{"id": 1, "name": "dog"}]}
+        (copy / f"{split}.json").write_text(json.dumps(whole))
+
+    (copy / "weights").mkdir()
+    backbone = "tf_efficientnet_lite0"
+    torch.save(timm.create_model(backbone).state_dict(), copy / "weights" / f"{backbone}.pth")
+    write_darknet_weights(copy / "yolov3-tiny.weights", of_coco("yolov3_tiny_coco"))
+    zoo = of_coco("faster_rcnn_R_50_FPN_zoo").state_dict()
+    file = {"model": {name: value.numpy() for name, value in zoo.items()}, "__author__": "Detectron2 Model Zoo"}
+    (copy / "model_final.pkl").write_bytes(pickle.dumps(file))
+
+
+def of_coco(leaf: str) -> nn.Module:
+    """A detector of COCO's classes with random weights."""
+    cfg = read_leaf(leaf)
+    set_classes(cfg, list(COCO_CLASSES))
+    return build_model(cfg)
+
+
 def environment() -> dict[str, str]:
     """With the packages of this environment, one thread, and no way to the network for what asks for it."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {"PYTHON": sys.executable, "PATH": path, "OMP_NUM_THREADS": "1"}
-    offline = {"MIRROR": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"}
+    offline = {"MIRROR": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1", "HTTPS_PROXY": "http://127.0.0.1:9"}
     outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "TESTS")  # what a make around this hands down
     return {**{name: value for name, value in os.environ.items() if name not in outer}, **own, **offline}
 

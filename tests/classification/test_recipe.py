@@ -28,7 +28,8 @@ def test_the_study_to_the_letter():
 
 def test_overrides_win_and_survive_being_saved(tmp_path):
     recipe = load_recipe(
-        RECIPES[0], ["lr=1e-3", "epochs=5", "pretrained=0", "lr=0.5", "milestones=[3,4]", "weights=null"]
+        RECIPES[0],
+        ["lr=1e-3", "epochs=5", "pretrained=0", "lr=0.5", "schedule=multistep", "milestones=[3,4]", "weights=null"],
     )
     assert (recipe.lr, recipe.epochs, recipe.pretrained, recipe.milestones) == (0.5, 5, False, [3, 4])
     save_recipe(recipe, tmp_path / "config.yaml")
@@ -50,13 +51,24 @@ def test_overrides_win_and_survive_being_saved(tmp_path):
         ("crop_pct=0", "crop_pct=0.0"),
         ("choose=median", "expected one of best, last"),
         ("snapmix=-1", "snapmix=-1.0: expected 0 or more"),
+        ("seed=18446744073709551616", "seed=18446744073709551616: expected 0 or more and less than"),
+        ("crop_scale=0.5 train_crop=center", "crop_scale=0.5: nothing would come of it without train_crop=random_r"),
+        ("mix_prob=0.5", "mix_prob=0.5: nothing would come of it without mixup, cutmix or snapmix"),
+        ("milestones=[3]", "milestones=[3]: nothing would come of it without schedule=multistep"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(override, complaint):
     with pytest.raises(UserError) as caught:
-        load_recipe(RECIPES[0], [override])
+        load_recipe(RECIPES[0], override.split())
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_given_are_taken_whatever_the_recipe_starts_from():
+    sample = RECIPES[0].with_name("sample.yaml")
+    assert not load_recipe(sample).pretrained
+    assert load_recipe(sample, ["weights=a.pth"]).pretrained
+    assert not load_recipe(sample, ["weights=null"]).pretrained
 
 
 def test_contradictions_and_unreadable_files_are_refused(tmp_path):
