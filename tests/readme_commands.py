@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 from detection.classes import COCO_CLASSES
@@ -119,7 +120,8 @@ def write_files_of_the_user(copy: Path) -> None:
     shutil.copy(photographs[0], yolo / "images/train/a.jpg")
     for number, split in enumerate(("train", "val")):
         shutil.copy(photographs[number], coco / f"{split}.jpg")
-        picture = {"id": 1, "file_name": f"{split}.jpg", "height": 32, "width": 32}
+        width, height = Image.open(photographs[number]).size
+        picture = {"id": 1, "file_name": f"{split}.jpg", "height": height, "width": width}
         box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 8, 9], "iscrowd": 0}
         whole = {"images": [picture], "annotations": [box], "categories": [{"id": 1, "name": "dog"}]}
         (copy / f"{split}.json").write_text(json.dumps(whole))
