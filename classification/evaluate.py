@@ -24,6 +24,7 @@ from classification.predict import newest_weights
 from classification.train import start_process
 from common.data_root import data_facts, resolve_data_root
 from common.errors import UserError, exits_on_user_error
+from common.images import read_image
 from common.prediction import best_weights
 from common.run_folder import record_session
 
@@ -203,7 +204,7 @@ def _draw_pairs(pairs: list[dict], birds: list[Bird], labels: Tensor, class_name
 
 
 def _square(path: Path) -> Image.Image:
-    return ImageOps.fit(ImageOps.exif_transpose(Image.open(path)).convert("RGB"), (224, 224))
+    return ImageOps.fit(Image.fromarray(read_image(path).permute(1, 2, 0).numpy()), (224, 224))
 
 
 def _draw_calibration(rows: list[dict[str, float]], report: Report) -> Figure:
