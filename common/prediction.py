@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from common.errors import UserError
-from common.images import read_image
+from common.images import read_image, to_rgb
 from common.threads import available_cores
 
 Source = str | os.PathLike | np.ndarray | Image.Image | Tensor
@@ -183,9 +183,12 @@ def as_pixels(image: Source) -> Tensor:
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        image = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    if isinstance(image, np.ndarray) and not image.flags.writeable:
-        image = image.copy()  # or torch would warn of a tensor that could write to it
+        try:
+            image = to_rgb(ImageOps.exif_transpose(image))
+        except ValueError as error:
+            raise UserError(f"image: {error}; expected one of those") from error
+    if isinstance(image, np.ndarray) and (not image.flags.writeable or min(image.strides, default=0) < 0):
+        image = image.copy()  # torch would warn of a tensor that could write to it, and takes no mirrored one
     pixels = torch.as_tensor(image)
     if isinstance(image, np.ndarray) and image.ndim == 2:
         pixels = pixels.expand(3, -1, -1)
