@@ -1,5 +1,6 @@
 """From images to predictions, in notebooks and on command lines: read in a pool, run in batches of one size."""
 
+import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections import deque
@@ -200,6 +201,22 @@ def as_pixels(image: Source) -> Tensor:
             "an array (H, W, 3) or (H, W) or a tensor (3, H, W), in RGB"
         )
     return pixels
+
+
+def parse_score(text: str, expected: str = "a number from 0 to 1") -> float:
+    """The type of a command line's SCORE.
+
+    Args:
+        text: what was given.
+        expected: what may be given, in words.
+
+    Raises:
+        UserError: it is no number from 0 to 1.
+    """
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise UserError(f"SCORE={text}: expected {expected}")
 
 
 def best_weights(path: Path) -> Path:
