@@ -24,7 +24,7 @@ from classification.predict import newest_weights
 from classification.train import start_process
 from common.data_root import data_facts, resolve_data_root
 from common.errors import UserError, exits_on_user_error
-from common.images import read_image
+from common.images import read_image, refuse_unreadable
 from common.prediction import best_weights
 from common.run_folder import record_session
 
@@ -262,6 +262,7 @@ def main() -> None:
     test = cub.test
     if not is_same:
         test = [bird._replace(label=names.index(cub.class_names[bird.label])) for bird in test]
+    refuse_unreadable([bird.path for bird in test])
     loader = build_test_loader(test, card["image_size"], card["crop_pct"], batch_size=64, workers=2)
     model.to(device).to(memory_format=torch.channels_last)
     if arguments.tta:
