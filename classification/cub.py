@@ -28,6 +28,7 @@ from common.errors import UserError
 from common.images import SUFFIXES
 
 FOLDER = "CUB_200_2011"
+INDICES = ("classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt")
 TEST_SHARE = 0.2  # of a tree that has no split
 
 
@@ -55,14 +56,25 @@ def read_cub(root: Path) -> Cub:
     Raises:
         UserError: a file is missing or malformed, the files disagree, an image is missing, or a split is empty.
     """
-    folder = root / FOLDER
     if is_folder_tree(root):
         return _read_folders(root) if (root / "train").is_dir() else _divide_folders(root)
-    classes = _read_index(folder / "classes.txt")
-    images = _read_index(folder / "images.txt")
-    labels = _read_index(folder / "image_class_labels.txt")
-    split = _read_index(folder / "train_test_split.txt")
+    cub = read_indices(root / FOLDER)
+    birds = [*cub.train, *cub.test]
+    if missing := [bird.path for bird in birds if not bird.path.is_file()]:
+        raise UserError(
+            f"{missing[0]}: no such image ({len(missing)} of {len(birds)} missing); images.txt names it:"
+            " unpack CUB_200_2011.tgz again"
+        )
+    return cub
 
+
+def read_indices(folder: Path) -> Cub:
+    """Reads the four index files in a folder; the images themselves need not be there.
+
+    Raises:
+        UserError: a file is missing or malformed, the files disagree, or a split is empty.
+    """
+    classes, images, labels, split = (_read_index(folder / name) for name in INDICES)
     if sorted(classes, key=int) != [str(number) for number in range(1, len(classes) + 1)]:
         raise UserError(f"{folder / 'classes.txt'}: expected the class numbers 1 to {len(classes)}, each once")
     for name, index in (("image_class_labels.txt", labels), ("train_test_split.txt", split)):
@@ -99,12 +111,6 @@ def read_cub(root: Path) -> Cub:
             raise UserError(
                 f"{folder / 'train_test_split.txt'}: no {part} images; expected some lines ending in {flag}"
             )
-    missing = [bird.path for flag in "10" for bird in birds[flag] if not bird.path.is_file()]
-    if missing:
-        raise UserError(
-            f"{missing[0]}: no such image ({len(missing)} of {len(images)} missing); images.txt names it:"
-            " unpack CUB_200_2011.tgz again"
-        )
     names = [classes[str(number)].partition(".")[2] or classes[str(number)] for number in range(1, len(classes) + 1)]
     return Cub([name.replace("_", " ") for name in names], birds["1"], birds["0"])
 

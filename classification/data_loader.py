@@ -27,6 +27,7 @@ from common.stream import TrainingStream, build_loader, build_train_loader
 logger = logging.getLogger(__name__)
 
 LONGEST = 16  # times the short side that a photograph is looked at
+CGROUP = Path("/sys/fs/cgroup")  # of a container
 
 
 def read_resized(path: Path, side: int) -> Tensor:
@@ -184,9 +185,12 @@ def _resized_bytes(side: int, path: Path) -> int:
 def _available_bytes() -> int:
     """Free memory of the machine, or of the container when that is less."""
     available = psutil.virtual_memory().available
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    limit, used, statistics = (CGROUP / name for name in ("memory.max", "memory.current", "memory.stat"))
     if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
-        available = min(available, int(text) - int(used.read_text()))
+        counts = dict(map(str.split, statistics.read_text().splitlines())) if statistics.is_file() else {}
+        # Files that were read count as used, though the kernel drops them when memory is asked for.
+        droppable = int(counts.get("inactive_file", 0))
+        available = min(available, int(text) - int(used.read_text()) + droppable)
     return available
 
 

@@ -24,6 +24,7 @@ from classification.predict import data_of_run, newest_weights
 from classification.train import start_process
 from common.data_root import data_facts, resolve_data_root
 from common.errors import UserError, exits_on_user_error
+from common.images import read_image, refuse_unreadable
 from common.prediction import best_weights
 from common.run_folder import record_session
 
@@ -203,7 +204,7 @@ def _draw_pairs(pairs: list[dict], birds: list[Bird], labels: Tensor, class_name
 
 
 def _square(path: Path) -> Image.Image:
-    return ImageOps.fit(ImageOps.exif_transpose(Image.open(path)).convert("RGB"), (224, 224))
+    return ImageOps.fit(Image.fromarray(read_image(path).permute(1, 2, 0).numpy()), (224, 224))
 
 
 def _draw_calibration(rows: list[dict[str, float]], report: Report) -> Figure:
@@ -261,6 +262,7 @@ def main() -> None:
     test = cub.test
     if not is_same:
         test = [bird._replace(label=names.index(cub.class_names[bird.label])) for bird in test]
+    refuse_unreadable([bird.path for bird in test])
     loader = build_test_loader(test, card["image_size"], card["crop_pct"], batch_size=64, workers=2)
     model.to(device).to(memory_format=torch.channels_last)
     if arguments.tta:

@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2.functional import to_dtype
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from tqdm import tqdm
 
 from common.contents import MAX_PIXELS, stand_in
@@ -24,9 +23,10 @@ from common.errors import UserError
 
 SHRUNK = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-# What torchvision does not read, or not turned as EXIF says, or, of an animation, with all its pictures.
-BY_PILLOW = {"BMP", "TIFF", "WEBP", "GIF"}
-BY_TORCHVISION = {"JPEG", "MPO", "PNG"}
+# What torchvision does not read, or not turned as EXIF says, or, of an animation, with all its pictures; a damaged PNG
+# would end the process.
+BY_PILLOW = {"BMP", "TIFF", "WEBP", "GIF", "PNG"}
+BY_TORCHVISION = {"JPEG", "MPO"}
 # What undoes an orientation, by EXIF's number of it; 6 and 8 undo one another, each of the others itself.
 UNTURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,10 +79,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, turned: bool = Tr
             if picture.width * picture.height > max_pixels:
                 raise Image.DecompressionBombError
             if picture.format in BY_PILLOW:
-                pixels = np.array(_decode(picture, turned).convert("RGB"))
-                return torch.from_numpy(pixels).permute(2, 0, 1)
-        image = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=turned)
-        return to_dtype(image, torch.uint8, scale=True)  # a PNG may have 16 bits
+                return torch.from_numpy(to_rgb(_decode(picture, turned))).permute(2, 0, 1)
+        return decode_jpeg(read_file(str(path)), ImageReadMode.RGB, apply_exif_orientation=turned)
 
 
 def _decode(picture: Image.Image, turned: bool) -> Image.Image:
@@ -92,6 +90,21 @@ def _decode(picture: Image.Image, turned: bool) -> Image.Image:
     if orientation == 1 or is_turned == turned:
         return picture
     return picture.transpose((TURNED if turned else UNTURNED)[orientation])
+
+
+def to_rgb(picture: Image.Image) -> np.ndarray:
+    """The pixels of a picture, uint8 (H, W, 3), RGB, 0 to 255; of 16 bits the upper 8, and transparent ones as opaque.
+
+    Raises:
+        ValueError: they are numbers of 32 bits, which no scale is known of.
+    """
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"its pixels have 32 bits instead of 8 or 16: mode {picture.mode}")
+    if picture.mode.startswith("I;16"):  # Pillow would make 255 of all that is more
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if "transparency" in picture.info:  # or Pillow would warn of a palette's
+        picture = picture.convert("RGBA")
+    return np.array(picture.convert("RGB"))
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
@@ -119,10 +132,11 @@ def read_header(path: str | Path) -> Header:
 def _header(picture: Image.Image) -> Header:
     exif = Image.Exif()
     with contextlib.suppress(SyntaxError, ValueError, struct.error):  # such EXIF says nothing
-        if picture.format in BY_PILLOW:
-            exif = picture.getexif()
-        else:  # as torchvision has it; Pillow would heed XMP too, and decode a PNG to look behind its pixels
+        if picture.format in BY_TORCHVISION | {"PNG"}:
+            # As torchvision has it; Pillow would heed XMP too, and decode a PNG to look behind its pixels.
             exif.load(picture.info.get("exif", b""))
+        else:
+            exif = picture.getexif()
     orientation = exif.get(ExifTags.Base.Orientation)
     header = Header(picture.height, picture.width, orientation if orientation in UNTURNED else 1)
     # Of a TIFF Pillow itself tells the size as it is shown.

@@ -23,7 +23,12 @@ from common.threads import share_cores
 PORT = 29500  # torch's own; jobs of one cluster add their number to it, so that two on one machine do not meet
 
 
-def _count(name: str, default: int, least: int) -> int:
+def whole_number(name: str, default: int, least: int) -> int:
+    """What a variable of the environment says, or a default where it is not set or empty.
+
+    Raises:
+        UserError: it is no whole number, or less than the least.
+    """
     value = os.environ.get(name) or str(default)
     if not value.isdecimal() or int(value) < least:
         raise UserError(f"{name}={value}: expected a whole number, {least} or more")
@@ -85,9 +90,9 @@ def launch(module: str, arguments: list[str]) -> None:
 
     _take_from_slurm()
     gpus = torch.cuda.device_count()
-    processes = _count("NGPU", max(gpus, 1), 1)
-    nodes = _count("NNODES", 1, 1)
-    node_rank = _count("NODE_RANK", 0, 0)
+    processes = whole_number("NGPU", max(gpus, 1), 1)
+    nodes = whole_number("NNODES", 1, 1)
+    node_rank = whole_number("NODE_RANK", 0, 0)
     if gpus and processes > gpus:
         raise UserError(f"NGPU={processes}: this machine has {gpus} GPU(s); expected at most that: give NGPU={gpus}")
     if node_rank >= nodes:

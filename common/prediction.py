@@ -1,5 +1,6 @@
 """From images to predictions, in notebooks and on command lines: read in a pool, run in batches of one size."""
 
+import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections import deque
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from common.errors import UserError
-from common.images import read_image
+from common.images import read_image, to_rgb
 from common.threads import available_cores
 
 Source = str | os.PathLike | np.ndarray | Image.Image | Tensor
@@ -183,9 +184,12 @@ def as_pixels(image: Source) -> Tensor:
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        image = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    if isinstance(image, np.ndarray) and not image.flags.writeable:
-        image = image.copy()  # or torch would warn of a tensor that could write to it
+        try:
+            image = to_rgb(ImageOps.exif_transpose(image))
+        except ValueError as error:
+            raise UserError(f"image: {error}; expected one of those") from error
+    if isinstance(image, np.ndarray) and (not image.flags.writeable or min(image.strides, default=0) < 0):
+        image = image.copy()  # torch would warn of a tensor that could write to it, and takes no mirrored one
     pixels = torch.as_tensor(image)
     if isinstance(image, np.ndarray) and image.ndim == 2:
         pixels = pixels.expand(3, -1, -1)
@@ -197,6 +201,22 @@ def as_pixels(image: Source) -> Tensor:
             "an array (H, W, 3) or (H, W) or a tensor (3, H, W), in RGB"
         )
     return pixels
+
+
+def parse_score(text: str, expected: str = "a number from 0 to 1") -> float:
+    """The type of a command line's SCORE.
+
+    Args:
+        text: what was given.
+        expected: what may be given, in words.
+
+    Raises:
+        UserError: it is no number from 0 to 1.
+    """
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise UserError(f"SCORE={text}: expected {expected}")
 
 
 def best_weights(path: Path) -> Path:

@@ -80,7 +80,8 @@ def run_to_resume(root: Path, names: Iterable[str]) -> Path:
 def find_run_folders(root: Path, name: str) -> list[Path]:
     """All folders `create_run_folder` made for `name`, in the order of their numbers."""
     pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
-    found = [(int(match[1] or 1), path) for path in root.glob(f"{name}*") if (match := pattern.fullmatch(path.name))]
+    paths = root.iterdir() if root.is_dir() else ()
+    found = [(int(match[1] or 1), path) for path in paths if (match := pattern.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 

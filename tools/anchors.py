@@ -33,13 +33,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the command line without the program's name; None takes that of the process.
 
     Raises:
-        UserError: data or configuration are missing or wrong, or there are fewer objects than anchors.
+        UserError: data or configuration are missing or wrong, the size is 0, or there are fewer objects than anchors.
     """
     parser = argparse.ArgumentParser(prog="tools.anchors", description=__doc__)
     parser.add_argument("--data", help="data root, or one folder in VOC layout; default datasets/, else the sample")
     parser.add_argument("--config", type=Path, default=CONFIGS / "Base-YOLOv3.yaml", help="the present anchors")
     parser.add_argument("--size", type=int, default=416, help="longer side of the images that the network sees")
     args = parser.parse_args(argv)
+    if args.size < 1:
+        raise UserError(f"SIZE={args.size}: expected 1 or more")
 
     cfg = get_cfg()
     merge_file(cfg, args.config)

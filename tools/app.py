@@ -20,6 +20,7 @@ from common.contents import MAX_QUEUE, MAX_UPLOADED_BYTES, MAX_UPLOADED_PIXELS
 from common.data_root import SAMPLE
 from common.errors import UserError, exits_on_user_error
 from common.images import read_image
+from common.prediction import parse_score
 from detection.config import NAMES
 from detection.drawing import Picture
 from detection.experiment import newest_detector
@@ -221,10 +222,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{variable.lower()}", help=f"weights of {name}{coco}; default those of the newest run")
     parser.add_argument("--start", help="coco for both detectors of others, or one as a file or a name of a hub")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
-    parser.add_argument("--score", type=float, default=0.5, help="objects shown have at least this score")
+    parser.add_argument("--score", type=parse_score, default=0.5, help="objects shown have at least this score")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (7860)")
     args = parser.parse_args(argv)
+    if not 1 <= args.port <= 65535:
+        raise UserError(f"PORT={args.port}: expected a number from 1 to 65535")
     given = {name: path for name, variable in VARIABLES.items() if (path := getattr(args, variable.lower()))}
     weights = newest_models(args.output) | _started(args.start) | given
     models = load_models(weights)

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tabulate import tabulate
 
-from classification.cub import is_folder_tree, read_cub
+from classification.cub import INDICES, is_folder_tree, read_cub, read_indices
 from common.errors import UserError, exits_on_user_error
 from common.images import Header, read_headers
 from common.run_folder import write_atomically
@@ -266,43 +266,30 @@ def check_bird_folders(root: Path, deep: bool = False) -> list[Report]:
 
 
 def check_cub(folder: Path, splits: dict[str, int], deep: bool = False) -> list[Report]:
-    """Checks that the four index files of a CUB folder agree, and that every image of theirs is there and not empty.
+    """Checks the index files of a CUB folder as training reads them, and that every image is there and not empty.
 
     Args:
         folder: folder with `images/`, `images.txt`, `image_class_labels.txt`, `train_test_split.txt`, `classes.txt`.
         splits: `train` and `test`, each with its official length.
         deep: decode every image as well.
     """
-    reports = {split: Report(f"{folder.name} {split}", official) for split, official in splits.items()}
-    indices = {}
-    for name in ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt"):
-        try:
-            text = (folder / name).read_text(encoding="utf-8", errors="replace")
-            indices[name] = dict(line.split(maxsplit=1) for line in text.splitlines() if line.strip())
-        except (OSError, ValueError) as error:
-            for report in reports.values():
-                (report.missing if isinstance(error, OSError) else report.broken).append(name)
-    if len(indices) < 4:
-        return list(reports.values())
-
-    files, labels, parts, classes = indices.values()
-    wrong = [
-        f"{name} ({trouble})"
-        for name, trouble, found in (
-            ("image_class_labels.txt", "not the images of images.txt", labels.keys() != files.keys()),
-            ("image_class_labels.txt", "a class that classes.txt lacks", not set(labels.values()) <= classes.keys()),
-            ("train_test_split.txt", "not the images of images.txt", parts.keys() != files.keys()),
-            ("train_test_split.txt", "something else than 0 and 1", not set(parts.values()) <= {"0", "1"}),
-        )
-        if found
-    ]
-    sizes = _file_sizes(folder, sorted({f"images/{PurePosixPath(file).parent}" for file in files.values()}))
-    for split, report in reports.items():
-        part = "1" if split == "train" else "0"
-        report.broken.extend(wrong)
-        items = [(f"images/{file}",) for image_id, file in files.items() if parts.get(image_id) == part]
+    missing = [name for name in INDICES if not (folder / name).is_file()]
+    reports = [Report(f"{folder.name} {split}", official, missing=[*missing]) for split, official in splits.items()]
+    if missing:
+        return reports
+    try:
+        cub = read_indices(folder)
+    except UserError as error:
+        lines = (folder / "train_test_split.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        for report, part in zip(reports, "10", strict=True):
+            report.broken.append(str(error).removeprefix(f"{folder}{os.sep}"))
+            report.expected = sum(line.split()[1:] == [part] for line in lines)  # or it would seem nothing yet
+        return reports
+    for report, birds in zip(reports, (cub.train, cub.test), strict=True):
+        items = [(str(bird.path.relative_to(folder)),) for bird in birds]
+        sizes = _file_sizes(folder, sorted({str(PurePosixPath(file).parent) for (file,) in items}))
         _look_for(report, folder, items, sizes, partial(read_headers, decode=deep))
-    return list(reports.values())
+    return reports
 
 
 def _file_sizes(folder: Path, subfolders: Sequence[str]) -> dict[str, int]:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from common.errors import UserError, exits_on_user_error
 from common.images import find_images
+from common.prediction import parse_score
 from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import machine, write_atomically
 from detection.bootstrap import interval, resample_ap
@@ -229,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--start", choices=["coco"], help="both as they were trained on COCO, where no weights are given"
     )
     parser.add_argument("--recipe", choices=RECIPES, help="of the newest runs; default any")
-    parser.add_argument("--score", type=float, default=0.5, help="objects compared have at least this score")
+    parser.add_argument("--score", type=parse_score, default=0.5, help="objects compared have at least this score")
     parser.add_argument("--data", help="data root of the split; default that of the runs")
     parser.add_argument("--split", help="such as voc07_test; default that on which the runs are tested")
     parser.add_argument("--limit", type=int, default=100, help="photographs of the split")

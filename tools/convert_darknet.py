@@ -12,7 +12,7 @@ from torch import nn
 
 from common.errors import UserError, exits_on_user_error
 from common.run_folder import write_atomically
-from common.weights import read_checkpoint, save_checkpoint
+from common.weights import read_checkpoint, save_checkpoint, weights_of
 from detection.config import CONFIGS, get_cfg, merge_file, merge_options
 from detection.starts import foreign_cfg, identify
 from detection.yolov3.darknet_weights import is_darknet_file, read_darknet_weights, write_darknet_weights
@@ -28,7 +28,8 @@ def load_part(path: Path, part: nn.Module, prefix: str) -> int:
         UserError: the file is no checkpoint, or not of this network.
     """
     checkpoint = read_checkpoint(path)
-    state = {name.removeprefix(prefix): value for name, value in checkpoint["model"].items() if name.startswith(prefix)}
+    weights = weights_of(checkpoint)
+    state = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     try:
         part.load_state_dict(state)
     except RuntimeError as error:

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +33,7 @@ from classification.recipe import Recipe
 from classification.run import Run
 from classification.train import parse_request, resolve
 from common.errors import UserError, exits_on_user_error, one_line
+from common.launch import whole_number
 from common.run_folder import write_atomically
 from common.runtime import default_device
 from detection import train_net
@@ -160,7 +160,7 @@ def _few(batch: int) -> int:
 
 def _processes() -> int:
     """How many work on a training."""
-    return int(os.environ.get("NGPU") or max(torch.cuda.device_count(), 1))
+    return whole_number("NGPU", max(torch.cuda.device_count(), 1), 1)
 
 
 def _endless(loader: Iterable) -> Iterator:

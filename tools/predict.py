@@ -28,7 +28,7 @@ from classification.predict import BirdClassifier
 from common.errors import UserError, exits_on_user_error
 from common.exported import is_exported, read_card
 from common.images import find_images
-from common.prediction import Prediction, best_weights
+from common.prediction import Prediction, best_weights, parse_score
 from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import write_atomically
 from common.runtime import keep_freed_memory
@@ -243,7 +243,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--start", "--weights", help="run folder of any model, a checkpoint in it, or coco")
     parser.add_argument("--model", choices=LEAF, default="faster_rcnn", help="which detector coco means")
     parser.add_argument("--out", type=Path, default=Path("output/predictions"), help="folder of the results")
-    parser.add_argument("--score", default="0.5", help='objects have at least this one; "best": that with the best F1')
+    parser.add_argument(
+        "--score", type=_score_or_best, help='objects have at least this one (0.5); "best": that with the best F1'
+    )
     parser.add_argument("--voc-xml", action="store_true", help="also write the objects of photographs as VOC XML")
     parser.add_argument("--no-pictures", action="store_true", help="write predictions.json alone")
     args = parser.parse_args(argv)
@@ -252,17 +254,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args.images = find_images(args.images)
     if not args.images:
         raise UserError('IMAGES is not given; expected IMAGES="files, folders or patterns" of photographs or videos')
-    if args.score != "best" and not is_score(args.score):
-        raise UserError(f"SCORE={args.score}: expected a number from 0 to 1, or best")
     return args
 
 
-def is_score(word: str) -> bool:
-    """Whether this is a number from 0 to 1."""
-    try:
-        return 0 <= float(word) <= 1
-    except ValueError:
-        return False
+def _score_or_best(text: str) -> float | str:
+    return text if text == "best" else parse_score(text, "a number from 0 to 1, or best")
 
 
 @exits_on_user_error
@@ -282,9 +278,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     is_classifier = isinstance(model, BirdClassifier)
     if args.voc_xml and is_classifier:
         raise UserError(f"{args.start}: is a classifier, which finds no boxes; expected a detector for VOC_XML=1")
-    score = 0.0
-    if isinstance(model, Detector):
-        score = read_threshold(Path(model.weights)) if args.score == "best" else float(args.score)
+    if args.score is not None and is_classifier:
+        raise UserError(f"{args.start}: is a classifier, which names five species; expected a detector for SCORE=")
+    score = model.min_score if args.score is None else args.score
+    if isinstance(model, Detector) and score == "best":
+        score = read_threshold(Path(model.weights))
     videos = [path for path in paths if _is_video(path)]
     names = unique_names(paths, videos)
     results = [

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
 from common.images import find_images, read_image
-from common.prediction import Prediction
+from common.prediction import Prediction, parse_score
 from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import write_atomically
 from detection.config import RECIPES
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--data", help="data root; default that of the run")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("--topk", type=int, default=100, help="proposals drawn")
-    parser.add_argument("--score", type=float, default=0.5, help="detections drawn have at least this score")
+    parser.add_argument("--score", type=parse_score, default=0.5, help="detections drawn have at least this score")
     parser.add_argument("--recall-images", type=int, default=100, help="test images that recall is measured on")
     args = parser.parse_args()
     if args.topk < 1:

@@ -97,6 +97,17 @@ def test_a_head_of_other_classes_is_refused(tiny_root, checkpoint, run_main):
     assert complaint.count("\n") == 1
 
 
+def test_photographs_that_cannot_be_read_are_named_before_anything_is_measured(tiny_root, checkpoint, run_main):
+    first, *_, last = (bird.path for bird in read_cub(tiny_root).test)
+    for path in (first, last):
+        path.write_text("no picture")
+    code, _, complaint = run_main(evaluate.main, str(checkpoint), "--data", str(tiny_root))
+    assert code == 2
+    assert f"{first}: cannot be read as an image" in complaint
+    assert f"1 more cannot be taken: {last}" in complaint
+    assert not (checkpoint.parent / "evaluation").exists()
+
+
 def test_the_same_classes_numbered_otherwise_are_known_by_their_names(tiny_root, checkpoint, tmp_path, run_main):
     """The same photographs of the same species: the same figures, whatever number a species has in the data."""
     index = tiny_root / "CUB_200_2011"

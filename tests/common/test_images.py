@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -125,9 +126,36 @@ def test_every_colour_mode_becomes_rgb(tmp_path: Path, name: str, mode: str) -> 
     assert_reads_as(tmp_path / name, Image.open(tmp_path / name), tolerance=4)
 
 
-def test_sixteen_bits_and_animations(tmp_path: Path) -> None:
-    Image.fromarray(np.full((20, 30), 40000, np.uint16)).save(tmp_path / "deep.png")
-    assert read_image(tmp_path / "deep.png").unique().tolist() == [40000 // 256]
+@pytest.mark.parametrize(
+    ("name", "shape"), [("a.png", (20, 30)), ("a.png", (20, 30, 3)), ("a.png", (20, 30, 4)), ("a.tif", (20, 30))]
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_sixteen_bits_the_upper_eight_are_read(
+    tmp_path: Path, name: str, shape: tuple[int, ...], turned: bool
+) -> None:
+    """OpenCV writes them."""
+    deep = np.random.default_rng(0).integers(0, 2**16, shape, np.uint16)
+    cv2.imwrite(str(tmp_path / name), deep)
+    expected = deep[..., 2::-1] if deep.ndim == 3 else deep[..., None]
+    read = read_image(tmp_path / name, turned=turned).permute(1, 2, 0).numpy()
+    assert (read == expected // 256).all()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_numbers_without_a_scale_are_refused(tmp_path: Path, kind: type) -> None:
+    Image.fromarray(np.linspace(0, 1000, 600).reshape(20, 30).astype(kind)).save(tmp_path / "heights.tif")
+    with pytest.raises(UserError, match=r"heights\.tif: cannot be read as an image \(its pixels have 32 bits"):
+        read_image(tmp_path / "heights.tif")
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_transparent_palette_gives_its_colours(tmp_path: Path) -> None:
+    picture = gradient().quantize(16)
+    picture.save(tmp_path / "a.png", transparency=bytes(range(0, 256, 16)))
+    assert_reads_as(tmp_path / "a.png", picture, tolerance=0)
+
+
+def test_an_animation_gives_its_first_picture(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert read_image(tmp_path / "moving.gif")[:, 0, 0].tolist() == [255, 0, 0]
@@ -253,6 +281,17 @@ def test_truncated_files(tmp_path: Path, suffix: str, share: float) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(UserError, match="cannot be read as an image"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("place", ["IHDR", "IDAT"])
+def test_a_damaged_png_is_refused(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)).save(path)
+    data = bytearray(path.read_bytes())
+    data[data.index(place.encode()) + 6] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"^[^\n]*image\.png: cannot be read as an image[^\n]*$"):
         read_image(path)
 
 

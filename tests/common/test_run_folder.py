@@ -34,14 +34,16 @@ from common.run_folder import (
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_runs_never_share_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("run", ["run", "own[1]"])
+def test_runs_never_share_a_folder(tmp_path: Path, run: str) -> None:
     root = tmp_path / "new" / "output"
-    names = [create_run_folder(root, "run").name for _ in range(11)]
-    assert names == ["run", *(f"run-{number}" for number in range(2, 12))]
-    assert create_run_folder(root, "run-2").name == "run-2-2"
-    for name in ("run-x", "running", "run_study", "run-1.5"):
-        (root / name).mkdir()
-    assert [run.name for run in find_run_folders(root, "run")] == names  # by number, not by letter
+    assert find_run_folders(root, run) == []
+    names = [create_run_folder(root, run).name for _ in range(11)]
+    assert names == [run, *(f"{run}-{number}" for number in range(2, 12))]
+    assert create_run_folder(root, f"{run}-2").name == f"{run}-2-2"
+    for suffix in ("-x", "ning", "_study", "-1.5"):
+        (root / f"{run}{suffix}").mkdir()
+    assert [path.name for path in find_run_folders(root, run)] == names  # by number, not by letter
 
 
 def test_the_run_trained_in_last_is_resumed(tmp_path: Path) -> None:

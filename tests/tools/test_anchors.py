@@ -45,6 +45,12 @@ def test_prints_anchors_that_fit_better_and_their_iou(voc, capsys):
     assert mean_best_iou(sizes, anchors.flatten(0, 1)) == pytest.approx(new, abs=1e-4)
 
 
+def test_a_size_of_nothing_is_refused(voc, capsys):
+    with pytest.raises(SystemExit):
+        main(["--data", str(voc), "--size", "0"])
+    assert capsys.readouterr().err == "error: SIZE=0: expected 1 or more\n"
+
+
 def test_too_few_objects(voc, capsys):
     (voc / "ImageSets" / "Main" / "train.txt").write_text("000001\n000002")
     with pytest.raises(SystemExit):

@@ -207,9 +207,11 @@ def test_newest_runs_are_found(output, tmp_path):
     assert newest_models(tmp_path) == {}
 
 
-def test_weights_of_another_model_and_a_taken_port(output, address, capsys):
+def test_weights_of_another_model_wrong_numbers_and_a_taken_port(output, address, capsys):
     for options, message in (
         (["--frcnn", str(output / "resnet18-best-2")], "is a Bird classifier, expected a Faster R-CNN for FRCNN="),
+        (["--port", "78600"], "PORT=78600: expected a number from 1 to 65535"),
+        (["--score", "nan"], "SCORE=nan: expected a number from 0 to 1"),
         (["--port", address.rpartition(":")[2]], "cannot listen there"),
     ):
         with pytest.raises(SystemExit) as exit:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from classification.cub import read_cub
+from common.errors import UserError
 from common.weights import save_checkpoint
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.modeling import build_model
@@ -306,3 +307,9 @@ def test_a_job_of_the_busy_machine_runs_in_a_process_of_its_own(
     (row,) = busy.busy(tmp_path, rounds=1).to_dict("records")
     assert row["what"] == "ResNet-18, inference" and row["quiet, s"] > 0
     assert row["busy / quiet"] == pytest.approx(row["busy, s"] / row["quiet, s"])
+
+
+def test_a_job_without_data_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(busy, "JOBS", ["YOLOv3, inference"])
+    with pytest.raises(UserError, match=f"^{tmp_path}[^\\n]*expected[^\\n]*$"):
+        busy.busy(tmp_path, rounds=1)

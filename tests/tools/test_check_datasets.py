@@ -101,9 +101,14 @@ def test_damages_of_voc(root, damage, expected, remark):
 @pytest.mark.parametrize(
     ("file", "text", "remark"),
     [
-        ("train_test_split.txt", "1 0\n", "train_test_split.txt (not the images of images.txt)"),
-        ("image_class_labels.txt", "".join(f"{i} 3\n" for i in range(1, 7)), "a class that classes.txt lacks"),
-        ("images.txt", "nonsense\n", "images.txt"),
+        ("train_test_split.txt", "1 0\n", "broken: train_test_split.txt: 1 images, but images.txt has 6"),
+        (
+            "image_class_labels.txt",
+            "".join(f"{i} 3\n" for i in range(1, 7)),
+            "image 1 has class 3, expected one of the 2",
+        ),
+        ("image_class_labels.txt", "".join(f"{i} 1\n" for i in range(1, 7)), "the index files are not of one edition"),
+        ("images.txt", "nonsense\n", "images.txt: line 1 is 'nonsense'"),
         ("images/001.Auk/2.jpg", "", "images/001.Auk/2.jpg"),
     ],
 )
@@ -112,6 +117,23 @@ def test_damages_of_cub(root, file, text, remark):
     report = check_datasets.check_official(root, "cub")[0]
     assert report.state == "broken"
     assert remark in report.remark
+
+
+def test_a_data_set_of_birds_with_a_broken_index_is_not_mended_by_another(root, monkeypatch):
+    monkeypatch.setitem(check_datasets.OFFICIAL_SPLITS, "cub", ("CUB_200_2011", {"train": 5994, "test": 5794}))
+    (root / "CUB_200_2011/images.txt").write_text("nonsense\n")
+    reports = check_datasets.check_official(root, "cub")
+    assert [(report.state, report.expected) for report in reports] == [("broken", 2), ("broken", 4)]
+    assert not check_datasets.is_downloadable(reports)
+
+
+def test_index_files_of_birds_are_read_as_training_reads_them(root):
+    """With the mark that editors of Windows put first; and counted by split where images are missing."""
+    folder = root / "CUB_200_2011"
+    (folder / "images.txt").write_bytes(b"\xef\xbb\xbf" + (folder / "images.txt").read_bytes())
+    assert states(root, "cub") == [("complete", 2, 2), ("complete", 4, 4)]
+    (folder / "images/002.Wren/0.jpg").unlink()
+    assert states(root, "cub") == [("complete", 2, 2), ("incomplete", 3, 4)]
 
 
 def test_a_cut_photograph_is_found_by_a_deep_check_only(root):

@@ -204,6 +204,7 @@ def test_what_is_missing_or_does_not_fit_is_told_in_one_line(runs, tmp_path, cap
 
     both = ("--frcnn", runs["frcnn"], "--yolov3", runs["yolov3"], "--out", tmp_path / "out")
     assert "expected either" in error_of(capsys, photo, "--split", "voc_test", *both)
+    assert error_of(capsys, "--score", 50, *both) == "error: SCORE=50: expected a number from 0 to 1"
     assert "LIMIT=0" in error_of(capsys, "--limit", 0, *both)
     assert "('voc_dev',)" in error_of(capsys, "--split", "voc_dev", *both)
     assert "no such file" in error_of(capsys, tmp_path / "none.jpg", *both)

@@ -75,6 +75,16 @@ def test_backbone_only(tmp_path, capsys):
     assert back.read_bytes() == source.read_bytes()[: 20 + 4 * NUM_BACKBONE_VALUES]
 
 
+def test_of_a_checkpoint_with_an_average_that_is_converted(tmp_path):
+    values = write_file(tmp_path / "tiny.weights", NUM_VALUES)
+    main([str(tmp_path / "tiny.weights"), str(tmp_path / "tiny.pth"), *CONFIG])
+    average = torch.load(tmp_path / "tiny.pth", weights_only=True)["model"]
+    raw = {name: torch.zeros_like(value) for name, value in average.items()}
+    torch.save({"model": raw, "average": average}, tmp_path / "averaged.pth")
+    main([str(tmp_path / "averaged.pth"), str(tmp_path / "back.weights"), *CONFIG])
+    np.testing.assert_array_equal(np.fromfile(tmp_path / "back.weights", np.float32, offset=20), values)
+
+
 def test_a_whole_detector_becomes_a_run_folder(tmp_path):
     source, ours = tmp_path / "tiny.weights", tmp_path / "new" / "run" / "model_best.pth"
     write_darknet_weights(source, untrained())

@@ -10,6 +10,7 @@ from classification.cub import read_cub
 from classification.model import build_model
 from classification.recipe import Recipe
 from classification.run import Run
+from common.errors import UserError
 from common.log import RunLog
 from detection.train_net import parse_args, train
 from tests.birds import draw_birds
@@ -52,6 +53,13 @@ def test_birds_are_counted(
     found = estimate.estimate(words)
     assert found.seconds == pytest.approx(sum(n * (24 * TRAINED + 10 * TESTED) + 10 * TESTED for n in lengths))
     assert (found.test_images, found.test_seconds) == (10, TESTED)
+
+
+@pytest.mark.parametrize("number", ["two", "0", "-1", "1.5"])
+def test_a_number_of_processes_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    monkeypatch.setenv("NGPU", number)
+    with pytest.raises(UserError, match=f"^NGPU={number}: expected a whole number, 1 or more$"):
+        estimate._processes()
 
 
 def test_several_processes_share_the_images_and_held_out_ones_are_no_training(

@@ -181,11 +181,11 @@ def test_every_command_takes_it(runs, export, tmp_path, capsys):
     in_float32 = Detector(runs["yolov3"])
     _, in_float32.model = load_detector(runs["yolov3"], FLOAT32)
     for weights, model, score, least in (
-        (yolov3, in_float32, "best", 0.2),
-        (bird, BirdClassifier(runs["bird"]), "0", 0.0),
+        (yolov3, in_float32, ["--score", "best"], 0.2),
+        (bird, BirdClassifier(runs["bird"]), [], 0.0),
     ):
         out = tmp_path / weights.parent.parent.name
-        predict.main(["--weights", str(weights), "--out", str(out), "--score", score, str(photograph)])
+        predict.main(["--weights", str(weights), "--out", str(out), *score, str(photograph)])
         entries = json.loads((out / "predictions.json").read_text())
         expected = model.predict(photograph, least)
         assert [entry["score"] for entry in entries] == pytest.approx(expected.scores.tolist(), abs=1e-4)

@@ -88,6 +88,33 @@ def test_yolo_beside_its_pictures_without_splits_is_what_the_check_calls_complet
     assert "4 of 4" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("has_labels", [False, True])
+def test_the_form_of_a_folder_with_names_of_classes_and_a_json_file(tmp_path: Path, has_labels: bool) -> None:
+    """Label Studio's YOLO export has notes in JSON; a data set of COCO's form may list its classes as text."""
+    root = tmp_path / "export"
+    draw(root / "images/a.jpg")
+    write(root / "classes.txt", "cat\ndog\n")
+    if has_labels:
+        write(root / "labels/a.txt", "1 0.5 0.5 0.5 0.5\n")
+        write(
+            root / "notes.json", '{"categories": [{"id": 0, "name": "cat"}], "info": {"contributor": "Label Studio"}}'
+        )
+    else:
+        write(root / "train.json", coco(["a.jpg"], [{"image_id": 10, "category_id": 6, "bbox": [16, 12, 32, 24]}]))
+    main([str(root), "--out", str(tmp_path / "out")])
+    assert boxes(tmp_path / "out", "default" if has_labels else "train") == {"a": [("dog", [16, 12, 48, 36])]}
+
+
+def test_of_yolos_poses_the_boxes_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "yolo"
+    write(root / "data.yaml", "train: images/train\nnames: [person]\nkpt_shape: [2, 3]\n")
+    draw(root / "images/train/a.jpg")
+    write(root / "labels/train/a.txt", "0 0.5 0.5 0.25 0.5 0.1 0.2 2 0.9 0.95 1\n")
+    main([str(root), "--out", str(tmp_path / "out")])
+    assert boxes(tmp_path / "out", "train") == {"a": [("person", [24, 12, 40, 36])]}
+    assert "1 objects whose keypoints are left out" in capsys.readouterr().out
+
+
 def test_from_voc_to_coco_and_back(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     before: dict[str, dict[str, list]] = {"train": {}, "test": {}}

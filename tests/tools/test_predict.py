@@ -44,6 +44,11 @@ def run(*words: object) -> list[dict]:
     return json.loads((Path(words[words.index("--out") + 1]) / "predictions.json").read_text())
 
 
+def score_of(name: str, score: float = SCORE) -> list[object]:
+    """The words that ask a detector for what has this score."""
+    return [] if name == BIRD else ["--score", score]
+
+
 def results(folder: Path) -> list[str]:
     """Names of the files of results, without the hidden list of them."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
@@ -225,13 +230,13 @@ def test_photographs_of_many_sizes_are_told_of_in_their_order(name, output, tmp_
     folder.mkdir()
     for number in range(11):
         draw_scene(*((48, 64) if number % 3 else (64, 48)), number)[0].save(folder / f"{number:02d}.png")
-    entries = run(folder, "--weights", output / name, "--out", tmp_path / "all", "--score", SCORE)
+    entries = run(folder, "--weights", output / name, "--out", tmp_path / "all", *score_of(name))
     seen = list(dict.fromkeys(entry["image_id"] for entry in entries))
     assert seen == sorted(seen)
     assert len(seen) > 5
     for number in (0, 5, 10):
         path = folder / f"{number:02d}.png"
-        alone = run(path, "--weights", output / name, "--out", tmp_path / "alone", "--score", SCORE)
+        alone = run(path, "--weights", output / name, "--out", tmp_path / "alone", *score_of(name))
         together = [entry for entry in entries if entry["image_id"] == path.stem]
         assert [entry["category"] for entry in together] == [entry["category"] for entry in alone]
         assert [entry["score"] for entry in together] == pytest.approx([entry["score"] for entry in alone], rel=1e-5)
@@ -244,7 +249,7 @@ def test_video_is_annotated_frame_by_frame(name, output, tmp_path):
     for number in range(4):
         writer.write(cv2.cvtColor(np.asarray(draw_scene(48, 64, number)[0]), cv2.COLOR_RGB2BGR))
     writer.release()
-    entries = run(clip, "--weights", output / name, "--out", tmp_path / "out", "--score", SCORE)
+    entries = run(clip, "--weights", output / name, "--out", tmp_path / "out", *score_of(name))
     assert sorted({entry["image_id"] for entry in entries}) == [f"clip_{number:06d}" for number in range(4)]
 
     drawn = cv2.VideoCapture(str(tmp_path / "out" / "clip.mp4"))
@@ -255,7 +260,7 @@ def test_video_is_annotated_frame_by_frame(name, output, tmp_path):
         assert drawn.read()[0]
         cv2.imwrite(str(tmp_path / "frame.png"), source.read()[1])
         frame = [entry for entry in entries if entry["image_id"] == f"clip_{number:06d}"]
-        alone = run(tmp_path / "frame.png", "--weights", output / name, "--out", tmp_path / "alone", "--score", SCORE)
+        alone = run(tmp_path / "frame.png", "--weights", output / name, "--out", tmp_path / "alone", *score_of(name))
         assert [{**entry, "image_id": ""} for entry in frame] == [{**entry, "image_id": ""} for entry in alone]
     assert results(tmp_path / "out") == ["clip.mp4", "predictions.json"]
 
@@ -312,7 +317,7 @@ def test_one_odd_file_ends_nothing(name, output, photographs, tmp_path, capsys):
         Image.new("RGB", size, "red").save(photographs / f"{size[0]}x{size[1]}.png")
     Image.new("1", (20_000, 20_000)).save(photographs / "bomb.png")
     (photographs / "folder.jpg").mkdir()
-    ends_with_error(photographs, "--weights", output / name, "--out", tmp_path / "out", "--score", 0)
+    ends_with_error(photographs, "--weights", output / name, "--out", tmp_path / "out", *score_of(name, 0))
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 2
     assert "bomb.png" in warnings[0] and "folder.jpg" in warnings[1]
@@ -334,6 +339,7 @@ def test_what_a_user_gets_wrong_is_one_line(output, photographs, broken, tmp_pat
         ([photograph, "--weights", tmp_path], "holds no model_best.pth"),
         ([photograph, "--weights", bare], "no config.yaml of a run lies beside it"),
         ([photograph, *bird, "--voc-xml"], "is a classifier, which finds no boxes"),
+        ([photograph, *bird, "--score", 0.5], "is a classifier, which names five species"),
         ([photograph, *bird, "--score", 2], "SCORE=2: expected a number from 0 to 1, or best"),
         ([photograph, *bird, "--score", "good"], "SCORE=good: expected a number from 0 to 1, or best"),
         ([broken, *bird], "none of the 3 files could be read"),

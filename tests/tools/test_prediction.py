@@ -67,6 +67,15 @@ def test_grey_and_turned_images_become_rgb():
     image = Image.fromarray(grey)
     image.getexif()[0x0112] = 6  # to be turned to the right
     assert as_pixels(image)[0].tolist() == np.rot90(grey, -1).tolist()
+    assert as_pixels(Image.fromarray(grey * np.uint16(257))).tolist() == [grey.tolist()] * 3
+
+
+def test_mirrored_arrays_are_taken():
+    """As a frame of OpenCV's becomes RGB."""
+    pixels = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
+    for mirrored in (pixels[..., ::-1], pixels[::-1], pixels[:, ::-1, 0]):
+        channels = mirrored.transpose(2, 0, 1) if mirrored.ndim == 3 else [mirrored] * 3
+        assert as_pixels(mirrored).tolist() == [channel.tolist() for channel in channels]
 
 
 @pytest.mark.parametrize(
@@ -82,6 +91,8 @@ def test_grey_and_turned_images_become_rgb():
 def test_arrays_that_are_no_image_are_refused(image):
     with pytest.raises(UserError, match=r"expected uint8, an array \(H, W, 3\)"):
         as_pixels(image)
+    with pytest.raises(UserError, match=r"^image: its pixels have 32 bits"):
+        as_pixels(Image.new("F", (4, 4)))
 
 
 class Sides(Predictor):

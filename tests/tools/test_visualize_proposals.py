@@ -13,6 +13,13 @@ from tools.visualize_proposals import COLORMAP, main
 RUN = "faster_rcnn_R_50_FPN-sample"  # of `output`
 
 
+def test_a_score_in_percent_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["program", "--score", "50"])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert (exit.value.code, capsys.readouterr().err) == (2, "error: SCORE=50: expected a number from 0 to 1\n")
+
+
 def test_equal_names_stay_apart_and_an_odd_file_is_left_out(output, tmp_path, monkeypatch, capsys):
     files = [tmp_path / name for name in ("d1/a.png", "d2/a.png", "d2/cut.png")]
     for number, path in enumerate(files):

@@ -23,6 +23,7 @@ from classification.engine import BatchAugmentation, predict_logits
 from classification.recipe import load_recipe
 from classification.run import build_trainer
 from classification.train import RECIPES, start_process
+from common.errors import UserError, exits_on_user_error
 from common.runtime import default_device, keep_freed_memory, leave_cores
 from tools.bench import faster_rcnn, yolov3
 from tools.bench.timing import ROUNDS, our_precision, seconds_of
@@ -41,12 +42,19 @@ def busy(root: Path, rounds: int = ROUNDS) -> pd.DataFrame:
     Args:
         root: data root; its first training images are resized and taken.
         rounds: that count.
+
+    Raises:
+        UserError: a job lacks its data.
     """
     table = []
     for job in JOBS:
         command = [sys.executable, "-m", "tools.bench.busy", str(root), job, str(rounds)]
-        measured = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        seconds = json.loads(measured.splitlines()[-1])
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 2:
+            raise UserError(done.stderr.splitlines()[-1].removeprefix("error: "))
+        print(done.stderr, end="", file=sys.stderr)
+        done.check_returncode()
+        seconds = json.loads(done.stdout.splitlines()[-1])
         quiet, beside = (statistics.median(seconds[state]) for state in ("quiet", "busy"))
         table.append(
             {"what": job, "precision": our_precision(default_device()), "threads": seconds["threads"]}
@@ -125,6 +133,7 @@ def busy_process() -> Iterator[None]:
             process.kill()
 
 
+@exits_on_user_error
 def main() -> None:
     """Prints the seconds of one job as the last line, as JSON."""
     root, job, rounds = sys.argv[1:]
