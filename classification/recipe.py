@@ -165,7 +165,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         settings = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))
         changes = OmegaConf.from_dotlist(list(overrides))
         if changes.get("weights"):  # a recipe that starts from random ones does so where none are given
-            changes = OmegaConf.merge({"pretrained": True}, changes)
+            changes.setdefault("pretrained", True)
         recipe = OmegaConf.to_object(OmegaConf.merge(settings, changes))
         written = OmegaConf.to_object(settings)
         assert isinstance(recipe, Recipe) and isinstance(written, Recipe), "both are merged into a Recipe"

@@ -261,7 +261,11 @@ def test_video_is_annotated_frame_by_frame(name, output, tmp_path):
         cv2.imwrite(str(tmp_path / "frame.png"), source.read()[1])
         frame = [entry for entry in entries if entry["image_id"] == f"clip_{number:06d}"]
         alone = run(tmp_path / "frame.png", "--weights", output / name, "--out", tmp_path / "alone", *score_of(name))
-        assert [{**entry, "image_id": ""} for entry in frame] == [{**entry, "image_id": ""} for entry in alone]
+        # In a batch of another size float32 may have other last digits.
+        assert [entry["category"] for entry in frame] == [entry["category"] for entry in alone]
+        for key in {"score", "bbox"} & frame[0].keys():
+            found, expected = (np.array([entry[key] for entry in each]) for each in (frame, alone))
+            assert found == pytest.approx(expected, rel=1e-5, abs=1e-3)
     assert results(tmp_path / "out") == ["clip.mp4", "predictions.json"]
 
 
