@@ -21,7 +21,7 @@ from detection.dataset_mapper import DatasetMapper
 from detection.evaluation import read_threshold
 from detection.exported import KIND
 from detection.modeling import load_detector, read_detector_cfg
-from detection.starts import resolve_start
+from detection.starts import resolve_detector
 from detection.voc import default_splits, register_voc
 
 VOC_FOLDERS = ["VOC2007", "VOC2012"]
@@ -82,13 +82,13 @@ def exportable_detector(weights: str, model: str = "faster_rcnn", size: int | No
     if size is not None:
         if size < SMALLEST:
             raise UserError(f"SIZE={size}: expected {SMALLEST} pixels or more")
-        cfg = read_detector_cfg(resolve_start(weights, model) or weights)
+        cfg = read_detector_cfg(resolve_detector(weights, model))
         longest = round(cfg.INPUT.MAX_SIZE_TEST * size / cfg.INPUT.MIN_SIZE_TEST)
         options += ["INPUT.MIN_SIZE_TEST", str(size), "INPUT.MAX_SIZE_TEST", str(longest)]
     cfg, detector = load_detector(weights, options, model)
     threshold = None
     with suppress(UserError):  # not evaluated yet
-        threshold = read_threshold(Path(resolve_start(weights, model) or weights))
+        threshold = read_threshold(Path(resolve_detector(weights, model)))
     card = {
         "kind": KIND,
         "architecture": cfg.MODEL.META_ARCHITECTURE,

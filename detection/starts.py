@@ -84,6 +84,18 @@ def resolve_start(start: str, model: str) -> str | None:
     return f"timm://{start}" if timm.is_model(start) else start
 
 
+def resolve_detector(start: str, model: str) -> str:
+    """The `MODEL.WEIGHTS` of the trained detector that a start means; see `resolve_start`.
+
+    Raises:
+        UserError: it means none, as `random` and `imagenet`, or a run folder holds no trained model.
+    """
+    weights = resolve_start(start, model)
+    if not weights:
+        raise UserError(f"{start}: is no trained detector; expected a run folder, a checkpoint in one, or coco")
+    return weights
+
+
 def run_of(weights: str) -> Path | None:
     """The run folder that `MODEL.WEIGHTS` lies in; None where it is no file of a run of this project."""
     folder = Path(weights).parent

@@ -32,7 +32,7 @@ from detection.experiment import (
 )
 from detection.hooks import METRIC
 from detection.modeling import load_detector, read_detector_cfg
-from detection.starts import folder_of, resolve_start, run_of
+from detection.starts import folder_of, resolve_detector, run_of
 from detection.trainer import Evaluator, Trainer
 from detection.voc import default_splits, register_voc
 
@@ -87,7 +87,7 @@ def eval_only(args: argparse.Namespace) -> None:
     """
     if default_device() == "cpu":
         keep_freed_memory()
-    start = resolve_start(args.start, args.model) if args.start else None
+    start = resolve_detector(args.start, args.model) if args.start else None
     source = start or str(newest_detector(args.output, args.model, args.recipe, args.config, args.backbone) or "")
     if not source:
         name = run_names(args)[0]

@@ -298,5 +298,7 @@ def test_contradictions_are_refused(detector, coco_file: Path) -> None:
         ((*whole, "--eval-only", "--recipe", "study"), "has a configuration of its own; leave RECIPE"),
         (("--start", str(coco_file)), "MODEL.META_ARCHITECTURE is YOLOv3, expected FasterRCNN"),
         (("--eval-only", "--start", "nowhere.weights"), "nowhere.weights: no such file"),
+        (("--eval-only", "--start", "random"), "random: is no trained detector; expected a run folder"),
+        (("--eval-only", "--start", "imagenet"), "imagenet: is no trained detector; expected a run folder"),
     ):
         assert_one_line(detector.later("contradictions", "--data", str(detector.data), *flags), expected)
