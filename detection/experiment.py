@@ -29,7 +29,7 @@ from detection.config import (
     value_of,
 )
 from detection.schedule import resolve_schedule, scale_to_processes
-from detection.starts import follow_weights, identify, resolve_start, set_classes, use_backbone
+from detection.starts import follow_weights, identify, resolve_start, set_classes, train_all, use_backbone
 from detection.voc import default_splits, register_voc
 from detection.voc_pictures import cached_headers, find_odd
 
@@ -144,6 +144,8 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
         cfg.MODEL.DEVICE = default_device()
     given += _merge_options(cfg, args.opts)
     _check_meta_architecture(cfg, args.model, "OPTS")
+    if not cfg.MODEL.WEIGHTS:
+        train_all(cfg, given)
     return Experiment(cfg, run_names(args)[is_sample and not args.config], recipe, given)
 
 

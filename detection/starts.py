@@ -255,6 +255,23 @@ def follow_weights(cfg: CfgNode) -> None:
         logger.info("%s is Darknet's: computing as it does, on images from 0 to 1", path)
 
 
+def train_all(cfg: CfgNode, given: Sequence[str]) -> None:
+    """Has the whole backbone trained, in place, BatchNorm and all, as one from random weights must be.
+
+    Args:
+        cfg: the configuration.
+        given: keys that the user has set, which stay.
+    """
+    is_norm_frozen = "resnet" in cfg.MODEL.BACKBONE.NAME and cfg.MODEL.RESNETS.NORM == "FrozenBN"
+    for key, value, is_frozen in (
+        ("MODEL.BACKBONE.FREEZE_AT", 0, cfg.MODEL.BACKBONE.FREEZE_AT > 0),
+        ("MODEL.RESNETS.NORM", "BN", is_norm_frozen),
+    ):
+        if is_frozen and key not in given:
+            cfg.merge_from_list([key, value])
+            logger.info("%s is %s: what is random and frozen would stay random", key, value)
+
+
 def use_backbone(cfg: CfgNode, name: str) -> None:
     """Puts a timm network below a detector: its ImageNet weights, unless it is to be random, and its normalisation.
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.structures import Instances
 
 from common.errors import UserError
@@ -132,6 +133,24 @@ def test_device_is_the_one_that_is_given(
     assert prepared(monkeypatch, voc_folder, "--config", str(path)).MODEL.DEVICE == "cpu"
     assert read_run_cfg(trained).MODEL.DEVICE == "cuda"
     assert read_run_cfg(trained, ["MODEL.DEVICE", "cpu"]).MODEL.DEVICE == "cpu"
+
+
+@pytest.mark.parametrize("backbone", [(), ("--backbone", "test_efficientnet")])
+def test_what_is_random_is_trained(voc_folder: Path, monkeypatch: pytest.MonkeyPatch, backbone: tuple) -> None:
+    """Detectron2's defaults, a frozen stem and frozen BatchNorm, are for a backbone that has learned something."""
+    model = build_model(prepared(monkeypatch, voc_folder, *backbone, "MODEL.DEVICE", "meta"))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(isinstance(module, FrozenBatchNorm2d) for module in model.modules())
+
+
+@pytest.mark.parametrize("way", ["options", "file"])
+def test_what_is_given_stays_as_it_is(voc_folder: Path, tmp_path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    given = ["MODEL.BACKBONE.FREEZE_AT", "1", "MODEL.RESNETS.NORM", "FrozenBN"]
+    words = given if way == "options" else ["--config", str(own_leaf(tmp_path / "own.yaml", given))]
+    cfg = prepared(monkeypatch, voc_folder, *words)
+    assert (cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.NORM) == (1, "FrozenBN")
+    cfg = prepared(monkeypatch, voc_folder, "--pretrained", "1")  # its weights are not read yet
+    assert (cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.NORM) == (2, "FrozenBN")
 
 
 def test_mixup_is_refused_where_it_would_teach_wrong(voc_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
