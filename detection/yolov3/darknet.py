@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from detection.timm_backbone import TimmBackbone, with_norm
 
 # Norms that are one scale and shift a channel in evaluation; of others a convolution can take nothing over.
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNormAct2d)
+BATCH_NORMS: tuple[Any, ...] = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNormAct2d)
 
 
 def conv_norm_act(in_channels: int, out_channels: int, kernel_size: int, norm_eps: float) -> ConvNormAct:
