@@ -22,7 +22,7 @@ from detection.evaluation import read_threshold
 from detection.exported import KIND
 from detection.modeling import load_detector, read_detector_cfg
 from detection.starts import resolve_detector
-from detection.voc import default_splits, register_voc
+from detection.voc import default_train, register_voc
 
 VOC_FOLDERS = ["VOC2007", "VOC2012"]
 SMALLEST = 32  # pixels, the coarsest stride
@@ -121,4 +121,4 @@ def training_images(cfg: CfgNode, data: str | None) -> list[dict]:
     """
     root = Path(cfg.DATASETS.ROOT) if cfg.DATASETS.ROOT and not data else resolve_data_root(data, VOC_FOLDERS)[0]
     register_voc(root)
-    return [record for name in default_splits(root)[0] for record in DatasetCatalog.get(name)]
+    return [record for name in default_train(root) for record in DatasetCatalog.get(name)]

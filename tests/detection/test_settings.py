@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -141,6 +142,36 @@ def test_what_is_random_is_trained(voc_folder: Path, monkeypatch: pytest.MonkeyP
     model = build_model(prepared(monkeypatch, voc_folder, *backbone, "MODEL.DEVICE", "meta"))
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not any(isinstance(module, FrozenBatchNorm2d) for module in model.modules())
+
+
+def test_splits_that_are_given_need_no_default(voc_folder: Path, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder with lists of trainval and val alone, which are no pair by default."""
+    data = shutil.copytree(voc_folder, tmp_path / "data")
+    lists = data / "ImageSets" / "Main"
+    (lists / "test.txt").rename(lists / "val.txt")
+    options = ["DATASETS.TRAIN", "('voc_trainval',)", "DATASETS.TEST", "('voc_val',)"]
+    cfg = prepared(monkeypatch, data, *options)
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("voc_trainval",), ("voc_val",))
+    with pytest.raises(UserError, match="lists of val, trainval found"):
+        prepared(monkeypatch, data, *options[2:])
+
+
+@pytest.mark.parametrize(
+    ("emptied", "options", "said"),
+    [
+        ("trainval", [], "voc_trainval has no object to learn from"),
+        ("test", ["DATASETS.TEST", "('voc_trainval','voc_test')"], "voc_test has no object to be found"),
+    ],
+)
+def test_sets_without_an_object(
+    voc_folder: Path, tmp_path, monkeypatch: pytest.MonkeyPatch, emptied: str, options: list[str], said: str
+) -> None:
+    """One test set without an object would make every mean no number."""
+    data = shutil.copytree(voc_folder, tmp_path / "data")
+    for path in (data / "Annotations").glob(f"{emptied}_*.xml"):
+        path.write_text(re.sub("<object>.*</object>", "", path.read_text(), flags=re.DOTALL))
+    with pytest.raises(UserError, match=f"^{data}: {said}"):
+        prepared(monkeypatch, data, *options)
 
 
 @pytest.mark.parametrize("way", ["options", "file"])
