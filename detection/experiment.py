@@ -22,6 +22,7 @@ from detection.config import (
     CONFIGS,
     META_ARCHITECTURES,
     NAMES,
+    at_least_one,
     get_cfg,
     leaf_name,
     merge_file,
@@ -78,9 +79,7 @@ class Experiment:
         on_main_process(check_pictures, cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         num_images = sum(len(DatasetCatalog.get(dataset)) for dataset in cfg.DATASETS.TRAIN)
         resolve_schedule(cfg, self.recipe, self.given, num_images)
-        if cfg.SOLVER.ACCUMULATE < 1:
-            raise UserError(f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: expected 1 or more")
-        if cfg.SOLVER.IMS_PER_BATCH % (world_size() * cfg.SOLVER.ACCUMULATE):
+        if cfg.SOLVER.IMS_PER_BATCH % (world_size() * at_least_one(cfg, "SOLVER.ACCUMULATE")):
             raise UserError(
                 f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: expected a multiple of the {world_size()} "
                 f"processes times SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}; give another NGPU or batch"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from common.data_root import resolve_data_root
 from common.errors import UserError
 from common.export import Exportable
+from detection.config import at_least_one
 from detection.dataset_mapper import DatasetMapper
 from detection.evaluation import read_threshold
 from detection.exported import KIND
@@ -83,7 +84,7 @@ def exportable_detector(weights: str, model: str = "faster_rcnn", size: int | No
         if size < SMALLEST:
             raise UserError(f"SIZE={size}: expected {SMALLEST} pixels or more")
         cfg = read_detector_cfg(resolve_detector(weights, model))
-        longest = round(cfg.INPUT.MAX_SIZE_TEST * size / cfg.INPUT.MIN_SIZE_TEST)
+        longest = round(cfg.INPUT.MAX_SIZE_TEST * size / at_least_one(cfg, "INPUT.MIN_SIZE_TEST"))
         options += ["INPUT.MIN_SIZE_TEST", str(size), "INPUT.MAX_SIZE_TEST", str(longest)]
     cfg, detector = load_detector(weights, options, model)
     threshold = None

@@ -228,6 +228,9 @@ def test_options_of_an_evaluation_take_effect(detector, trained: Path) -> None:
         (("TEST.PATIENCE", "3"), "TEST.PATIENCE 3: nothing would come of it"),
         (("INPUT.FORMAT", "BGR"), "INPUT.FORMAT BGR: nothing would come of it"),
         (("MODEL.FPN.OUT_CHANNELS", "32"), "does not fit the model"),
+        (("MODEL.PRECISION", "fp16"), "MODEL.PRECISION fp16: expected one of auto, bfloat16, float16, float32"),
+        (("TEST.IMS_PER_BATCH", "-1"), "TEST.IMS_PER_BATCH -1: expected 1 or more"),
+        (("INPUT.MIN_SIZE_TEST", "0"), "INPUT.MIN_SIZE_TEST 0: expected 1 or more"),
     ):
         assert_one_line(detector.later("evaluated", "--eval-only", opts=options), expected)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
