@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from common.threads import LoadWatch
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,12 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     Args:
         precision: one of `PRECISIONS`, or `auto`: the fastest on the device.
         device: of the network.
+
+    Raises:
+        UserError: it is none of them.
     """
+    if precision not in ("auto", *PRECISIONS):
+        raise UserError(f"MODEL.PRECISION {precision}: expected one of auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[fastest_precision(device) if precision == "auto" else precision]
 
 

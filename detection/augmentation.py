@@ -36,7 +36,7 @@ def build_augmentations(
         fill: colour around an image that is zoomed out, RGB from 0 to 255.
 
     Raises:
-        UserError: a name is not in `AUGMENTATIONS`, or the transform has no such argument.
+        UserError: a name is not in `AUGMENTATIONS`, the transform has no such argument, or might never end.
     """
     built = []
     for entry in augmentations:
@@ -45,7 +45,10 @@ def build_augmentations(
                 raise UserError(f"INPUT.AUGMENTATIONS: unknown {name}; expected some of {', '.join(AUGMENTATIONS)}")
             defaults = {"fill": tuple(round(value) for value in fill)} if name == "RandomZoomOut" else {}
             try:
-                built.append(AUGMENTATIONS[name](**(defaults | arguments)))
+                transform = AUGMENTATIONS[name](**(defaults | arguments))
+                if isinstance(transform, v2.RandomIoUCrop) and not any(option >= 1 for option in transform.options):
+                    raise ValueError("sampler_options lack 1.0, no crop, without which some images are tried for ever")
+                built.append(transform)
             except (TypeError, ValueError) as error:
                 raise UserError(
                     f"INPUT.AUGMENTATIONS: {name} {arguments}: {error}; see torchvision.transforms.v2.{name}"

@@ -258,6 +258,18 @@ def value_of(cfg: CfgNode, key: str) -> Any:
     return functools.reduce(dict.__getitem__, key.split("."), cfg)
 
 
+def at_least_one(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key, a number or several, of pixels or images.
+
+    Raises:
+        UserError: one is below 1.
+    """
+    value = functools.reduce(getattr, key.split("."), cfg)  # which remembers that it was read
+    if any(number < 1 for number in (value if isinstance(value, Sequence) else [value])):
+        raise UserError(f"{key} {value}: expected 1 or more")
+    return value
+
+
 def _flat(node: Mapping, prefix: str = "") -> Iterator[str]:
     """Dotted names of the leaves of nested mappings."""
     for key, value in node.items():

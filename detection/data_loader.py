@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from common.stream import TrainingStream, build_loader, build_train_loader
 from common.threads import available_cores
+from detection.config import at_least_one
 from detection.dataset_mapper import DatasetMapper
 from detection.meta_arch import padded_size
 
@@ -121,6 +122,9 @@ def build_test_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], with_annotati
         cfg: the configuration.
         dataset_dicts: Detectron2's dataset dicts, with `height` and `width`.
         with_annotations: whether the samples have `instances`; the lists are then in the order of the images.
+
+    Raises:
+        UserError: a size or `TEST.IMS_PER_BATCH` is below 1.
     """
     mapper = DatasetMapper(cfg, with_annotations, augment=False)
     share = list(InferenceSampler(len(dataset_dicts)))
@@ -136,7 +140,7 @@ def build_test_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], with_annotati
         MapDataset(list(dataset_dicts), mapper),
         workers,
         pack,
-        batch_sampler=batches_of_one_size(share, sizes, cfg.TEST.IMS_PER_BATCH),
+        batch_sampler=batches_of_one_size(share, sizes, at_least_one(cfg, "TEST.IMS_PER_BATCH")),
     )
     return BatchLoader(loader, torch.device(cfg.MODEL.DEVICE))
 

@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.images import read_image, read_shrunk_image
 from common.stream import seeded
 from detection.augmentation import augment, build_augmentations, mixup, mosaic
+from detection.config import at_least_one
 from detection.scene import INTERPOLATIONS, Scene, map_boxes, open_scene, paint
 from detection.voc_pictures import wrong_size
 
@@ -95,27 +96,31 @@ class DatasetMapper:
     def from_config(
         cls, cfg: CfgNode, is_train: bool, augment: bool | None = None, dataset_dicts: Sequence[dict] = ()
     ) -> dict:
-        """Training reads the `_TRAIN` keys and augments, unless told otherwise; inference reads the `_TEST` keys."""
+        """Training reads the `_TRAIN` keys and augments, unless told otherwise; inference reads the `_TEST` keys.
+
+        Raises:
+            UserError: a size is below 1, or an augmentation is unknown.
+        """
         if not (is_train if augment is None else augment):
             return {
                 "augmentations": [],
-                "min_sizes": [cfg.INPUT.MIN_SIZE_TEST],
-                "max_size": cfg.INPUT.MAX_SIZE_TEST,
+                "min_sizes": [at_least_one(cfg, "INPUT.MIN_SIZE_TEST")],
+                "max_size": at_least_one(cfg, "INPUT.MAX_SIZE_TEST"),
                 "with_annotations": is_train,
                 "exif": cfg.INPUT.EXIF,
             }
         # A key that another one replaces is not read, so that it is refused when it is given.
-        squares = cfg.INPUT.SQUARE_SIZES_TRAIN
+        squares = at_least_one(cfg, "INPUT.SQUARE_SIZES_TRAIN")
         has_closing = squares or cfg.INPUT.MIXUP_PROB or cfg.INPUT.MOSAIC_PROB
         close = cfg.INPUT.CLOSE_ITERS if has_closing else 0
         return {
             "augmentations": build_augmentations(cfg.INPUT.AUGMENTATIONS, cfg.MODEL.PIXEL_MEAN),
-            "min_sizes": [] if squares else cfg.INPUT.MIN_SIZE_TRAIN,
-            "max_size": 0 if squares else cfg.INPUT.MAX_SIZE_TRAIN,
+            "min_sizes": [] if squares else at_least_one(cfg, "INPUT.MIN_SIZE_TRAIN"),
+            "max_size": 0 if squares else at_least_one(cfg, "INPUT.MAX_SIZE_TRAIN"),
             "with_annotations": is_train,
             "exif": cfg.INPUT.EXIF,
             "square_sizes": squares,
-            "closing_size": cfg.INPUT.MIN_SIZE_TEST,
+            "closing_size": at_least_one(cfg, "INPUT.MIN_SIZE_TEST"),
             "closing_batch": cfg.SOLVER.MAX_ITER - close if close else None,
             "interpolations": cfg.INPUT.INTERPOLATIONS,
             "fill": cfg.MODEL.PIXEL_MEAN,  # zero for the model, as the padding that makes a batch of images

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +17,12 @@ from common.images import refuse_odd
 from common.processes import is_main_process, on_main_process, world_size
 from common.run_folder import find_run_folders, newest_weights, record_session, run_to_resume
 from common.runtime import default_device
+from detection.classes import COCO_CLASSES
 from detection.config import (
     CONFIGS,
     META_ARCHITECTURES,
     NAMES,
+    at_least_one,
     get_cfg,
     leaf_name,
     merge_file,
@@ -29,8 +31,8 @@ from detection.config import (
     value_of,
 )
 from detection.schedule import resolve_schedule, scale_to_processes
-from detection.starts import follow_weights, identify, resolve_start, set_classes, use_backbone
-from detection.voc import default_splits, register_voc
+from detection.starts import follow_weights, identify, resolve_start, set_classes, train_all, use_backbone
+from detection.voc import default_test, default_train, register_voc
 from detection.voc_pictures import cached_headers, find_odd
 
 logger = logging.getLogger(__name__)
@@ -74,13 +76,10 @@ class Experiment:
         cfg = self.cfg
         check_datasets(cfg)
         set_classes(cfg, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
-        check_classes(cfg, cfg.DATASETS.ROOT)
         on_main_process(check_pictures, cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         num_images = sum(len(DatasetCatalog.get(dataset)) for dataset in cfg.DATASETS.TRAIN)
         resolve_schedule(cfg, self.recipe, self.given, num_images)
-        if cfg.SOLVER.ACCUMULATE < 1:
-            raise UserError(f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: expected 1 or more")
-        if cfg.SOLVER.IMS_PER_BATCH % (world_size() * cfg.SOLVER.ACCUMULATE):
+        if cfg.SOLVER.IMS_PER_BATCH % (world_size() * at_least_one(cfg, "SOLVER.ACCUMULATE")):
             raise UserError(
                 f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: expected a multiple of the {world_size()} "
                 f"processes times SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}; give another NGPU or batch"
@@ -123,10 +122,11 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     _check_meta_architecture(cfg, args.model, path)
     cfg.DATASETS.ROOT = str(root)
     register_voc(root)
-    if "DATASETS.TRAIN" not in given:
-        cfg.DATASETS.TRAIN = default_splits(root)[0]
-    if "DATASETS.TEST" not in given:
-        cfg.DATASETS.TEST = default_splits(root)[1]
+    named = [*given, *args.opts[::2]]
+    if "DATASETS.TRAIN" not in named:
+        cfg.DATASETS.TRAIN = default_train(root)
+    if "DATASETS.TEST" not in named:
+        cfg.DATASETS.TEST = default_test(root)
     if args.backbone:
         use_backbone(cfg, args.backbone)
     start = resolve_start(args.start or ("imagenet" if args.pretrained else "random"), args.model)
@@ -144,6 +144,8 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
         cfg.MODEL.DEVICE = default_device()
     given += _merge_options(cfg, args.opts)
     _check_meta_architecture(cfg, args.model, "OPTS")
+    if not cfg.MODEL.WEIGHTS:
+        train_all(cfg, given)
     return Experiment(cfg, run_names(args)[is_sample and not args.config], recipe, given)
 
 
@@ -253,26 +255,59 @@ def recorded(folder: Path, cfg: CfgNode, **facts: object) -> contextlib.Abstract
     return record_session(folder, **data_facts(Path(cfg.DATASETS.ROOT)), test=list(cfg.DATASETS.TEST), **facts)
 
 
-def check_datasets(cfg: CfgNode) -> None:
-    """Refuses datasets that the data root does not give.
+def use_test_data(cfg: CfgNode, data: str | None, given: Collection[str] = ()) -> None:
+    """Sets in `cfg` and registers what a detector is tested on.
+
+    Without `data` it is what the detector was trained and tested on; of one that was not trained here, or with `data`,
+    the default of the data root.
+
+    Args:
+        cfg: of the detector, changed in place.
+        data: the data root that the user named.
+        given: keys that the user has set.
 
     Raises:
-        UserError: a name is unknown, there is none, or no test set has an object that counts.
+        UserError: the data is not there.
+    """
+    if data or not cfg.DATASETS.ROOT:
+        root, _ = on_main_process(resolve_data_root, data, ["VOC2007", "VOC2012"])
+        cfg.DATASETS.ROOT = str(root)
+        if "DATASETS.TEST" not in given:
+            cfg.DATASETS.TEST = default_test(root)
+    register_voc(Path(cfg.DATASETS.ROOT))
+
+
+def check_datasets(cfg: CfgNode, keys: Sequence[str] = ("TRAIN", "TEST")) -> None:
+    """Refuses datasets that the data root does not give, or that hold nothing to learn or to find.
+
+    Args:
+        cfg: the configuration.
+        keys: those of its `DATASETS` that are used.
+
+    Raises:
+        UserError: a name is unknown, there is none, there is no object to train on, or a test set has none that counts.
     """
     known = [name for name in DatasetCatalog.list() if MetadataCatalog.get(name).get("evaluator_type") == "voc"]
-    for key, names in (("TRAIN", cfg.DATASETS.TRAIN), ("TEST", cfg.DATASETS.TEST)):
+    for key in keys:
+        names = getattr(cfg.DATASETS, key)
         if not names or not set(names) <= set(known):
             raise UserError(f"DATASETS.{key} {names}: expected one or more of {', '.join(known)}")
-    if not any(
-        not annotation["difficult"]
-        for name in cfg.DATASETS.TEST
-        for record in DatasetCatalog.get(name)
-        for annotation in record["annotations"]
-    ):
-        raise UserError(
-            f"{cfg.DATASETS.ROOT}: {', '.join(cfg.DATASETS.TEST)} has no object to be found, difficult ones left out, "
-            "so that no AP can be computed; annotate its images or name another split with DATASETS.TEST"
-        )
+        if key == "TRAIN" and not any(_has_object(name, difficult_ones=True) for name in names):
+            raise UserError(
+                f"{cfg.DATASETS.ROOT}: {', '.join(names)} has no object to learn from; annotate its images or name "
+                "another split with DATASETS.TRAIN"
+            )
+        for name in names if key == "TEST" else ():
+            if not _has_object(name, difficult_ones=False):
+                raise UserError(
+                    f"{cfg.DATASETS.ROOT}: {name} has no object to be found, difficult ones left out, so that no AP "
+                    "can be computed; annotate its images or name other splits with DATASETS.TEST"
+                )
+
+
+def _has_object(dataset: str, difficult_ones: bool) -> bool:
+    annotations = (annotation for record in DatasetCatalog.get(dataset) for annotation in record["annotations"])
+    return any(difficult_ones or not annotation["difficult"] for annotation in annotations)
 
 
 def check_pictures(cfg: CfgNode, names: Sequence[str]) -> None:
@@ -304,11 +339,13 @@ def check_classes(cfg: CfgNode, source: object) -> None:
     Raises:
         UserError: they differ.
     """
-    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        classes = list(MetadataCatalog.get(name).thing_classes)
-        if classes != cfg.MODEL.CLASSES:
-            raise UserError(
-                f"{source}: knows {len(cfg.MODEL.CLASSES)} classes ({', '.join(cfg.MODEL.CLASSES[:3])}, ...), "
-                f"{name} in {cfg.DATASETS.ROOT} has {len(classes)} ({', '.join(classes[:3])}, ...); "
-                "give the data that the weights were trained for"
-            )
+    name = cfg.DATASETS.TEST[0]  # the datasets of a root have the same classes
+    classes = list(MetadataCatalog.get(name).thing_classes)
+    if classes != cfg.MODEL.CLASSES:
+        is_coco = tuple(cfg.MODEL.CLASSES) == COCO_CLASSES
+        raise UserError(
+            f"{source}: knows {len(cfg.MODEL.CLASSES)} classes ({', '.join(cfg.MODEL.CLASSES[:3])}, ...), "
+            f"{name} in {cfg.DATASETS.ROOT} has {len(classes)} ({', '.join(classes[:3])}, ...); "
+            "give the data that the weights were trained for"
+            f"{', or START=coco, whose classes are taken by their names' * is_coco}"
+        )

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from common.data_root import resolve_data_root
 from common.errors import UserError
 from common.export import Exportable
+from detection.config import at_least_one
 from detection.dataset_mapper import DatasetMapper
 from detection.evaluation import read_threshold
 from detection.exported import KIND
 from detection.modeling import load_detector, read_detector_cfg
-from detection.starts import resolve_start
-from detection.voc import default_splits, register_voc
+from detection.starts import resolve_detector
+from detection.voc import default_train, register_voc
 
 VOC_FOLDERS = ["VOC2007", "VOC2012"]
 SMALLEST = 32  # pixels, the coarsest stride
@@ -82,13 +83,13 @@ def exportable_detector(weights: str, model: str = "faster_rcnn", size: int | No
     if size is not None:
         if size < SMALLEST:
             raise UserError(f"SIZE={size}: expected {SMALLEST} pixels or more")
-        cfg = read_detector_cfg(resolve_start(weights, model) or weights)
-        longest = round(cfg.INPUT.MAX_SIZE_TEST * size / cfg.INPUT.MIN_SIZE_TEST)
+        cfg = read_detector_cfg(resolve_detector(weights, model))
+        longest = round(cfg.INPUT.MAX_SIZE_TEST * size / at_least_one(cfg, "INPUT.MIN_SIZE_TEST"))
         options += ["INPUT.MIN_SIZE_TEST", str(size), "INPUT.MAX_SIZE_TEST", str(longest)]
     cfg, detector = load_detector(weights, options, model)
     threshold = None
     with suppress(UserError):  # not evaluated yet
-        threshold = read_threshold(Path(resolve_start(weights, model) or weights))
+        threshold = read_threshold(Path(resolve_detector(weights, model)))
     card = {
         "kind": KIND,
         "architecture": cfg.MODEL.META_ARCHITECTURE,
@@ -121,4 +122,4 @@ def training_images(cfg: CfgNode, data: str | None) -> list[dict]:
     """
     root = Path(cfg.DATASETS.ROOT) if cfg.DATASETS.ROOT and not data else resolve_data_root(data, VOC_FOLDERS)[0]
     register_voc(root)
-    return [record for name in default_splits(root)[0] for record in DatasetCatalog.get(name)]
+    return [record for name in default_train(root) for record in DatasetCatalog.get(name)]

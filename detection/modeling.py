@@ -8,14 +8,13 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model as build_detectron2_model
 from torch import nn
 
-from common.errors import UserError
 from common.exported import ExportedModel, is_exported, read_card
 from common.runtime import leave_cores, resolve_precision
 from detection import meta_arch as meta_arch  # registers it
 from detection.checkpoint import load_initial_weights, load_weights
 from detection.config import RecordingCfg, blamed_on, read_run_cfg
 from detection.exported import KIND, ExportedDetector, exported_cfg
-from detection.starts import foreign_cfg, resolve_start, run_of, set_classes
+from detection.starts import foreign_cfg, resolve_detector, run_of, set_classes
 from detection.yolov3.darknet import fold_batch_norm
 
 
@@ -45,9 +44,7 @@ def load_detector(
     Raises:
         UserError: weights or configuration are missing, broken, or do not fit each other.
     """
-    source = resolve_start(str(weights), model)
-    if not source:
-        raise UserError(f"{weights}: is no trained detector; expected a run folder, a checkpoint in one, or coco")
+    source = resolve_detector(str(weights), model)
     if is_exported(source):
         exported = ExportedModel(Path(source), KIND)
         cfg = RecordingCfg(exported_cfg(exported.path, exported.card, options))
@@ -72,7 +69,7 @@ def read_detector_cfg(source: str, options: Sequence[str] = ()) -> CfgNode:
     """The configuration of a whole detector: the one beside or in its file, or that of a detector of others.
 
     Args:
-        source: `MODEL.WEIGHTS`, see `detection.starts.resolve_start`.
+        source: `MODEL.WEIGHTS`, see `detection.starts.resolve_detector`.
         options: KEY VALUE pairs over it.
 
     Raises:

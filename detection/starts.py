@@ -85,6 +85,18 @@ def resolve_start(start: str, model: str) -> str | None:
     return f"timm://{start}" if timm.is_model(start) else start
 
 
+def resolve_detector(start: str, model: str) -> str:
+    """The `MODEL.WEIGHTS` of the trained detector that a start means; see `resolve_start`.
+
+    Raises:
+        UserError: it means none, as `random` and `imagenet`, or a run folder holds no trained model.
+    """
+    weights = resolve_start(start, model)
+    if not weights:
+        raise UserError(f"{start}: is no trained detector; expected a run folder, a checkpoint in one, or coco")
+    return weights
+
+
 def run_of(weights: str) -> Path | None:
     """The run folder that `MODEL.WEIGHTS` lies in; None where it is no file of a run of this project."""
     folder = Path(weights).parent
@@ -239,6 +251,23 @@ def follow_weights(cfg: CfgNode) -> None:
         cfg.MODEL.DARKNET.NEGATIVE_SLOPE = NEGATIVE_SLOPE
         cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [0.0] * 3, [255.0] * 3
         logger.info("%s is Darknet's: computing as it does, on images from 0 to 1", path)
+
+
+def train_all(cfg: CfgNode, given: Sequence[str]) -> None:
+    """Has the whole backbone trained, in place, BatchNorm and all, as one from random weights must be.
+
+    Args:
+        cfg: the configuration.
+        given: keys that the user has set, which stay.
+    """
+    is_norm_frozen = "resnet" in cfg.MODEL.BACKBONE.NAME and cfg.MODEL.RESNETS.NORM == "FrozenBN"
+    for key, value, is_frozen in (
+        ("MODEL.BACKBONE.FREEZE_AT", 0, cfg.MODEL.BACKBONE.FREEZE_AT > 0),
+        ("MODEL.RESNETS.NORM", "BN", is_norm_frozen),
+    ):
+        if is_frozen and key not in given:
+            cfg.merge_from_list([key, value])
+            logger.info("%s is %s: what is random and frozen would stay random", key, value)
 
 
 def use_backbone(cfg: CfgNode, name: str) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 
-from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
 from common.exported import is_exported
 from common.log import RunLog
@@ -29,12 +28,12 @@ from detection.experiment import (
     recorded,
     resumed_experiment,
     run_names,
+    use_test_data,
 )
 from detection.hooks import METRIC
 from detection.modeling import load_detector, read_detector_cfg
-from detection.starts import folder_of, resolve_start, run_of
+from detection.starts import folder_of, resolve_detector, run_of
 from detection.trainer import Evaluator, Trainer
-from detection.voc import default_splits, register_voc
 
 logger = logging.getLogger("detection.train_net")  # it runs as __main__
 
@@ -87,7 +86,7 @@ def eval_only(args: argparse.Namespace) -> None:
     """
     if default_device() == "cpu":
         keep_freed_memory()
-    start = resolve_start(args.start, args.model) if args.start else None
+    start = resolve_detector(args.start, args.model) if args.start else None
     source = start or str(newest_detector(args.output, args.model, args.recipe, args.config, args.backbone) or "")
     if not source:
         name = run_names(args)[0]
@@ -95,21 +94,12 @@ def eval_only(args: argparse.Namespace) -> None:
     is_run = run_of(source) is not None or is_exported(source)  # which says what it was trained on
     if not is_run and (args.recipe or args.config or args.backbone):
         raise UserError(f"{args.start}: has a configuration of its own; leave RECIPE, CONFIG and BACKBONE out")
-    root, classes = Path(args.data) if args.data else None, None
-    if not is_run:
-        root = on_main_process(resolve_data_root, args.data, ["VOC2007", "VOC2012"])[0]
-    if root is not None:
-        register_voc(root)
-        train, test = default_splits(root)
-        classes = None if is_run else list(MetadataCatalog.get(test[0]).thing_classes)
+    asked = read_detector_cfg(source, args.opts)
+    use_test_data(asked, args.data, args.opts[::2])
+    check_datasets(asked, ["TEST"])
+    classes = MetadataCatalog.get(asked.DATASETS.TEST[0]).thing_classes
     cfg, model = load_detector(source, args.opts, args.model, classes)
-    if root is None:
-        register_voc(Path(cfg.DATASETS.ROOT))
-    else:
-        cfg.DATASETS.ROOT, cfg.DATASETS.TRAIN = str(root), train
-        if "DATASETS.TEST" not in args.opts[::2]:
-            cfg.DATASETS.TEST = test
-    check_datasets(cfg)
+    cfg.DATASETS.ROOT, cfg.DATASETS.TEST = asked.DATASETS.ROOT, asked.DATASETS.TEST
     check_classes(cfg, source)
     on_main_process(check_pictures, cfg, cfg.DATASETS.TEST)
     evaluator = Evaluator(cfg)

@@ -24,6 +24,7 @@ from common.errors import Interrupted, UserError
 from common.processes import deferred_interrupt, is_main_process, on_main_process, share_buffers, world_size
 from common.run_folder import truncate_metrics
 from common.runtime import gradient_scaler
+from common.stream import derive_seed
 from common.weights import load_state, read_last, resume_optimizer, save_checkpoint
 from detection.checkpoint import load_initial_weights
 from detection.config import blamed_on
@@ -57,7 +58,10 @@ class Trainer(SimpleTrainer):
         cfg: a configuration with every length in iterations.
         resumed: the run folder to go on in from its `model_last.pth`, where there is one.
         given: keys that the user has set; an error of the first iteration is theirs, since some values are looked at
-            only there.
+            there only.
+
+    Raises:
+        UserError: weights or data cannot be read, or the resumed run has gone further or was trained on other images.
     """
 
     def __init__(self, cfg: CfgNode, resumed: Path | None = None, given: Collection[str] = ()) -> None:
@@ -87,6 +91,8 @@ class Trainer(SimpleTrainer):
 
         self.evaluator = Evaluator(cfg)
         dataset_dicts = [entry for name in cfg.DATASETS.TRAIN for entry in DatasetCatalog.get(name)]
+        # Tells the images of one training from those of another, wherever they lie.
+        self.data = derive_seed(*(entry["image_id"] for entry in dataset_dicts))
         self.averaging = WeightAveraging(self.bare_model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
         self.best = BestCheckpoint(self._save_best, cfg.TEST.PATIENCE, cfg.TEST.MIN_RISE)
         self.writer = MetricsWriter(cfg.SOLVER.LOG_PERIOD, len(dataset_dicts), cfg.SOLVER.IMS_PER_BATCH)
@@ -219,6 +225,7 @@ class Trainer(SimpleTrainer):
             "best": self.best.state_dict(),
             "rows": self.writer.state_dict(),
             "losses": {"names": self.loss_names, "sum": self.loss_sum},
+            "data": self.data,
         }
         average = {"average": self.averaging.average.state_dict()} if self.averaging else {}
         save_checkpoint(
@@ -228,6 +235,12 @@ class Trainer(SimpleTrainer):
     def _resume(self, last: dict, resumed: Path) -> None:
         """Goes on from a checkpoint; settings of the optimizer and the schedule are those of the configuration."""
         state = last["trainer"]
+        if state.get("data", self.data) != self.data:  # checkpoints of old do not tell
+            raise UserError(
+                f"{resumed}: was trained on other images than those of {', '.join(self.cfg.DATASETS.TRAIN)} in "
+                f"{self.cfg.DATASETS.ROOT}; expected the same ones: name their folder with DATA=, or start a new run "
+                "without RESUME=1, from these weights with START="
+            )
         self.start_iter = state["iteration"] + 1
         if self.start_iter > self.max_iter:
             raise UserError(

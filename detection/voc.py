@@ -9,7 +9,7 @@ with the name of the folder.
 import difflib
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from detectron2.structures import BoxMode
 from common.errors import UserError
 from detection.voc_annotations import Annotations, annotation_folder, is_parted, parts, read_annotations
 from detection.voc_lists import (
+    FLAT_FOLDERS,
     IMAGE_SUFFIXES,
     OFFICIAL_FOLDERS,
     SPLITS,
@@ -183,31 +184,62 @@ def register_voc(root: Path) -> None:
             )
 
 
-def default_splits(root: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names the datasets to train on and to test on for a data root.
+def default_train(root: Path) -> tuple[str, ...]:
+    """Names the datasets to train on for a data root.
 
-    An official root gives VOC07+12: trainval of both years, and the test set of 2007. For a VOC-layout folder it is
-    `trainval` (or else `train`) against `test`; without a test list, `train` against `val`.
+    An official root gives trainval of both years, VOC07+12. A VOC-layout folder gives `trainval` where it has a test
+    list, else `train`: never trainval to test on val, which it contains.
 
     Raises:
         UserError: a folder or a list that this needs is missing.
     """
     if _is_official(root):
-        for folder in OFFICIAL_FOLDERS.values():
-            if not (root / folder).is_dir():
-                raise UserError(
-                    f"{root}: holds no {folder}/, but VOC07+12 needs {' and '.join(OFFICIAL_FOLDERS.values())}; "
-                    f"see `make check-datasets DATA={root}`"
-                )
-        return ("voc07_trainval", "voc12_trainval"), ("voc07_test",)
+        _refuse_missing(root, OFFICIAL_FOLDERS.values())
+        return "voc07_trainval", "voc12_trainval"
     present = present_splits(root)
-    # Never trainval against val, which it contains.
-    for train, test in (("trainval", "test"), ("train", "test"), ("train", "val")):
-        if train in present and test in present:
-            return (f"voc_{train}",), (f"voc_{test}",)
+    if {"trainval", "test"} <= set(present):
+        return ("voc_trainval",)
+    if "train" in present:
+        return ("voc_train",)
+    raise _without_pair(root, present)
+
+
+def default_test(root: Path) -> tuple[str, ...]:
+    """Names the datasets to test on for a data root.
+
+    An official root gives the test set of 2007, a VOC-layout folder `test`, or else the `val` that goes with `train`.
+
+    Raises:
+        UserError: a folder or a list that this needs is missing.
+    """
+    if _is_official(root):
+        _refuse_missing(root, [OFFICIAL_FOLDERS["voc07"]])
+        return ("voc07_test",)
+    present = present_splits(root)
+    if "test" in present:
+        return ("voc_test",)
+    if {"train", "val"} <= set(present):
+        return ("voc_val",)
+    raise _without_pair(root, present)
+
+
+def _refuse_missing(root: Path, folders: Collection[str]) -> None:
+    for folder in folders:
+        if not (root / folder).is_dir():
+            (other,) = set(OFFICIAL_FOLDERS.values()) - {folder}
+            raise UserError(
+                f"{root}: holds no {folder}/, expected it beside {other}/; see `make check-datasets DATA={root}`, or "
+                f"take {other} alone with DATA={root / other}"
+            )
+
+
+def _without_pair(root: Path, present: Sequence[str]) -> UserError:
     if is_parted(root):
-        raise UserError(f"{root}: annotations in train/ only; expected them in test/ or valid/ too, to test on")
-    raise UserError(
+        folders = ", ".join(f"{FLAT_FOLDERS[split]}/" for split in present)
+        return UserError(
+            f"{root}: annotations in {folders} only; expected them in test/ or valid/ to test on, in train/ to train on"
+        )
+    return UserError(
         f"{root / 'ImageSets' / 'Main'}: lists of {', '.join(present) or 'no split'} found; expected trainval.txt (or "
         "train.txt) with test.txt, or train.txt with val.txt, one image id a line"
     )

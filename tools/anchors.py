@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
 from detection.config import CONFIGS, get_cfg, merge_file
-from detection.voc import OFFICIAL_FOLDERS, default_splits, register_voc
+from detection.voc import OFFICIAL_FOLDERS, default_train, register_voc
 from detection.yolov3.anchors import kmeans_anchors, mean_best_iou
 
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     old = torch.tensor(cfg.MODEL.YOLOV3.ANCHORS, dtype=torch.float64)  # (L, A, 2)
     root, _ = resolve_data_root(args.data, list(OFFICIAL_FOLDERS.values()))
     register_voc(root)
-    splits = default_splits(root)[0]
+    splits = default_train(root)
     sizes = object_sizes([record for split in splits for record in DatasetCatalog.get(split)], args.size)
     count = old.shape[0] * old.shape[1]
     if len(sizes) < count:

@@ -28,7 +28,7 @@ from detection.exported import ExportedDetector
 from detection.modeling import read_detector_cfg
 from detection.predict import Detector
 from detection.proposals import record_proposals, to_original
-from detection.starts import resolve_start
+from detection.starts import resolve_detector
 from tools.predict import draw, load_model
 from tools.visualize_proposals import draw_proposals
 
@@ -60,7 +60,7 @@ def _started(start: str | None) -> dict[str, str]:
     """A start under the names of the detectors that it gives."""
     if start in (None, "coco"):
         return dict.fromkeys(DETECTORS, start) if start else {}
-    architecture = read_detector_cfg(resolve_start(start, "faster_rcnn") or start).MODEL.META_ARCHITECTURE
+    architecture = read_detector_cfg(resolve_detector(start, "faster_rcnn")).MODEL.META_ARCHITECTURE
     return {NAMES[architecture]: start}
 
 

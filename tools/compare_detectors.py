@@ -34,7 +34,7 @@ from detection.drawing import Picture, beside, class_colors
 from detection.error_analysis import KINDS, ErrorAnalysis, analyse_errors, plot_errors
 from detection.experiment import check_datasets, newest_detector
 from detection.predict import Detector
-from detection.voc import default_splits, register_voc
+from detection.voc import default_test, register_voc
 
 CHOICE_SEED = 0
 MAX_PICTURES = 20  # of a split; every photograph that is named gets one
@@ -96,11 +96,11 @@ def read_split(
     cfg = detectors[0].cfg.clone()
     cfg.DATASETS.ROOT = data or roots[0]
     register_voc(Path(cfg.DATASETS.ROOT))
-    if data is not None:
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = default_splits(Path(data))
     if split is not None:
         cfg.DATASETS.TEST = (split,)
-    check_datasets(cfg)
+    elif data is not None:
+        cfg.DATASETS.TEST = default_test(Path(data))
+    check_datasets(cfg, ["TEST"])
     classes = list(MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes)
     for detector in detectors:
         if not set(detector.cfg.MODEL.CLASSES) & set(classes):

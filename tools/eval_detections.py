@@ -16,7 +16,7 @@ from common.errors import UserError, exits_on_user_error
 from detection.bootstrap import interval, resample_ap
 from detection.detection_files import read_detections, write_submission
 from detection.evaluation import evaluate_voc
-from detection.voc import OFFICIAL_FOLDERS, SPLITS, default_splits, register_voc
+from detection.voc import OFFICIAL_FOLDERS, SPLITS, default_test, register_voc
 from detection.voc_lists import read_ids
 
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     needed = [folder for prefix, folder in OFFICIAL_FOLDERS.items() if (args.split or prefix).startswith(prefix)]
     root, is_sample = resolve_data_root(args.data, needed)
     register_voc(root)
-    split = args.split or default_splits(root)[1][0]
+    split = args.split or default_test(root)[0]
     known = sorted(
         {f"{prefix}_{name}" for prefix in ("voc", *OFFICIAL_FOLDERS) for name in SPLITS} & set(DatasetCatalog)
     )

@@ -16,7 +16,7 @@ from common.exported import SUFFIXES, is_exported
 from common.prediction import best_weights
 from detection.config import LEAF
 from detection.export import exportable_detector
-from detection.starts import folder_of, resolve_start
+from detection.starts import folder_of, resolve_detector
 from tools.predict import is_classifier
 
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         model, folder = exportable_classifier(path, args.size), path.parent
     else:
         model = exportable_detector(args.start, args.model, args.size)
-        folder = folder_of(resolve_start(args.start, args.model) or "")
+        folder = folder_of(resolve_detector(args.start, args.model))
     start = time.perf_counter()
     out = args.out or folder / f"{args.format}-{args.precision}"
     file = write_exported(model, args.format, args.precision, args.data, out)

@@ -30,10 +30,9 @@ from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import write_atomically
 from detection.config import RECIPES
 from detection.drawing import Picture, beside, class_colors, color_scale
-from detection.experiment import newest_detector
+from detection.experiment import newest_detector, use_test_data
 from detection.predict import Detector
 from detection.proposals import proposal_recall, record_proposals, to_original
-from detection.voc import register_voc
 
 CHOICE_SEED = 0
 COLORMAP = colormaps["plasma"]  # of objectness
@@ -134,7 +133,7 @@ def main() -> None:
 
     measured: list[dict] = []
     if not paths:
-        register_voc(Path(args.data or cfg.DATASETS.ROOT))
+        use_test_data(cfg, args.data)
         entries = [entry for name in cfg.DATASETS.TEST for entry in DatasetCatalog.get(name)]
         with_objects = [entry for entry in entries if entry["annotations"]]
         order = np.random.default_rng(CHOICE_SEED).permutation(len(with_objects))

@@ -7,11 +7,14 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
-from timm.layers import ConvNormAct
+from timm.layers import ConvNormAct, FrozenBatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from detection.timm_backbone import TimmBackbone, with_norm
+
+# Norms that are one scale and shift a channel in evaluation; of others a convolution can take nothing over.
+BATCH_NORMS: tuple[Any, ...] = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNormAct2d)
 
 
 def conv_norm_act(in_channels: int, out_channels: int, kernel_size: int, norm_eps: float) -> ConvNormAct:
@@ -32,11 +35,11 @@ def fold_batch_norm(model: nn.Module, dtype: torch.dtype = torch.float32) -> Non
     Works in place. The folded model cannot be trained, and no checkpoint fits it any more.
 
     Args:
-        model: its Darknet units are folded; whatever else it holds stays as it is.
+        model: its convolutions of timm's ConvNormAct with BatchNorm are folded; whatever else it holds stays as it is.
         dtype: what the folded weights are kept in. Autocast would cast them at every call.
     """
     for module in model.modules():
-        if isinstance(module, ConvNormAct):
+        if isinstance(module, ConvNormAct) and isinstance(module.bn, BATCH_NORMS):
             module.conv = fuse_conv_bn_eval(module.conv, module.bn).to(dtype)
             module.bn = module.bn.act
 

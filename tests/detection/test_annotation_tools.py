@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.errors import UserError
 from detection.dataset_mapper import DatasetMapper
-from detection.voc import default_splits, load_voc_instances, read_labels, register_voc
+from detection.voc import default_test, default_train, load_voc_instances, read_labels, register_voc
 from detection.voc_lists import read_ids
 from tools import check_datasets
 
@@ -140,7 +140,7 @@ def test_an_export_is_read_mapped_and_complete(
     root = tmp_path / "my export"
     export(root)
     assert read_labels(root) == ("van",)
-    assert default_splits(root) == (("voc_train",), ("voc_val",))
+    assert (default_train(root), default_test(root)) == (("voc_train",), ("voc_val",))
     register_voc(root)
     train, held = (DatasetCatalog.get(f"voc_{split}") for split in ("train", "val"))
     given = [name for name in NAMES if export is not make_sense or name != NAMES[-1]]
@@ -162,7 +162,7 @@ def test_lists_of_the_users_own_are_not_passed_over(tmp_path: Path) -> None:
     label_me(tmp_path)
     write(tmp_path / "ImageSets/Main/mine.txt", "street 1\n")
     with pytest.raises(UserError, match="lists of no split found; expected trainval"):
-        default_splits(tmp_path)
+        default_train(tmp_path)
 
 
 def test_of_an_official_folder_nothing_stands_in_for_its_lists(tmp_path: Path) -> None:

@@ -260,6 +260,8 @@ def test_arguments_of_augmentations() -> None:
         (["RandomIoUCrop", {"CutOut": {}}], "unknown CutOut; expected some of"),
         ([{"RandomZoomOut": None}], "RandomZoomOut None"),
         ([["RandomZoomOut"]], "unknown"),
+        ([{"RandomIoUCrop": {"sampler_options": [0.5, 0.9]}}], "RandomIoUCrop .*sampler_options lack 1.0"),
+        ([{"RandomIoUCrop": {"sampler_options": []}}], "RandomIoUCrop .*sampler_options lack 1.0"),
     ):
         with pytest.raises(UserError, match=message) as error:
             build_augmentations(wrong)

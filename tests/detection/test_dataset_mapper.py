@@ -1,5 +1,6 @@
 """Images and boxes on their way into a model: a painted rectangle must stay under its box."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,23 @@ def test_training_and_inference_read_their_own_keys(tmp_path: Path) -> None:
     assert torch.equal(validation["image"], inference["image"])
     assert len(validation["instances"]) == 1
     assert "annotations" not in validation
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "is_train"),
+    [
+        ("INPUT.MIN_SIZE_TEST", 0, False),
+        ("INPUT.MAX_SIZE_TEST", -1, False),
+        ("INPUT.MIN_SIZE_TRAIN", (480, 0), True),
+        ("INPUT.MAX_SIZE_TRAIN", 0, True),
+        ("INPUT.SQUARE_SIZES_TRAIN", [320, 0], True),
+    ],
+)
+def test_sizes_that_leave_nothing_of_an_image_are_refused(key: str, value: object, is_train: bool) -> None:
+    cfg = get_cfg()
+    cfg.merge_from_list([key, value])
+    with pytest.raises(UserError, match=f"^{re.escape(f'{key} {value}')}: expected 1 or more$"):
+        DatasetMapper(cfg, is_train)
 
 
 def test_size_mismatch(tmp_path: Path) -> None:

@@ -151,6 +151,29 @@ def test_what_cannot_be_resumed_leaves_the_run_as_it_was(detector, trained: Path
     assert contents(trained) == before
 
 
+def test_other_photographs_are_another_training(detector, copied: Path, voc_folder: Path, tmp_path: Path) -> None:
+    """One photograph fewer, of equal classes."""
+    before = contents(copied)
+    data = tmp_path / "data"
+    shutil.copytree(voc_folder, data)
+    path = data / "ImageSets" / "Main" / "trainval.txt"
+    ids = path.read_text().split()
+    path.write_text("\n".join(ids[:-1]) + "\n")
+    outcome = detector.later(copied.parent.name, "--resume", "--data", str(data), opts=("SOLVER.MAX_ITER", "13"))
+    assert_one_line(outcome, f"{copied}: was trained on other images than those of voc_trainval in {data}")
+    assert contents(copied) == before
+
+    # Moved they are the same; a checkpoint of old does not tell which they were.
+    path.write_text("\n".join(ids) + "\n")
+    assert detector.later(copied.parent.name, "--resume", "--data", str(data))[0] == 0
+    checkpoint = last(copied)
+    del checkpoint["trainer"]["data"]
+    torch.save(checkpoint, copied / "model_last.pth")
+    path.write_text("\n".join(ids[:-1]) + "\n")
+    code, printed = detector.later(copied.parent.name, "--resume", "--data", str(data))
+    assert code == 0, printed
+
+
 def test_gone_data_leaves_the_run_as_it_was(detector, copied: Path, voc_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(voc_folder, data)

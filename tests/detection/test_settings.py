@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.structures import Instances
 
 from common.errors import UserError
@@ -134,6 +136,54 @@ def test_device_is_the_one_that_is_given(
     assert read_run_cfg(trained, ["MODEL.DEVICE", "cpu"]).MODEL.DEVICE == "cpu"
 
 
+@pytest.mark.parametrize("backbone", [(), ("--backbone", "test_efficientnet")])
+def test_what_is_random_is_trained(voc_folder: Path, monkeypatch: pytest.MonkeyPatch, backbone: tuple) -> None:
+    """Detectron2's defaults, a frozen stem and frozen BatchNorm, are for a backbone that has learned something."""
+    model = build_model(prepared(monkeypatch, voc_folder, *backbone, "MODEL.DEVICE", "meta"))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(isinstance(module, FrozenBatchNorm2d) for module in model.modules())
+
+
+def test_splits_that_are_given_need_no_default(voc_folder: Path, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder with lists of trainval and val alone, which are no pair by default."""
+    data = shutil.copytree(voc_folder, tmp_path / "data")
+    lists = data / "ImageSets" / "Main"
+    (lists / "test.txt").rename(lists / "val.txt")
+    options = ["DATASETS.TRAIN", "('voc_trainval',)", "DATASETS.TEST", "('voc_val',)"]
+    cfg = prepared(monkeypatch, data, *options)
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("voc_trainval",), ("voc_val",))
+    with pytest.raises(UserError, match="lists of val, trainval found"):
+        prepared(monkeypatch, data, *options[2:])
+
+
+@pytest.mark.parametrize(
+    ("emptied", "options", "said"),
+    [
+        ("trainval", [], "voc_trainval has no object to learn from"),
+        ("test", ["DATASETS.TEST", "('voc_trainval','voc_test')"], "voc_test has no object to be found"),
+    ],
+)
+def test_sets_without_an_object(
+    voc_folder: Path, tmp_path, monkeypatch: pytest.MonkeyPatch, emptied: str, options: list[str], said: str
+) -> None:
+    """One test set without an object would make every mean no number."""
+    data = shutil.copytree(voc_folder, tmp_path / "data")
+    for path in (data / "Annotations").glob(f"{emptied}_*.xml"):
+        path.write_text(re.sub("<object>.*</object>", "", path.read_text(), flags=re.DOTALL))
+    with pytest.raises(UserError, match=f"^{data}: {said}"):
+        prepared(monkeypatch, data, *options)
+
+
+@pytest.mark.parametrize("way", ["options", "file"])
+def test_what_is_given_stays_as_it_is(voc_folder: Path, tmp_path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    given = ["MODEL.BACKBONE.FREEZE_AT", "1", "MODEL.RESNETS.NORM", "FrozenBN"]
+    words = given if way == "options" else ["--config", str(own_leaf(tmp_path / "own.yaml", given))]
+    cfg = prepared(monkeypatch, voc_folder, *words)
+    assert (cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.NORM) == (1, "FrozenBN")
+    cfg = prepared(monkeypatch, voc_folder, "--pretrained", "1")  # its weights are not read yet
+    assert (cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.NORM) == (2, "FrozenBN")
+
+
 def test_mixup_is_refused_where_it_would_teach_wrong(voc_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^INPUT\.MIXUP_PROB 0\.5: Faster R-CNN .*leave it out$"):
         prepared(monkeypatch, voc_folder, "INPUT.MIXUP_PROB", "0.5")
@@ -178,6 +228,9 @@ def test_options_of_an_evaluation_take_effect(detector, trained: Path) -> None:
         (("TEST.PATIENCE", "3"), "TEST.PATIENCE 3: nothing would come of it"),
         (("INPUT.FORMAT", "BGR"), "INPUT.FORMAT BGR: nothing would come of it"),
         (("MODEL.FPN.OUT_CHANNELS", "32"), "does not fit the model"),
+        (("MODEL.PRECISION", "fp16"), "MODEL.PRECISION fp16: expected one of auto, bfloat16, float16, float32"),
+        (("TEST.IMS_PER_BATCH", "-1"), "TEST.IMS_PER_BATCH -1: expected 1 or more"),
+        (("INPUT.MIN_SIZE_TEST", "0"), "INPUT.MIN_SIZE_TEST 0: expected 1 or more"),
     ):
         assert_one_line(detector.later("evaluated", "--eval-only", opts=options), expected)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files

@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from detection import starts
 from detection.checkpoint import load_initial_weights
 from detection.classes import COCO_CLASSES, pair_classes
 from detection.config import CONFIGS, get_cfg, merge_file
-from detection.experiment import new_experiment
+from detection.experiment import check_classes, check_datasets, new_experiment, use_test_data
 from detection.modeling import load_detector
 from detection.starts import foreign_cfg, identify, read_leaf, resolve_start, set_classes
 from detection.train_net import parse_args
@@ -275,6 +276,42 @@ def test_evaluated_without_a_run(detector, coco_file: Path) -> None:
     assert set(json.loads((folder / "evaluation" / "evaluation.json").read_text())) >= {"AP50_11point"}
 
 
+@pytest.fixture
+def voc07(tmp_path: Path, voc_folder: Path) -> Path:
+    """An official root of 2007 alone, with nothing but the test set's list."""
+    root = tmp_path / "datasets"
+    shutil.copytree(voc_folder, root / "VOC2007")
+    (root / "VOC2007/labels.txt").unlink()
+    (root / "VOC2007/ImageSets/Main/trainval.txt").unlink()
+    for path in (root / "VOC2007/Annotations").iterdir():
+        path.write_text(path.read_text().replace("red", "dog").replace("blue", "sofa"))
+    return root
+
+
+def test_evaluated_on_what_has_nothing_to_train_on(detector, coco_file: Path, voc07: Path) -> None:
+    words = ("--model", "yolov3", "--eval-only", "--start", str(coco_file), "--data", str(voc07))
+    sizes = ("INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "64")
+    code, printed = detector.later("evaluated on 2007", *words, opts=sizes)
+    assert code == 0, printed
+    assert "on voc07_test: AP50_11point" in printed
+    outcome = detector.later("evaluated on 2007", *words, opts=(*sizes, "DATASETS.TRAIN", "('voc07_train',)"))
+    assert_one_line(outcome, "DATASETS.TRAIN ('voc07_train',): nothing would come of it")
+
+
+def test_what_was_not_trained_here_is_tested_on_the_data_that_is_here(
+    coco_file: Path, voc07: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an exported or a converted detector of others, whose configuration names no data."""
+    (voc07 / "VOC2012").mkdir()
+    monkeypatch.chdir(voc07.parent)
+    cfg = foreign_cfg(str(coco_file))
+    use_test_data(cfg, None)
+    assert (cfg.DATASETS.ROOT, cfg.DATASETS.TEST) == ("datasets", ("voc07_test",))
+    check_datasets(cfg, ["TEST"])
+    with pytest.raises(UserError, match=r"knows 80 classes .* has 20 \(aeroplane, .*, or START=coco, whose classes"):
+        check_classes(cfg, coco_file)
+
+
 def test_darknets_backbone_is_computed_as_darknet_does(tmp_path: Path, voc_folder: Path) -> None:
     """Known by what it holds: the published one is called darknet53.conv.74."""
     options = ["MODEL.DARKNET.NORM_EPS", 1e-6, "MODEL.DARKNET.NEGATIVE_SLOPE", 0.1, "MODEL.DEVICE", "cpu"]
@@ -298,5 +335,7 @@ def test_contradictions_are_refused(detector, coco_file: Path) -> None:
         ((*whole, "--eval-only", "--recipe", "study"), "has a configuration of its own; leave RECIPE"),
         (("--start", str(coco_file)), "MODEL.META_ARCHITECTURE is YOLOv3, expected FasterRCNN"),
         (("--eval-only", "--start", "nowhere.weights"), "nowhere.weights: no such file"),
+        (("--eval-only", "--start", "random"), "random: is no trained detector; expected a run folder"),
+        (("--eval-only", "--start", "imagenet"), "imagenet: is no trained detector; expected a run folder"),
     ):
         assert_one_line(detector.later("contradictions", "--data", str(detector.data), *flags), expected)

@@ -10,7 +10,7 @@ from detectron2.data.datasets.pascal_voc import load_voc_instances as detectron2
 from detectron2.structures import BoxMode
 
 from common.errors import UserError
-from detection.voc import VOC_CLASSES, default_splits, load_voc_instances, read_labels, register_voc
+from detection.voc import VOC_CLASSES, default_test, default_train, load_voc_instances, read_labels, register_voc
 from detection.voc_lists import read_ids
 
 DOG_AND_CAT = """<?xml version="1.0"?>
@@ -161,7 +161,7 @@ def test_cvats_undivided_list_with_subfolders_is_divided(tmp_path):
         for part in ("day 0", "day 1"):
             (tmp_path / folder / part).mkdir(parents=True)
     write(tmp_path, "default", {name: annotation(("cat", 1, 1, 9, 9)) for name in names})
-    assert default_splits(tmp_path) == (("voc_train",), ("voc_val",))
+    assert (default_train(tmp_path), default_test(tmp_path)) == (("voc_train",), ("voc_val",))
     held = load_voc_instances(tmp_path, "val", VOC_CLASSES)
     assert [entry["image_id"] for entry in held] == ["day 0/4", "day 1/9"]
     assert held[0]["file_name"] == str(tmp_path / "JPEGImages/day 0/4.jpg")
@@ -181,8 +181,9 @@ def flat(root: Path, **names: str) -> Path:
 def test_flat_folders_with_annotations_beside_the_images(tmp_path):
     root = flat(tmp_path / "data", train="b a", valid="a", test="c")
     assert read_labels(root) == ("test", "train", "valid")
-    assert default_splits(root) == (("voc_train",), ("voc_test",))
-    assert default_splits(flat(tmp_path / "no test", train="a", valid="b")) == (("voc_train",), ("voc_val",))
+    assert (default_train(root), default_test(root)) == (("voc_train",), ("voc_test",))
+    no_test = flat(tmp_path / "no test", train="a", valid="b")
+    assert (default_train(no_test), default_test(no_test)) == (("voc_train",), ("voc_val",))
     for split, ids in (("train", ["train/a", "train/b"]), ("val", ["valid/a"]), ("test", ["test/c"])):
         entries = load_voc_instances(root, split, read_labels(root))
         assert [entry["image_id"] for entry in entries] == ids
@@ -194,7 +195,7 @@ def test_flat_folders_with_annotations_beside_the_images(tmp_path):
 def test_flat_folders_that_lack_something_are_refused(tmp_path):
     root = flat(tmp_path, train="a b")
     with pytest.raises(UserError, match=r"annotations in train/ only; expected them in test/ or valid/"):
-        default_splits(root)
+        default_test(root)
     with pytest.raises(UserError, match=r"/valid: no annotation in it"):
         read_ids(root, "val")
     (root / "train/b.jpg").unlink()
@@ -509,7 +510,7 @@ def test_lists_beside_the_annotations_divide_them(tmp_path):
         (tmp_path / f"{name}.jpg").touch()
     (tmp_path / "train.txt").write_text("data/a.jpg\ndata/c.jpg\n")
     (tmp_path / "val.txt").write_text("data/b.jpg\n")
-    assert default_splits(tmp_path) == (("voc_train",), ("voc_val",))
+    assert (default_train(tmp_path), default_test(tmp_path)) == (("voc_train",), ("voc_val",))
     assert [record["image_id"] for record in load_voc_instances(tmp_path, "train", VOC_CLASSES)] == ["a", "c"]
     assert read_ids(tmp_path, "val") == ["b"]
 
@@ -580,7 +581,7 @@ def test_official_root_is_registered(catalogs, official):
     assert metadata.evaluator_type == "voc"
     names = {f"voc{year}_{split}" for year in ("07", "12") for split in ("train", "val", "trainval", "test")}
     assert names <= set(DatasetCatalog)
-    assert default_splits(official) == (("voc07_trainval", "voc12_trainval"), ("voc07_test",))
+    assert (default_train(official), default_test(official)) == (("voc07_trainval", "voc12_trainval"), ("voc07_test",))
 
 
 def test_missing_split_of_an_official_root_is_an_error_when_asked_for(catalogs, official):
@@ -590,19 +591,25 @@ def test_missing_split_of_an_official_root_is_an_error_when_asked_for(catalogs, 
     assert f"`make check-datasets DATA={official}`" in str(caught.value)
 
 
-@pytest.mark.parametrize("folder", ["VOC2007", "VOC2012"])
-def test_official_root_with_one_year_has_no_default_splits(catalogs, official, folder):
+@pytest.mark.parametrize(("folder", "other"), [("VOC2007", "VOC2012"), ("VOC2012", "VOC2007")])
+def test_official_root_with_one_year_is_no_default_to_train_on(catalogs, official, folder, other):
     shutil.rmtree(official / folder)
     register_voc(official)
-    with pytest.raises(UserError, match=f"holds no {folder}/.*`make check-datasets DATA={official}`"):
-        default_splits(official)
+    said = f"holds no {folder}/.*`make check-datasets DATA={official}`.* DATA={official / other}$"
+    with pytest.raises(UserError, match=said):
+        default_train(official)
+    if folder == "VOC2012":
+        assert default_test(official) == ("voc07_test",)
+    else:
+        with pytest.raises(UserError, match=said):
+            default_test(official)
 
 
 def test_custom_folder_is_registered_with_its_own_classes(catalogs, custom):
     register_voc(custom)
     assert MetadataCatalog.get("voc_train").thing_classes == ["okapi", "zebra"]
     assert [o["category_id"] for o in DatasetCatalog.get("voc_train")[0]["annotations"]] == [1, 0]
-    assert default_splits(custom) == (("voc_train",), ("voc_val",))
+    assert (default_train(custom), default_test(custom)) == (("voc_train",), ("voc_val",))
 
 
 @pytest.mark.parametrize(
@@ -614,10 +621,10 @@ def test_custom_folder_is_registered_with_its_own_classes(catalogs, custom):
         (("train", "val", "test"), ("voc_train", "voc_test")),
     ],
 )
-def test_default_splits_of_custom_folders(tmp_path, lists, expected):
+def test_defaults_of_custom_folders(tmp_path, lists, expected):
     for split in lists:
         write(tmp_path, split, {"x": annotation()})
-    assert default_splits(tmp_path) == ((expected[0],), (expected[1],))
+    assert (default_train(tmp_path), default_test(tmp_path)) == ((expected[0],), (expected[1],))
 
 
 @pytest.mark.parametrize(
@@ -628,7 +635,12 @@ def test_custom_folder_without_a_pair_of_lists_is_refused(tmp_path, lists, said)
     for split in lists:
         write(tmp_path, split, {"x": annotation()})
     with pytest.raises(UserError, match=rf"ImageSets/Main: lists of {said} found; expected"):
-        default_splits(tmp_path)
+        default_train(tmp_path)
+    if lists == ("test",):
+        assert default_test(tmp_path) == ("voc_test",)
+    else:
+        with pytest.raises(UserError, match=rf"ImageSets/Main: lists of {said} found; expected"):
+            default_test(tmp_path)
 
 
 def test_registering_again_replaces_the_former_root(catalogs, official, custom, tmp_path):
@@ -645,7 +657,7 @@ def test_registering_again_replaces_the_former_root(catalogs, official, custom, 
 
 def test_root_that_is_neither_is_refused(tmp_path):
     for root, said in ((tmp_path, "no VOC data in it"), (tmp_path / "typo", "no such folder")):
-        for function in (register_voc, default_splits):
+        for function in (register_voc, default_train, default_test):
             with pytest.raises(UserError) as caught:
                 function(root)
             assert str(caught.value).startswith(f"{root}: {said}; expected VOC2007/ and VOC2012/, or Annotations/")

@@ -19,7 +19,7 @@ from detection.config import CONFIGS, get_cfg, merge_file, merge_options
 from detection.experiment import Experiment
 from detection.modeling import build_model
 from detection.trainer import Trainer
-from detection.voc import default_splits, register_voc
+from detection.voc import default_test, default_train, register_voc
 from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform
 from detection.yolov3.darknet_weights import write_darknet_weights
 from detection.yolov3.losses import YOLOv3Loss
@@ -65,7 +65,7 @@ def trained_on(voc_folder: Path) -> Path:
 
 def make_trainer(cfg: CfgNode, data: Path, resumed: Path | None = None) -> Trainer:
     cfg.DATASETS.ROOT = str(data)
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = default_splits(data)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = default_train(data), default_test(data)
     Experiment(cfg, "run", cfg.clone()).resolve()
     return Trainer(cfg, resumed)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.voc import default_splits, load_voc_instances, read_labels
+from detection.voc import default_test, default_train, load_voc_instances, read_labels
 from detection.voc_annotations import annotation_xml
 from tools import check_datasets
 from tools.import_dataset import main
@@ -62,7 +62,7 @@ def test_numbers_of_yolo_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "<bndbox><xmin>25</xmin><ymin>13</ymin><xmax>40</xmax><ymax>36</ymax></bndbox>" in text
     assert boxes(out, "train") == {"a": [("a dog", [24, 12, 40, 36]), ("cat", [0, 0, 16, 12])]}
     assert boxes(out, "val") == {"a-2": [("cat", [16, 12, 32, 36])]}
-    assert default_splits(out) == (("voc_train",), ("voc_val",))
+    assert (default_train(out), default_test(out)) == (("voc_train",), ("voc_val",))
     said = capsys.readouterr().out
     assert "2 pictures (train 1, val 1), 2 classes (cat, a dog)" in said
     assert "1 boxes cut off at the edge" in said

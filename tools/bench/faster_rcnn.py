@@ -23,7 +23,7 @@ from detection.config import CONFIGS, get_cfg, merge_file
 from detection.experiment import newest_detector
 from detection.modeling import build_model, load_detector
 from detection.trainer import Evaluator
-from detection.voc import default_splits, register_voc
+from detection.voc import default_test, default_train, register_voc
 from tools.bench.timing import ROUNDS, Contender, at_precision, compare, our_precision, rival_precisions
 
 
@@ -91,7 +91,7 @@ def accuracy(root: Path) -> pd.DataFrame:
     stock = GeneralizedRCNN(cfg).to(cfg.MODEL.DEVICE).eval()
     load_weights(stock, weights)
     register_voc(root)
-    _, cfg.DATASETS.TEST = default_splits(root)
+    cfg.DATASETS.TEST = default_test(root)
     evaluator = Evaluator(cfg)
     points = pd.DataFrame(
         {name: evaluator.evaluate(model) for name, model in (("ours", ours), ("stock Detectron2", stock))}
@@ -108,7 +108,7 @@ def read_samples(root: Path, count: int, size: tuple[int, int]) -> list[dict]:
         Dicts of `image` (uint8, (3, H, W), RGB), `height`, `width`, and `instances` with `gt_boxes` and `gt_classes`.
     """
     register_voc(root)
-    records = (record for record in DatasetCatalog.get(default_splits(root)[0][0]) if record["annotations"])
+    records = (record for record in DatasetCatalog.get(default_train(root)[0]) if record["annotations"])
     height, width = size
     samples = []
     for record, _ in zip(records, range(count), strict=False):

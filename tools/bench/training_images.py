@@ -26,7 +26,7 @@ from detection.augmentation import build_augmentations
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.data_loader import build_training_stream
 from detection.dataset_mapper import DatasetMapper
-from detection.voc import VOC_CLASSES, default_splits, register_voc
+from detection.voc import VOC_CLASSES, default_train, register_voc
 from tools.bench.faster_rcnn import Detector, build_ours, read_samples
 from tools.bench.rivals import has_ultralytics
 from tools.bench.timing import ROUNDS, Contender, compare, our_precision
@@ -61,7 +61,7 @@ def training_images(
         size: height and width of the images of a training step, whose rate is told for comparison.
     """
     register_voc(root)
-    records = [record for name in default_splits(root)[0] for record in DatasetCatalog.get(name)]
+    records = [record for name in default_train(root) for record in DatasetCatalog.get(name)]
     table = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from matplotlib.cbook import get_sample_data
+from timm.layers import ConvNormAct, EvoNorm2dS0a, GroupNormAct, freeze_batch_norm_2d
+from torch import nn
 from torchvision.io import decode_image
 from torchvision.ops import batched_nms
 from torchvision.transforms.v2.functional import resize
@@ -130,6 +132,22 @@ def test_folded_batch_norm_gives_the_same_detections(tiny):
         ours, theirs = folded(inputs)[0]["instances"], tiny(inputs)[0]["instances"]
     torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(ours.pred_boxes.tensor, theirs.pred_boxes.tensor, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, EvoNorm2dS0a, GroupNormAct])
+def test_convolutions_of_every_norm_compute_as_before(norm):
+    """regnetz_c16_evos and others of timm have no BatchNorm to fold."""
+    frozen = freeze_batch_norm_2d(ConvNormAct(3, 32, 3))
+    network = nn.Sequential(frozen, ConvNormAct(32, 64, 3, norm_layer=norm)).eval()
+    for value in network.state_dict().values():
+        if value.dim() == 1:
+            nn.init.uniform_(value, 0.5, 1.5)
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = network(images)
+        fold_batch_norm(network)
+        torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-5)
+    assert not any(hasattr(module, "running_mean") for module in network.modules())
 
 
 def test_the_full_network_learns_one_photograph_by_heart():
