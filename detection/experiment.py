@@ -134,6 +134,11 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
         cfg.MODEL.WEIGHTS = start
         if not is_whole:
             follow_weights(cfg)
+    elif args.start and not cfg.MODEL.WEIGHTS:
+        raise UserError(
+            f"START={args.start}: the configuration{' of the drawn sample' if is_sample else ''} names no weights; "
+            "expected MODEL.WEIGHTS in it: leave START out to begin with random ones"
+        )
     # The recipe is scaled to the processes; what the user asks for is taken as it is.
     asked = cfg.clone()
     merge_options(asked, args.opts)

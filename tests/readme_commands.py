@@ -39,7 +39,7 @@ OFFLINE = {
     'make study SEEDS="0 1 2" START=coco': "make datasets",
     "make study STUDY=docs/ablation.yaml PLAN=1": "make datasets",
     "make finetune DATA=path/to/birds": "PRETRAINED=0",
-    "make train-frcnn START=imagenet": "START=random",
+    "make train-frcnn START=imagenet": "the configuration of the drawn sample names no weights",
     "make train-frcnn START=fasterrcnn_resnet50_fpn_v2": "START=random",
     "make train-yolov3 START=coco": "START=random",
     "make eval-yolov3 START=coco DATA=path/to/folder": "START=path",
