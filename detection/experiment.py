@@ -345,12 +345,12 @@ def check_classes(cfg: CfgNode, source: object) -> None:
         UserError: they differ.
     """
     name = cfg.DATASETS.TEST[0]  # the datasets of a root have the same classes
-    classes = list(MetadataCatalog.get(name).thing_classes)
-    if classes != cfg.MODEL.CLASSES:
-        is_coco = tuple(cfg.MODEL.CLASSES) == COCO_CLASSES
+    known, classes = cfg.MODEL.CLASSES, list(MetadataCatalog.get(name).thing_classes)
+    if classes != known:
+        lacking, further = ([a for a in one if a not in other] for one, other in ((known, classes), (classes, known)))
+        parts = [f"{word} {', '.join(some[:3])}" for word, some in (("not", lacking), ("but", further)) if some]
         raise UserError(
-            f"{source}: knows {len(cfg.MODEL.CLASSES)} classes ({', '.join(cfg.MODEL.CLASSES[:3])}, ...), "
-            f"{name} in {cfg.DATASETS.ROOT} has {len(classes)} ({', '.join(classes[:3])}, ...); "
-            "give the data that the weights were trained for"
-            f"{', or START=coco, whose classes are taken by their names' * is_coco}"
+            f"{source}: knows {len(known)} classes, {name} in {cfg.DATASETS.ROOT} has {len(classes)}, "
+            f"{' '.join(parts) or 'the same in another order'}; give the data that the weights were trained for"
+            f"{', or START=coco, whose classes are taken by their names' * (tuple(known) == COCO_CLASSES)}"
         )

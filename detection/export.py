@@ -120,6 +120,11 @@ def training_images(cfg: CfgNode, data: str | None) -> list[dict]:
     Raises:
         UserError: the data is not there.
     """
-    root = Path(cfg.DATASETS.ROOT) if cfg.DATASETS.ROOT and not data else resolve_data_root(data, VOC_FOLDERS)[0]
+    is_own = cfg.DATASETS.ROOT and not data
+    root = Path(cfg.DATASETS.ROOT) if is_own else resolve_data_root(data, VOC_FOLDERS)[0]
     register_voc(root)
-    return [record for name in default_train(root) for record in DatasetCatalog.get(name)]
+    return [
+        record
+        for name in (cfg.DATASETS.TRAIN if is_own else default_train(root))
+        for record in DatasetCatalog.get(name)
+    ]

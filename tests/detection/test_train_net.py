@@ -133,7 +133,9 @@ def test_two_machines(detector) -> None:
     figures = json.loads((run / "evaluation" / "evaluation.json").read_text())
     assert figures["AP"] == pytest.approx(rows(run)[-1]["AP"], abs=1e-9)
     detections = [json.loads((folder / "detections.json").read_text()) for folder in (run, run / "evaluation")]
-    assert sorted(d["score"] for d in detections[0]) == pytest.approx(sorted(d["score"] for d in detections[1]))
+    # In batches of other sizes float32 may have other last digits.
+    one, other = (sorted(detection["score"] for detection in each) for each in detections)
+    assert one == pytest.approx(other, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,7 @@ def test_other_classes_end_in_one_line(detector, trained: Path, voc_folder: Path
     (data / "labels.txt").write_text("red\ngreen\nblue\n")
     best = str(trained / "model_best.pth")
     outcome = detector("undisturbed", "--eval-only", "--weights", best, "--data", str(data))
-    assert_one_line(outcome, best, "2 classes (red, blue", str(data), "3 (red, green, blue")
+    assert_one_line(outcome, best, "knows 2 classes", str(data), "has 3, but green; give")
 
     # A trained detector may start the training of another one; the classes that both name carry over.
     opts = ("SOLVER.MAX_ITER", "1", "TEST.VALIDATION_LOSS_IMAGES", "0")
