@@ -184,7 +184,7 @@ CASES = {
     "no objects to be found": Case(TRAIN, put("voc/Annotations/c.xml", annotation()),
         "voc: voc_test has no object to be found, difficult ones left out, so that no AP can be computed;…"),
     "a misspelt class": Case(TRAIN, put("voc/labels.txt", "red\nbleu\n"),
-        "voc/Annotations/c.xml: unknown class 'blue', did you mean 'bleu'? expected one of red, bleu"),
+        "voc/Annotations/a.xml: unknown class 'blue', did you mean 'bleu'? expected one of red, bleu"),
     "a class named twice": Case(TRAIN, put("voc/labels.txt", "red\nred\n"),
         "voc/labels.txt: class 'red' is named twice; leave one of the lines"),
     # lists
