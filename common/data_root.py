@@ -1,6 +1,6 @@
 """Which folder the data comes from when the user names none."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 from common.errors import UserError
@@ -10,7 +10,7 @@ OFFICIAL = Path("datasets")
 SAMPLE = OFFICIAL / "sample"
 
 
-def resolve_data_root(data: str | None, needed: Sequence[str]) -> tuple[Path, bool]:
+def resolve_data_root(data: str | None, needed: Collection[str]) -> tuple[Path, bool]:
     """Finds the data root: the folder named, else `datasets/`, else the drawn sample in `datasets/sample/`.
 
     The sample stands in only where nothing of the needed data is present, and it is drawn if it is not there yet.

@@ -32,7 +32,7 @@ from detection.config import (
 )
 from detection.schedule import resolve_schedule, scale_to_processes
 from detection.starts import follow_weights, identify, resolve_start, set_classes, train_all, use_backbone
-from detection.voc import default_test, default_train, register_voc
+from detection.voc import OFFICIAL_FOLDERS, default_test, default_train, register_voc
 from detection.voc_pictures import cached_headers, find_odd
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     Raises:
         UserError: data, weights or options are not what was expected.
     """
-    root, is_sample = on_main_process(resolve_data_root, args.data, ["VOC2007", "VOC2012"])
+    root, is_sample = on_main_process(resolve_data_root, args.data, OFFICIAL_FOLDERS.values())
     path, is_whole = configuration_file(args)
     cfg = get_cfg()
     bases, given = merge_file(cfg, path)
@@ -275,7 +275,7 @@ def use_test_data(cfg: CfgNode, data: str | None, given: Collection[str] = ()) -
         UserError: the data is not there.
     """
     if data or not cfg.DATASETS.ROOT:
-        root, _ = on_main_process(resolve_data_root, data, ["VOC2007", "VOC2012"])
+        root, _ = on_main_process(resolve_data_root, data, OFFICIAL_FOLDERS.values())
         cfg.DATASETS.ROOT = str(root)
         if "DATASETS.TEST" not in given:
             cfg.DATASETS.TEST = default_test(root)

@@ -23,9 +23,8 @@ from detection.evaluation import read_threshold
 from detection.exported import KIND
 from detection.modeling import load_detector, read_detector_cfg
 from detection.starts import resolve_detector
-from detection.voc import default_train, register_voc
+from detection.voc import OFFICIAL_FOLDERS, default_train, register_voc
 
-VOC_FOLDERS = ["VOC2007", "VOC2012"]
 SMALLEST = 32  # pixels, the coarsest stride
 NETWORK = ("backbone", "head", "rpn_head", "box_head", "res5")  # all but decoding and suppression
 PREDICTION_LAYERS = ("prediction", "objectness_logits", "anchor_deltas", "cls_score", "bbox_pred")
@@ -121,7 +120,7 @@ def training_images(cfg: CfgNode, data: str | None) -> list[dict]:
         UserError: the data is not there.
     """
     is_own = cfg.DATASETS.ROOT and not data
-    root = Path(cfg.DATASETS.ROOT) if is_own else resolve_data_root(data, VOC_FOLDERS)[0]
+    root = Path(cfg.DATASETS.ROOT) if is_own else resolve_data_root(data, OFFICIAL_FOLDERS.values())[0]
     register_voc(root)
     return [
         record

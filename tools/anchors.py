@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = get_cfg()
     merge_file(cfg, args.config)
     old = torch.tensor(cfg.MODEL.YOLOV3.ANCHORS, dtype=torch.float64)  # (L, A, 2)
-    root, _ = resolve_data_root(args.data, list(OFFICIAL_FOLDERS.values()))
+    root, _ = resolve_data_root(args.data, OFFICIAL_FOLDERS.values())
     register_voc(root)
     splits = default_train(root)
     sizes = object_sizes([record for split in splits for record in DatasetCatalog.get(split)], args.size)

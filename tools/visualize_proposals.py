@@ -33,6 +33,7 @@ from detection.drawing import Picture, beside, class_colors, color_scale
 from detection.experiment import newest_detector, use_test_data
 from detection.predict import Detector
 from detection.proposals import proposal_recall, record_proposals, to_original
+from detection.voc import OFFICIAL_FOLDERS
 
 CHOICE_SEED = 0
 COLORMAP = colormaps["plasma"]  # of objectness
@@ -112,7 +113,7 @@ def main() -> None:
     paths = find_images(args.images)
     weights = args.start or newest_detector(args.output, "faster_rcnn", args.recipe, args.config)
     if weights is None:
-        if args.data or not resolve_data_root(None, ["VOC2007", "VOC2012"])[1]:
+        if args.data or not resolve_data_root(None, OFFICIAL_FOLDERS.values())[1]:
             raise UserError(
                 f"{args.output}: no trained Faster R-CNN in it; expected WEIGHTS=path: run make train-frcnn"
             )

@@ -16,6 +16,7 @@ import torchvision
 
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
+from detection.voc import OFFICIAL_FOLDERS
 from tools.bench import busy, classification, export, faster_rcnn, training_images, voc, yolov3
 from tools.bench.rivals import fetched_ultralytics
 
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--data", help="data root (default: datasets/, else the drawn sample)")
     parser.add_argument("--fetch", action="store_true", help="fetch ultralytics without asking")
     arguments = parser.parse_args()
-    root, is_sample = resolve_data_root(arguments.data, ["VOC2007", "VOC2012"])
+    root, is_sample = resolve_data_root(arguments.data, OFFICIAL_FOLDERS.values())
     print(f"{describe_machine()}\nData: {root}{' (the drawn sample)' if is_sample else ''}")
     names, failed = arguments.names or list(BENCHMARKS), []
     with fetched_ultralytics(arguments.fetch) if WITH_ULTRALYTICS & set(names) else nullcontext():
