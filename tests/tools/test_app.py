@@ -125,7 +125,8 @@ def test_what_is_no_photograph_is_refused_kindly(page, address, pictures, name, 
     upload(page, pictures / name)
     expect(page.get_by_text(message)).to_be_visible()
     expect(page.locator(".picture img")).to_have_count(0)
-    # The page takes the next one.
+    # Once it has taken the file away the page takes the next one.
+    expect(page.get_by_role("button", name="Drop an image file here to upload")).to_be_visible()
     upload(page, pictures / "whole.jpg")
     expect(picture(page, r"Faster R-CNN: \d+ objects?\s*$")).to_be_visible()
 
