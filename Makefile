@@ -26,13 +26,13 @@ data = $(call option,--data,DATA)
 weights = $(call option,--weights,WEIGHTS)
 # For detectors START and WEIGHTS are two names of one variable.
 start = $(if $(and $(value START),$(value WEIGHTS)),$(error START and WEIGHTS are two names of one variable: give one))$(call \
-	option,--start,$(if $(value START),START,WEIGHTS)) $(call option,--backbone,BACKBONE)
+	option,--start,$(if $(value START),START,WEIGHTS))
 out = $(call option,--out,OUT)
 resume = $(call switch,RESUME,--resume)
 recipe = $(call option,--recipe,RECIPE) $(call option,--config,CONFIG)
 pretrained = $(call option,--pretrained,PRETRAINED)
 exif = $(call option,INPUT.EXIF,EXIF)
-detect = $(PY) -m tools.launch detection.train_net $(recipe) $(data) $(start)
+detect = $(PY) -m tools.launch detection.train_net $(recipe) $(call option,--backbone,BACKBONE) $(data) $(start)
 # Recipe and settings of the classifier: a name, then KEY=VALUE.
 bird = $(call quoted,RECIPE) $(call setting,model,MODEL) $(call setting,lr,LR) $(call setting,pretrained,PRETRAINED) \
 	$(call setting,weights,WEIGHTS) $(call setting,data,DATA) $(OPTS)
@@ -58,7 +58,7 @@ endef
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 ifneq ($(and $(given),$(MAKECMDGOALS)),)
 wrong := $(shell awk -v given='$(given)' -v goals='$(MAKECMDGOALS)' '$(not_taken)' Makefile)
-$(if $(wrong),$(error $(wrong), and nothing would come of it: make lists what each target takes))
+$(if $(wrong),$(error $(wrong); make lists what each target takes))
 endif
 
 .DEFAULT_GOAL := help
@@ -73,7 +73,7 @@ help: ## Lists the targets
 ##@ Everything at once
 
 .PHONY: demo
-demo: setup ## Every experiment on drawn data, and the report of them: some quarter of an hour; called again, it goes on [NGPU]
+demo: setup ## Every experiment on drawn data, and the report of them: a quarter of an hour or more; called again, it goes on [NGPU]
 	@$(PY) -m tools.demo
 
 .PHONY: study
@@ -179,7 +179,7 @@ eval-detections: setup ## Scores any detector's boxes with the same evaluator: C
 		$(call switch,INTERVAL,--interval) $(call switch,SUBMISSION,--submission) $(out)
 
 .PHONY: visualize-proposals
-visualize-proposals: setup ## Shows RPN proposals beside the final detections [WEIGHTS or START=coco RECIPE CONFIG BACKBONE DATA IMAGES="a.jpg dir/" TOPK SCORE]
+visualize-proposals: setup ## Shows RPN proposals beside the final detections [WEIGHTS or START=coco RECIPE CONFIG DATA IMAGES="a.jpg dir/" TOPK SCORE]
 	@$(PY) -m tools.visualize_proposals $(recipe) $(data) $(start) $(call option,--topk,TOPK) $(call option,--score,SCORE) $(call quoted,IMAGES)
 
 .PHONY: compare-detectors

@@ -44,6 +44,7 @@ _NEEDS: dict[str, tuple[str, Callable[["Recipe"], bool]]] = {
     "mix_prob": ("mixup, cutmix or snapmix", lambda recipe: bool(recipe.mixup or recipe.cutmix or recipe.snapmix)),
     "milestones": ("schedule=multistep", lambda recipe: recipe.schedule == "multistep"),
 }
+
 # Settings that change neither the weights a run ends with nor their meaning.
 INDIFFERENT = frozenset(("cache", "workers", "checkpoint_every"))
 # What a resumed run may change: neither the network nor what stands at a position of the training stream.
@@ -151,7 +152,9 @@ class Recipe:
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe file and applies `KEY=VALUE` overrides, the last one winning; `weights=` means `pretrained=true`.
+    """Reads a recipe file and applies `KEY=VALUE` overrides, the last one winning.
+
+    `weights=` without `pretrained=` means `pretrained=true`.
 
     Raises:
         UserError: the file cannot be read, a key or value is not one a `Recipe` has, or nothing would come of one.

@@ -47,7 +47,7 @@ def build_augmentations(
             try:
                 transform = AUGMENTATIONS[name](**(defaults | arguments))
                 if isinstance(transform, v2.RandomIoUCrop) and not any(option >= 1 for option in transform.options):
-                    raise ValueError("sampler_options lack 1.0, no crop, without which some images are tried for ever")
+                    raise ValueError("sampler_options lack 1.0 (no crop); some images would be tried for ever")
                 built.append(transform)
             except (TypeError, ValueError) as error:
                 raise UserError(
