@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the command line without the program's name; None takes that of the process.
 
     Raises:
-        UserError: data or configuration are missing or wrong, the size is below 1, or there are fewer objects than anchors.
+        UserError: data, configuration or size are missing or wrong, or there are fewer objects than anchors.
     """
     parser = argparse.ArgumentParser(prog="tools.anchors", description=__doc__)
     parser.add_argument("--data", help="data root, or one folder in VOC layout; default datasets/, else the sample")
