@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 import torch
 from torch import Tensor, nn
 
+from common.convolution import PlainWeightGradients
 from common.errors import UserError
 from common.threads import LoadWatch
 
@@ -86,9 +87,13 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """The context in which a network runs: reduced precision where its operators allow it, or plain float32."""
+    """The context in which a network runs: reduced precision where its operators allow it, or float32."""
     dtype = resolve_precision(precision, device)
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+    if dtype != torch.float32:
+        return torch.autocast(device.type, dtype)
+    capabilities = torch.cpu.get_capabilities()
+    is_slow = device.type == "cpu" and capabilities.get("avx2") and not capabilities.get("avx512_f")
+    return PlainWeightGradients() if is_slow and torch.is_grad_enabled() else nullcontext()
 
 
 def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
