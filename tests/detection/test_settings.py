@@ -12,6 +12,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.solver import build_lr_scheduler
 from detectron2.structures import Instances
 
 from common.errors import UserError
@@ -64,6 +65,26 @@ def test_shorter_yolov3_keeps_the_share_of_its_closing_phase() -> None:
     assert math.ceil(20 * VOC0712 / 64) == cfg.SOLVER.MAX_ITER
     assert pytest.approx(20 / 270, abs=1e-3) == cfg.INPUT.CLOSE_ITERS / cfg.SOLVER.MAX_ITER
     assert f"closing phase {cfg.INPUT.CLOSE_ITERS}" in describe_schedule(cfg)
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.parametrize("leaf", [path.stem for path in CONFIGS.glob("[fy]*.yaml") if path.stem != "yolov3_tiny"])
+def test_every_recipe_reaches_its_rate_on_little_data_too(leaf: str, processes: int) -> None:
+    """A warm-up may be neither the whole of a short run nor end where the rate has fallen already."""
+    for num_images in (100, 389):
+        cfg = get_cfg()
+        merge_file(cfg, CONFIGS / f"{leaf}.yaml")
+        cfg = scale_to_processes(cfg, processes)
+        resolve_schedule(cfg, cfg.clone(), [], num_images)
+        optimizer = torch.optim.SGD([torch.zeros(1)], cfg.SOLVER.BASE_LR)
+        scheduler = build_lr_scheduler(cfg, optimizer)
+        rates = []
+        for _ in range(cfg.SOLVER.MAX_ITER):
+            rates.append(optimizer.param_groups[0]["lr"] / cfg.SOLVER.BASE_LR)
+            optimizer.step()
+            scheduler.step()
+        high = sum(rate > 0.5 for rate in rates) / len(rates)
+        assert high > 0.35, f"{high:.0%} of {len(rates)} iterations, {describe_schedule(cfg)}"
 
 
 def test_given_lengths_are_taken_as_given() -> None:
