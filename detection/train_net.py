@@ -12,7 +12,6 @@ from pathlib import Path
 from detectron2.data import MetadataCatalog
 
 from common.errors import UserError, exits_on_user_error
-from common.exported import is_exported
 from common.log import RunLog
 from common.processes import is_main_process, join_processes, leave_processes, on_main_process
 from common.run_folder import create_run_folder, write_atomically, write_results
@@ -32,7 +31,7 @@ from detection.experiment import (
 )
 from detection.hooks import METRIC
 from detection.modeling import load_detector, read_detector_cfg
-from detection.starts import folder_of, resolve_detector, run_of
+from detection.starts import folder_of, resolve_detector
 from detection.trainer import Evaluator, Trainer
 
 logger = logging.getLogger("detection.train_net")  # it runs as __main__
@@ -91,8 +90,7 @@ def eval_only(args: argparse.Namespace) -> None:
     if not source:
         name = run_names(args)[0]
         raise UserError(f"{args.output}: no trained {name} in it; expected WEIGHTS=path, START=coco, or train first")
-    is_run = run_of(source) is not None or is_exported(source)  # which says what it was trained on
-    if not is_run and (args.recipe or args.config or args.backbone):
+    if args.start and (args.recipe or args.config or args.backbone):
         raise UserError(f"{args.start}: has a configuration of its own; leave RECIPE, CONFIG and BACKBONE out")
     asked = read_detector_cfg(source, args.opts)
     use_test_data(asked, args.data, args.opts[::2])

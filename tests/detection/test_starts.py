@@ -329,12 +329,15 @@ def test_darknets_backbone_is_computed_as_darknet_does(tmp_path: Path, voc_folde
     assert experiment.cfg.MODEL.PIXEL_STD == [255.0] * 3
 
 
-def test_contradictions_are_refused(detector, coco_file: Path, tmp_path: Path) -> None:
+def test_contradictions_are_refused(detector, trained: Path, coco_file: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("_BASE_: faster_rcnn_R_50_FPN.yaml\nMODEL: {WEIGHTS: ''}\n")
     whole = ("--model", "yolov3", "--start", str(coco_file))
+    run = ("--eval-only", "--start", str(trained))
     for flags, expected in (
         ((*whole, "--eval-only", "--recipe", "study"), "has a configuration of its own; leave RECIPE"),
+        ((*run, "--recipe", "study"), f"{trained}: has a configuration of its own; leave RECIPE"),
+        ((*run, "--backbone", "resnet18"), f"{trained}: has a configuration of its own; leave RECIPE"),
         (("--start", str(coco_file)), "MODEL.META_ARCHITECTURE is YOLOv3, expected FasterRCNN"),
         (("--eval-only", "--start", "nowhere.weights"), "nowhere.weights: no such file"),
         (("--eval-only", "--start", "random"), "random: is no trained detector; expected a run folder"),
