@@ -83,7 +83,9 @@ def resolve_schedule(cfg: CfgNode, recipe: CfgNode, given: Collection[str], num_
     # Of a very short run several may fall together.
     cfg.SOLVER.STEPS = tuple(sorted({step for step in cfg.SOLVER.STEPS if 0 < step < cfg.SOLVER.MAX_ITER}))
     if cfg.SOLVER.WARMUP_EPOCHS:
-        cfg.SOLVER.WARMUP_ITERS = iterations(cfg.SOLVER.WARMUP_EPOCHS)
+        # Of a recipe's two lengths the shorter counts: on few images the one in iterations would be the whole run.
+        limit = cfg.SOLVER.MAX_ITER if "SOLVER.WARMUP_EPOCHS" in given else cfg.SOLVER.WARMUP_ITERS
+        cfg.SOLVER.WARMUP_ITERS = min(iterations(cfg.SOLVER.WARMUP_EPOCHS), limit)
     cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER)
     if cfg.INPUT.CLOSE_EPOCHS:
         cfg.INPUT.CLOSE_ITERS = iterations(cfg.INPUT.CLOSE_EPOCHS)

@@ -70,7 +70,7 @@ def test_shorter_yolov3_keeps_the_share_of_its_closing_phase() -> None:
 @pytest.mark.parametrize("processes", [1, 4])
 @pytest.mark.parametrize("leaf", [path.stem for path in CONFIGS.glob("[fy]*.yaml") if path.stem != "yolov3_tiny"])
 def test_every_recipe_reaches_its_rate_on_little_data_too(leaf: str, processes: int) -> None:
-    """A warm-up may be neither the whole of a short run nor end where the rate has fallen already."""
+    """A warm-up is neither the whole of a short run, nor does it end where the rate has fallen already."""
     for num_images in (100, 389):
         cfg = get_cfg()
         merge_file(cfg, CONFIGS / f"{leaf}.yaml")
@@ -95,6 +95,10 @@ def test_given_lengths_are_taken_as_given() -> None:
     assert (math.ceil(VOC0712 / 16),) == cfg.SOLVER.STEPS
     _, cfg = scheduled("yolov3_darknet53", "SOLVER.MAX_EPOCHS", "20", "INPUT.CLOSE_ITERS", "11")
     assert cfg.INPUT.CLOSE_ITERS == 11
+    _, cfg = scheduled("faster_rcnn_R_50_FPN", "SOLVER.WARMUP_EPOCHS", "2.5")
+    assert math.ceil(2.5 * VOC0712 / 16) == cfg.SOLVER.WARMUP_ITERS
+    _, cfg = scheduled("faster_rcnn_R_50_FPN", "SOLVER.WARMUP_ITERS", "0")
+    assert cfg.SOLVER.WARMUP_ITERS == 0
     recipe, cfg = scheduled("faster_rcnn_R_50_FPN", "SOLVER.BASE_LR", "0.01")
     assert (cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (recipe.SOLVER.STEPS, recipe.SOLVER.WARMUP_ITERS)
 
