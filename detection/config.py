@@ -92,8 +92,8 @@ def add_detection_config(cfg: CfgNode) -> None:
 
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "AdamW"
 
-    # Lengths in epochs, one pass over the training images; 0 leaves the count in iterations to Detectron2's key. Where a
-    # recipe has WARMUP_ITERS and WARMUP_EPOCHS, the shorter counts.
+    # Lengths in epochs, one pass over the training images; 0 leaves the count in iterations to Detectron2's key. Of a
+    # recipe's WARMUP_ITERS and WARMUP_EPOCHS the shorter counts.
     cfg.SOLVER.MAX_EPOCHS = 0.0
     cfg.SOLVER.STEPS_EPOCHS = []
     cfg.SOLVER.WARMUP_EPOCHS = 0.0
