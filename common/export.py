@@ -148,4 +148,6 @@ def _quantised(converted: Any, calibration: Sequence[Any], model: Exportable, fe
         nncf.Dataset(calibration, lambda image: feed(model.prepare(image))),
         subset_size=len(calibration),
         ignored_scope=nncf.IgnoredScope(patterns=kept, validate=False),
+        # Weights of seven bits: processors without VNNI add two products of eight bits in sixteen, which overflows.
+        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
     )

@@ -126,6 +126,21 @@ def test_int8_hardly_moves_most_boxes(runs, export, form):
         assert np.median(np.abs(expected.boxes[:, None] - found.boxes).max(axis=2).min(axis=1)) < 0.5
 
 
+@pytest.mark.parametrize("form", ["openvino", "onnx"])
+def test_int8_weights_leave_room_for_sixteen_bits(export, form):
+    """Two products of unsigned eight and signed seven bits are at most 2 x 255 x 64 = 32,640, below 2 ** 15."""
+    path = export("yolov3", form, "int8")
+    if form == "onnx":
+        onnx = pytest.importorskip("onnx")
+        tensors = [onnx.numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer]
+    else:
+        operations = pytest.importorskip("openvino").Core().read_model(path).get_ops()
+        tensors = [operation.get_data() for operation in operations if operation.get_type_name() == "Constant"]
+    weights = [tensor.astype(int) for tensor in tensors if tensor.dtype == np.int8 and tensor.ndim == 4]
+    assert len(weights) > 5
+    assert max(np.abs(weight).max() for weight in weights) <= 64
+
+
 def test_int8_spares_what_predicts_and_decodes(export):
     openvino = pytest.importorskip("openvino")
     operations = openvino.Core().read_model(export("yolov3", "openvino", "int8")).get_ops()
