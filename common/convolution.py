@@ -18,7 +18,7 @@ class PlainWeightGradients(TorchFunctionMode):
     """A context in which channels-last convolutions compute the gradient of their weights in plain memory.
 
     Values are those of `torch.nn.functional.conv2d` up to rounding. Convolutions whose weights are the same in both
-    layouts (1 x 1 and depthwise ones) or not trained are left alone.
+    layouts (1 x 1 and depthwise ones), not trained or under autocast are left alone.
     """
 
     def __torch_function__(
@@ -41,7 +41,8 @@ def _conv2d(
 ) -> Tensor:
     """As `torch.nn.functional.conv2d`."""
     is_trained = torch.is_grad_enabled() and weight.requires_grad
-    if not is_trained or weight.is_contiguous() or isinstance(padding, str) or input.dim() != 4:
+    is_odd = isinstance(padding, str) or input.dim() != 4 or torch.is_autocast_enabled(input.device.type)
+    if not is_trained or weight.is_contiguous() or is_odd:
         return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     return _Convolution.apply(input, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
 

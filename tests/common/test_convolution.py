@@ -68,6 +68,10 @@ def test_other_convolutions_are_left_alone():
             assert module(image).grad_fn.name() != OURS
         assert wide(image).grad_fn.name() == OURS
         assert wide(image[0]).shape == (4, 6, 6)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = wide(image)
+            assert output.dtype == torch.bfloat16 and output.grad_fn.name() != OURS
+        output.float().sum().backward()
         wide.weight.requires_grad_(False)
         assert wide(image).grad_fn.name() != OURS
         with torch.no_grad():
