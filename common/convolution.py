@@ -40,9 +40,9 @@ def _conv2d(
     groups: int = 1,
 ) -> Tensor:
     """As `torch.nn.functional.conv2d`."""
-    is_trained = torch.is_grad_enabled() and weight.requires_grad
-    is_odd = isinstance(padding, str) or input.dim() != 4 or torch.is_autocast_enabled(input.device.type)
-    if not is_trained or weight.is_contiguous() or is_odd:
+    is_slow = torch.is_grad_enabled() and weight.requires_grad and not weight.is_contiguous()
+    is_odd = input.dim() != 4 or torch.is_autocast_enabled(input.device.type)
+    if not is_slow or is_odd or isinstance(padding, str):
         return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     return _Convolution.apply(input, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
 
