@@ -1,7 +1,7 @@
 """Convolutions in channels-last memory that learn quickly on a CPU without AVX-512.
 
 There oneDNN computes the gradient of a wide kernel's weights up to four times as slowly from channels-last tensors as
-from plain ones, and everything else at least as quickly; docs/log.md has the figures.
+from plain ones, and everything else about as quickly or more so; docs/log.md has the figures.
 """
 
 from collections.abc import Callable, Sequence
