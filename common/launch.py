@@ -9,6 +9,7 @@ processes speak gloo.
 This module imports the standard library alone, so that Ctrl-C finds `main` at work and ends in one line.
 """
 
+import atexit
 import ctypes
 import logging
 import os
@@ -38,6 +39,30 @@ def whole_number(name: str, default: int, least: int) -> int:
 def _run_here(module: str, arguments: list[str]) -> None:
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _run_without_teardown(module: str, arguments: list[str]) -> None:
+    """Runs a module in this process, which then ends before the interpreter takes itself apart.
+
+    gloo's threads run on as long as anything holds the process group, as Detectron2's cache does, and on rare occasions
+    abort a process whose work is done when its teardown meets the end of another.
+    """
+    codes: list[int] = []
+
+    def end() -> None:
+        if codes:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(codes[0])
+
+    atexit.register(end)  # the first to be registered, so the last to be called
+    try:
+        _run_here(module, arguments)
+        codes.append(0)
+    except SystemExit as stop:
+        if isinstance(stop.code, int):
+            codes.append(stop.code)
+        raise
 
 
 def end_with_parent() -> None:
@@ -83,7 +108,7 @@ def launch(module: str, arguments: list[str]) -> None:
         end_with_parent()
         if os.getppid() != int(os.environ.get("LAUNCHER_PID", os.getppid())):
             sys.exit("the launcher was killed meanwhile")
-        _run_here(module, arguments)
+        _run_without_teardown(module, arguments)
         return
 
     import torch

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +69,12 @@ class Process:
     def end(self) -> tuple[int, str]:
         """Waits for it; its exit code, -9 being SIGKILL, and what it printed."""
         return int(self.server.ask(self.number)), self.log.read_text()
+
+
+def end_well(processes: Iterable[Process]) -> None:
+    """Waits for processes that work together; each must end with 0."""
+    outcomes = [process.end() for process in processes]
+    assert all(code == 0 for code, _ in outcomes), "\n\n".join(f"exit code {code}\n{said}" for code, said in outcomes)
 
 
 class ForkServer:

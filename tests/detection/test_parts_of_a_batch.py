@@ -25,7 +25,7 @@ from common.run_folder import read_metrics
 from detection.experiment import Experiment, new_experiment
 from detection.train_net import parse_args
 from detection.trainer import Trainer
-from tests.conftest import ForkServer
+from tests.conftest import ForkServer, end_well
 from tests.processes import together
 
 STEPS = 3
@@ -135,9 +135,7 @@ def test_two_machines_of_slurm_train_as_the_whole_does(
     words = ["detection.train_net", "--model", model, "--data", str(data)]
     words += ["--pretrained", "0", "--output", str(tmp_path), *words_of(given)]
     slurm = {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid())}
-    launches = [fork_server.start(*words, **slurm, SLURM_NODEID=str(node)) for node in range(2)]
-    outcomes = [launch.end() for launch in launches]
-    assert [code for code, _ in outcomes] == [0, 0], outcomes
+    end_well([fork_server.start(*words, **slurm, SLURM_NODEID=str(node)) for node in range(2)])
     (run,) = tmp_path.iterdir()
     for row, losses in zip(read_metrics(run), whole[0], strict=True):
         assert {name: row[name] for name in losses} == pytest.approx(losses, rel=1e-4)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import end_well
 from tests.detection.runs import NAME, assert_same, wait_for_rows
 
 
@@ -50,8 +51,7 @@ def train_words(detector) -> list[str]:
 def trained_by_two(detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of two processes that nothing disturbed."""
     folder = tmp_path_factory.mktemp("two")
-    outcomes = [process.end() for process in start_nodes(detector, folder, "runs", *train_words(detector))]
-    assert [code for code, _ in outcomes] == [0, 0], outcomes
+    end_well(start_nodes(detector, folder, "runs", *train_words(detector)))
     assert not list((folder / "machine 1").iterdir())  # the first alone writes
     return folder / "machine 0" / "runs 0" / NAME
 
@@ -87,8 +87,7 @@ def test_ctrl_c_in_two_processes(detector, trained_by_two: Path, receiver: str) 
     wait_for_rows(run)
     (os.killpg if receiver == "group" else os.kill)(process.number, signal.SIGINT)
     assert_interrupted(run, process.end())
-    outcomes = [one.end() for one in start_nodes(detector, run.parent, "runs", "--output", str(run.parent), "--resume")]
-    assert [code for code, _ in outcomes] == [0, 0], outcomes
+    end_well(start_nodes(detector, run.parent, "runs", "--output", str(run.parent), "--resume"))
     assert_same(run, trained_by_two)
 
 
@@ -105,8 +104,7 @@ def test_machines_without_a_shared_disk_resume(detector, trained_by_two: Path, t
     assert "another process has ended" in other_printed
     assert "Traceback" not in other_printed
 
-    outcomes = [process.end() for process in start_nodes(detector, tmp_path, "runs", "--resume")]
-    assert [code for code, _ in outcomes] == [0, 0], outcomes
+    end_well(start_nodes(detector, tmp_path, "runs", "--resume"))
     assert_same(run, trained_by_two)
     assert not list((tmp_path / "machine 1").iterdir())
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from tests.conftest import end_well
 from tests.detection.runs import NAME, assert_one_line, assert_same, rows, wait_for_rows
 
 
@@ -118,9 +119,7 @@ def test_two_machines(detector) -> None:
     url = f"tcp://127.0.0.1:{random.SystemRandom().randrange(20_000, 32_000)}"
     arguments = detector.arguments("machines", opts=opts)
     variables = {"NGPU": "1", "NNODES": "2", "DIST_URL": url}
-    launches = [detector.server.start(*arguments, NODE_RANK=str(rank), **variables) for rank in range(2)]
-    outcomes = [launch.end() for launch in launches]
-    assert [code for code, _ in outcomes] == [0, 0], outcomes
+    end_well([detector.server.start(*arguments, NODE_RANK=str(rank), **variables) for rank in range(2)])
 
     (run,) = (detector.output / "machines").iterdir()
     assert run.name == NAME

@@ -36,6 +36,14 @@ def main():
         (folder / "a" / "b").write_text("")
     if what == "bug":
         raise ValueError("a bug")
+    if what.startswith("late"):  # as a thread may that outlives the interpreter
+        import atexit, ctypes
+        libc = ctypes.CDLL(None)
+        libc.__cxa_atexit(libc.abort, None, None)
+        atexit.register(lambda: (folder / f"atexit{rank}").touch())
+        print("printed", rank)
+        if what == "late mistake":
+            raise UserError("file: wrong")
     if what == "wait":
         from common.processes import join_processes
         join_processes()
@@ -94,6 +102,15 @@ def test_a_mistake_in_one_of_two_is_one_line(tmp_path: Path, module: str) -> Non
     assert done.returncode == 2
     assert [line for line in done.stderr.splitlines() if "error" in line.lower()] == ["error: file: wrong"]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("end", "code"), [("late", 0), ("late mistake", 2)])
+def test_processes_that_are_done_cannot_abort(tmp_path: Path, module: str, end: str, code: int) -> None:
+    done = launch(tmp_path, module, str(tmp_path), end, NGPU="2")
+    assert done.returncode == code, done.stderr
+    if code == 0:  # else the launcher may stop one before it has come so far
+        assert sorted(done.stdout.splitlines()) == ["printed 0", "printed 1"]
+        assert all((tmp_path / f"atexit{rank}").exists() for rank in range(2))
 
 
 def test_an_unwritable_file_is_one_line(tmp_path: Path, module: str) -> None:
