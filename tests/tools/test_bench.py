@@ -1,5 +1,6 @@
 """Each benchmark at a toy size: rows and figures are there. No test asks how fast anything is."""
 
+import os
 import re
 import subprocess
 import sys
@@ -238,6 +239,22 @@ def test_training_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_memory_of_a_run_is_measured() -> None:
     assert training_images.peak_megabytes(lambda: np.ones(10**7)) == pytest.approx(80, rel=0.2)
     assert training_images.peak_megabytes(lambda: None) < 5
+
+
+def test_a_measured_run_does_not_wait_for_threads_that_it_has_not() -> None:
+    """OpenMP would wait for ever for those that this process has and a forked one lacks."""
+
+    def run() -> None:
+        assert torch.get_num_threads() == 1
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert training_images.peak_megabytes(run) < 5
+        with pytest.raises(EOFError):  # what a run that ends early leaves
+            training_images.peak_megabytes(lambda: os._exit(1))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_command_line(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:

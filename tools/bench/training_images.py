@@ -185,6 +185,7 @@ def peak_megabytes(run: Callable[[], object]) -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB on Linux
 
     def measure() -> None:
+        torch.set_num_threads(1)  # OpenMP's others were not forked, and would be waited for
         before = peak()
         run()
         sender.send((peak() - before) * 1024 / 1e6)
@@ -193,5 +194,7 @@ def peak_megabytes(run: Callable[[], object]) -> float:
         ctypes.CDLL(None).malloc_trim(0)  # or the run would make use of memory that others have left
     process = context.Process(target=measure)
     process.start()
+    sender.close()  # so that the end of the other process ends the waiting
+    peaked = receiver.recv()
     process.join()
-    return receiver.recv()
+    return peaked
