@@ -65,12 +65,32 @@ def assert_compares(table: pd.DataFrame, by: list[str]) -> None:
     assert (table["threads"] >= 1).all()
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.0)
+
+
 def test_contenders_take_turns() -> None:
     calls = []
     contenders = [Contender(name, lambda name=name: calls.append(name)) for name in "abc"]
     seconds = in_turn(contenders, 2)
     assert "".join(calls) == "abcabcabc"
     assert [len(times) for times in seconds] == [3, 3, 3]
+
+
+def test_short_runs_are_repeated_in_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = 0.0, []
+
+    def work(name: str, seconds: float) -> None:
+        nonlocal clock
+        clock += seconds
+        calls.append(name)
+
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.5)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock)
+    contenders = [Contender("a", lambda: work("a", 0.125)), Contender("b", lambda: work("b", 0.75))]
+    assert in_turn(contenders, 2) == [[0.125] * 3, [0.75] * 3]
+    assert "".join(calls) == "ab" + "a" + "aaaab" * 2  # once each, once to see how long, then the turns
 
 
 def test_median_spread_and_ratio_by_hand() -> None:

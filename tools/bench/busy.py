@@ -26,7 +26,7 @@ from classification.train import RECIPES, start_process
 from common.errors import UserError, exits_on_user_error
 from common.runtime import default_device, keep_freed_memory, leave_cores
 from tools.bench import faster_rcnn, yolov3
-from tools.bench.timing import ROUNDS, our_precision, seconds_of
+from tools.bench.timing import ROUNDS, our_precision, repeats, seconds_of
 
 CLASSES = 200  # of birds
 LEAST_SECONDS = 2.0  # of what is timed at once: the scheduler takes its time to share the cores out
@@ -106,7 +106,7 @@ JOBS = [f"{network}, {task}" for network in NETWORKS for task in ("inference", "
 def measure(run: Job, rounds: int) -> dict[str, list[float]]:
     """Seconds of a run in each round, `quiet` and `busy`."""
     run()
-    times = max(1, round(LEAST_SECONDS / seconds_of(run)))
+    times = repeats(run, LEAST_SECONDS)
 
     def several() -> None:
         for _ in range(times):

@@ -13,6 +13,7 @@ from common.runtime import PRECISIONS, fastest_precision
 
 ROUNDS = 5
 NOISE = 0.05  # a difference of less says nothing
+LEAST_SECONDS = 0.5  # of a turn, or what the contender before leaves, cold caches and waiting threads, would count
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,23 @@ def at_precision(model: nn.Module, precision: str, device: str) -> nn.Module:
 def in_turn(contenders: Sequence[Contender], rounds: int = ROUNDS) -> list[list[float]]:
     """Seconds of each contender in each round, and before them in one that does not count.
 
-    Every round takes each contender in turn, so that a machine that grows busy slows all of them.
+    Every round takes each contender in turn, so that a machine that grows busy slows all of them. In its turn a short
+    run is repeated, and the mean counts.
     """
-    seconds: list[list[float]] = [[] for _ in contenders]
-    for _ in range(1 + rounds):
-        for contender, times in zip(contenders, seconds, strict=True):
-            times.append(seconds_of(contender.run))
+    seconds = [[seconds_of(contender.run)] for contender in contenders]
+    counts = [
+        1 if first >= LEAST_SECONDS else repeats(contender.run, LEAST_SECONDS)
+        for contender, [first] in zip(contenders, seconds, strict=True)
+    ]
+    for _ in range(rounds):
+        for contender, times, count in zip(contenders, seconds, counts, strict=True):
+            times.append(seconds_of(lambda run=contender.run, count=count: [run() for _ in range(count)]) / count)
     return seconds
+
+
+def repeats(run: Callable[[], object], least: float) -> int:
+    """How often a run has to be repeated to take so many seconds; runs it once to see."""
+    return max(1, round(least / seconds_of(run)))
 
 
 def seconds_of(run: Callable[[], object]) -> float:
