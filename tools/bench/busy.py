@@ -26,7 +26,7 @@ from classification.train import RECIPES, start_process
 from common.errors import UserError, exits_on_user_error
 from common.runtime import default_device, keep_freed_memory, leave_cores
 from tools.bench import faster_rcnn, yolov3
-from tools.bench.timing import ROUNDS, our_precision, repeats, seconds_of
+from tools.bench.timing import ROUNDS, our_precision, repeats, seconds_of, several
 
 CLASSES = 200  # of birds
 LEAST_SECONDS = 2.0  # of what is timed at once: the scheduler takes its time to share the cores out
@@ -107,17 +107,13 @@ def measure(run: Job, rounds: int) -> dict[str, list[float]]:
     """Seconds of a run in each round, `quiet` and `busy`."""
     run()
     times = repeats(run, LEAST_SECONDS)
-
-    def several() -> None:
-        for _ in range(times):
-            run()
-
+    repeated = partial(several, run, times)
     seconds: dict[str, list[float]] = {"quiet": [], "busy": []}
     for _ in range(rounds):
         for state, beside in (("quiet", nullcontext), ("busy", busy_process)):
             with beside():
-                several()  # until the scheduler, and what follows the load, have settled
-                seconds[state].append(seconds_of(several) / times)
+                repeated()  # until the scheduler, and what follows the load, have settled
+                seconds[state].append(seconds_of(repeated) / times)
     return seconds
 
 

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -65,8 +66,14 @@ def in_turn(contenders: Sequence[Contender], rounds: int = ROUNDS) -> list[list[
     ]
     for _ in range(rounds):
         for contender, times, count in zip(contenders, seconds, counts, strict=True):
-            times.append(seconds_of(lambda run=contender.run, count=count: [run() for _ in range(count)]) / count)
+            times.append(seconds_of(partial(several, contender.run, count)) / count)
     return seconds
+
+
+def several(run: Callable[[], object], count: int) -> None:
+    """Runs so many times."""
+    for _ in range(count):
+        run()
 
 
 def repeats(run: Callable[[], object], least: float) -> int:
