@@ -44,8 +44,8 @@ def _run_here(module: str, arguments: list[str]) -> None:
 def _run_without_teardown(module: str, arguments: list[str]) -> None:
     """Runs a module in this process, which then ends before the interpreter takes itself apart.
 
-    gloo's threads run on as long as anything holds the process group, as Detectron2's cache does, and on rare occasions
-    abort a process whose work is done when its teardown meets the end of another.
+    gloo's threads run on as long as anything holds the process group, as Detectron2's cache does: below them the
+    interpreter would be taken apart, and a process whose work is done may abort.
     """
     codes: list[int] = []
 
@@ -55,7 +55,7 @@ def _run_without_teardown(module: str, arguments: list[str]) -> None:
             sys.stderr.flush()
             os._exit(codes[0])
 
-    atexit.register(end)  # the first to be registered, so the last to be called
+    atexit.register(end)  # before what the module registers, so called after it
     try:
         _run_here(module, arguments)
         codes.append(0)
