@@ -6,6 +6,7 @@ What a model is, its `card`, travels in the metadata of the file, each value as 
 
 import importlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.runtime import most_threads
 
 SUFFIXES = {"openvino": ".xml", "onnx": ".onnx"}
 SECTION = "model_info"  # OpenVINO's own place for what is known of a model
@@ -35,6 +37,8 @@ def import_runtime(name: str) -> ModuleType:
     Raises:
         UserError: it is not installed.
     """
+    # With this package OpenVINO and NNCF report to their maker that, and on what, they are used, from their import on.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -71,7 +75,8 @@ class ExportedModel(nn.Module):
             UserError: the runtime refuses it.
         """
         with _told(self.path, f"cannot run on an input of {tuple(images.shape)}"):
-            outputs = self._run(images.float().cpu().contiguous().numpy())
+            # Not by torch, whose threads would wait on the cores that the runtime computes on.
+            outputs = self._run(np.ascontiguousarray(images.cpu().numpy(), dtype=np.float32))
         tensors = tuple(torch.from_numpy(output).to(images.device) for output in outputs)
         return tensors if len(tensors) > 1 else tensors[0]
 
@@ -125,7 +130,7 @@ def _open_openvino(path: Path) -> tuple[dict[str, str], Callable[[str], Runner]]
         is_low = precision != "float32" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if is_low else "f32",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_NUM_THREADS": most_threads(),
         }
         compiled = core.compile_model(model, "CPU", settings)
         return lambda images: list(compiled(images).to_tuple())
@@ -136,7 +141,7 @@ def _open_openvino(path: Path) -> tuple[dict[str, str], Callable[[str], Runner]]
 def _open_onnx(path: Path) -> tuple[dict[str, str], Callable[[str], Runner]]:
     onnxruntime = import_runtime("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = most_threads()
     options.log_severity_level = 4  # what is wrong is said in our own words
     with _told(path, "cannot be read"):
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

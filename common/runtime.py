@@ -110,7 +110,7 @@ def leave_cores(model: nn.Module) -> None:
     """
     if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "sched_getaffinity"):
         return
-    most, watch = _most_threads(), LoadWatch()
+    most, watch = most_threads(), LoadWatch()
 
     def settle(module: nn.Module, _: object) -> None:
         left = None if module.training else watch.cores_left()
@@ -121,7 +121,8 @@ def leave_cores(model: nn.Module) -> None:
 
 
 @functools.cache  # once a process: later a network may have made room already
-def _most_threads() -> int:
+def most_threads() -> int:
+    """Threads that torch has where no other process wants the cores."""
     return torch.get_num_threads()
 
 

@@ -1,6 +1,8 @@
 """Exported models beside PyTorch's in float32: small untrained ones, of which the test images are annotated."""
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ from tools.export import main
 for package in ("openvino", "onnx", "onnxruntime", "nncf"):
     pytest.importorskip(package, reason=f"{package} is not installed: make setup-export", exc_type=ImportError)
 
+ROOT = Path(__file__).resolve().parents[2]
 SPECIES = sorted(name[4:].replace("_", " ") for name in BIRDS)
 FLOAT32 = ["MODEL.PRECISION", "float32"]
 
@@ -254,6 +257,62 @@ def test_a_bad_file_is_one_line(export, form, tmp_path, capsys, monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "onnxruntime" if form == "onnx" else "openvino", None)
     assert "make setup-export" in told(good)
+
+
+def run_alone(program: str, home: Path, *words: object) -> list[str]:
+    """What a program prints that knows of no test and no CI, in both of which the runtimes behave otherwise."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "OMP_NUM_THREADS")}
+    command = [sys.executable, "-c", program, *map(str, words)]
+    done = subprocess.run(
+        command, env=environment | {"HOME": str(home)}, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+def test_nobody_is_told_of_an_export(runs, tmp_path):
+    """OpenVINO and NNCF would keep a number for the user in the home folder and send their reports in processes."""
+    program = """
+import os, sys, threading
+os.register_at_fork(before=lambda: print("a process of", threading.current_thread().name))
+from tools.export import main
+main(sys.argv[1:])
+print("done")
+"""
+    words = ("--weights", runs["bird"], "--format", "openvino", "--precision", "int8", "--out", tmp_path / "out")
+    draw_birds(tmp_path / "birds")
+    lines = run_alone(program, tmp_path / "home", *words, "--data", tmp_path / "birds")
+    assert lines[-1] == "done"
+    assert not [line for line in lines if line.startswith("a process of")]
+    assert not (tmp_path / "home" / "intel").exists()
+
+
+@pytest.mark.parametrize("form", ["openvino", "onnx"])
+def test_a_network_that_makes_room_takes_no_threads_from_a_runtime(export, form, tmp_path):
+    """It does so for a moment, and a runtime has its threads for good."""
+    program = """
+import sys
+from pathlib import Path
+import onnxruntime, openvino, torch
+from common import exported, runtime
+
+def compile_model(core, model, device, settings, compile_model=openvino.Core.compile_model):
+    print(settings["INFERENCE_NUM_THREADS"])
+    return compile_model(core, model, device, settings)
+
+def session(path, options, session=onnxruntime.InferenceSession, **rest):
+    print(options.intra_op_num_threads)
+    return session(path, options, **rest)
+
+openvino.Core.compile_model, onnxruntime.InferenceSession = compile_model, session
+torch.set_num_threads(2)
+runtime.LoadWatch.cores_left = lambda self: 1
+network = torch.nn.Linear(1, 1).eval()
+runtime.leave_cores(network)
+network(torch.ones(1, 1))
+assert torch.get_num_threads() == 1
+exported.ExportedModel(Path(sys.argv[1]))
+"""
+    assert run_alone(program, tmp_path, export("bird", form)) == ["2"]
 
 
 def run_evaluate(monkeypatch, words: list[str]) -> None:
