@@ -261,45 +261,42 @@ def _score_or_best(text: str) -> float | str:
     return text if text == "best" else parse_score(text, "a number from 0 to 1, or best")
 
 
-@exits_on_user_error
-def main(argv: Sequence[str] | None = None) -> None:
-    """Predicts, draws and writes; a file that cannot be read is named and left out, and makes the exit code 2.
+def predict_files(
+    model: Detector | BirdClassifier,
+    paths: Sequence[Path],
+    out: Path,
+    score: float,
+    has_pictures: bool = True,
+    has_voc_xml: bool = False,
+) -> None:
+    """Predicts, draws and writes; a file that cannot be read is named and left out.
 
     Args:
-        argv: the command line without the program's name; None takes that of the process.
+        model: that predicts.
+        paths: photographs and videos.
+        out: folder of the results.
+        score: what is told has at least this one.
+        has_pictures: whether annotated pictures and videos are among them.
+        has_voc_xml: whether VOC annotations of the photographs are.
 
     Raises:
-        UserError: there is no model, or a file that could not be read.
+        UserError: a file could not be read; the others are done.
     """
-    args = parse_args(argv)
-    keep_freed_memory()
-    paths: list[Path] = args.images
-    model = load_model(args.start, args.model)
-    is_classifier = isinstance(model, BirdClassifier)
-    if args.voc_xml and is_classifier:
-        raise UserError(f"{args.start}: is a classifier, which finds no boxes; expected a detector for VOC_XML=1")
-    if args.score is not None and is_classifier:
-        raise UserError(f"{args.start}: is a classifier, which names five species; expected a detector for SCORE=")
-    score = model.min_score if args.score is None else args.score
-    if isinstance(model, Detector) and score == "best":
-        score = read_threshold(Path(model.weights))
     videos = [path for path in paths if _is_video(path)]
     names = unique_names(paths, videos)
-    results = [
-        args.out / f"{name}{'.mp4' if _is_video(path) else '.jpg'}" for path, name in zip(paths, names, strict=True)
-    ]
-    annotations = args.out / "Annotations"
+    results = [out / f"{name}{'.mp4' if _is_video(path) else '.jpg'}" for path, name in zip(paths, names, strict=True)]
+    annotations = out / "Annotations"
     files = ["predictions.json"]
-    if not args.no_pictures:
+    if has_pictures:
         files += [path.name for path in results]
-    if args.voc_xml:
+    if has_voc_xml:
         files += [
             f"{annotations.name}/{name}.xml" for path, name in zip(paths, names, strict=True) if path not in videos
         ]
-    reserve_results(args.out, files, paths)
+    reserve_results(out, files, paths)
 
     entries: list[list[str]] = [[] for _ in paths]
-    keep = Picture if args.voc_xml or not args.no_pictures else lambda pixels: None
+    keep = Picture if has_voc_xml or has_pictures else lambda pixels: None
     photographs = [place for place, path in enumerate(paths) if not _is_video(path)]
     total = sum(map(_frames, paths))
     annotated_videos = 0
@@ -308,9 +305,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for index, picture, prediction in model.stream([paths[i] for i in photographs], keep, left_out):
             place, prediction = photographs[index], prediction.above(score)
             entries[place] = to_entries(names[place], prediction, model.class_names)
-            if not args.no_pictures:
+            if has_pictures:
                 writers.submit(partial(_draw_jpeg, model, picture, prediction, results[place]))
-            if args.voc_xml:
+            if has_voc_xml:
                 path, size = annotations / f"{names[place]}.xml", (picture.height, picture.width)
                 writers.submit(partial(_write_voc, path, paths[place].name, size, prediction))
             progress.update()
@@ -324,22 +321,46 @@ def main(argv: Sequence[str] | None = None) -> None:
                     for number, picture, prediction in model.stream(read_frames(path, left_out.warn), keep):
                         prediction = prediction.above(score)
                         entries[place] += to_entries(f"{names[place]}_{number:06d}", prediction, model.class_names)
-                        if not args.no_pictures:
+                        if has_pictures:
                             writers.submit(partial(draw, model, picture, prediction), then=video.write)
                         progress.update()
                     writers.finish()
-                annotated_videos += not args.no_pictures
+                annotated_videos += has_pictures
             except UserError as error:
                 left_out(place, error)
 
     left_out.refuse_none_left()
     lines = ",\n".join(entry for of_file in entries for entry in of_file)
-    write_atomically(args.out / "predictions.json", lambda file: file.write(f"[\n{lines}\n]\n".encode()))
+    write_atomically(out / "predictions.json", lambda file: file.write(f"[\n{lines}\n]\n".encode()))
     print(
         f"{sum(map(len, entries))} predictions on {len(paths) - left_out.count} files, with predictions.json, are in "
-        f"{args.out}" + "; the sound of videos is not kept" * bool(annotated_videos)
+        f"{out}" + "; the sound of videos is not kept" * bool(annotated_videos)
     )
     left_out.refuse_any()
+
+
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Predicts what the command line names; a file that cannot be read makes the exit code 2.
+
+    Args:
+        argv: the command line without the program's name; None takes that of the process.
+
+    Raises:
+        UserError: there is no model, or a file that could not be read.
+    """
+    args = parse_args(argv)
+    keep_freed_memory()
+    model = load_model(args.start, args.model)
+    is_classifier = isinstance(model, BirdClassifier)
+    if args.voc_xml and is_classifier:
+        raise UserError(f"{args.start}: is a classifier, which finds no boxes; expected a detector for VOC_XML=1")
+    if args.score is not None and is_classifier:
+        raise UserError(f"{args.start}: is a classifier, which names five species; expected a detector for SCORE=")
+    score = model.min_score if args.score is None else args.score
+    if isinstance(model, Detector) and score == "best":
+        score = read_threshold(Path(model.weights))
+    predict_files(model, args.images, args.out, score, not args.no_pictures, args.voc_xml)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 from unittest.mock import Mock
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -23,9 +24,11 @@ from detection.modeling import build_model
 from detection.voc import VOC_CLASSES
 from detection.yolov3.targets import assign_targets
 from tests.birds import draw_birds
-from tools.bench import busy, classification, faster_rcnn, rivals, timing, training_images, voc, yolov3
+from tools import predict
+from tools.bench import busy, classification, faster_rcnn, pipeline, rivals, timing, training_images, voc, yolov3
 from tools.bench.__main__ import main
 from tools.bench.rivals import MISSING
+from tools.bench.runs import save_resnet18
 from tools.bench.timing import Contender, at_precision, in_turn, rows
 
 MISSING_GPU = "not measured: none here"
@@ -254,6 +257,30 @@ def test_training_images(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert_compares(large, by)
         assert (large["MB"] >= 0).all()
     assert table["images/s"][10] > 0
+
+
+def test_pipeline(root: Path, make_detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save_tiny(root: Path, folder: Path) -> None:
+        make_detector(folder, "yolov3_tiny", pipeline.CLASSES, root)
+
+    monkeypatch.setattr(pipeline, "NETWORKS", {"ResNet-18": (save_resnet18, 256), "YOLOv3": (save_tiny, 64)})
+    drawn = []
+    monkeypatch.setattr(predict, "draw", lambda model, picture, prediction: drawn.append(prediction) or picture.pixels)
+    table = pipeline.pipeline(root, most=3, rounds=1).rename(columns={"times the network": "times as fast"})
+    ways = ["the network alone", "make predict", "make predict DRAW=0", "make eval"]
+    assert_compares(table[:4], ways)
+    assert_compares(table[4:].reset_index(), ways)
+    assert len(drawn) == 2 * 2 * 3  # networks, rounds, photographs
+    assert sum(map(len, drawn[:6])) == sum(map(len, drawn[6:])) == 2 * 3 * pipeline.DRAWN
+
+
+def test_pictures_of_the_pipeline_are_annotated(root: Path, tmp_path: Path) -> None:
+    """Boxes of 96 x 64 pixels at 640 x 480, 20/3 and 7.5 times as large."""
+    (path,) = pipeline.write_photographs(root, tmp_path, 1)
+    assert Image.open(path).size == (640, 480)
+    box = ElementTree.parse(tmp_path / "Annotations" / f"{path.stem}.xml").find("object/bndbox")
+    assert box is not None
+    assert [int(box.findtext(side) or "") for side in ("xmin", "ymin", "xmax", "ymax")] == [68, 31, 467, 450]
 
 
 def test_the_memory_of_a_run_is_measured() -> None:

@@ -17,7 +17,7 @@ import torchvision
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
 from detection.voc import OFFICIAL_FOLDERS
-from tools.bench import busy, classification, export, faster_rcnn, training_images, voc, yolov3
+from tools.bench import busy, classification, export, faster_rcnn, pipeline, training_images, voc, yolov3
 from tools.bench.rivals import fetched_ultralytics
 
 BENCHMARKS: dict[str, Callable[[Path], pd.DataFrame]] = {
@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "voc_loader": voc.loader,
     "voc_evaluator": voc.evaluator,
     "training_images": training_images.training_images,
+    "pipeline": pipeline.pipeline,
     "busy": busy.busy,
     "export": export.speed,
 }
