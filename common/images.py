@@ -1,11 +1,12 @@
 """Finding the images that a command line names, and decoding them."""
 
 import contextlib
+import errno
 import io
 import itertools
 import shlex
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ UNTURNED = {
     8: Image.Transpose.ROTATE_270,
 }
 TURNED = UNTURNED | {6: UNTURNED[8], 8: UNTURNED[6]}
+MOST_WORDS = 100  # of a name with blanks in it
 EXPECTED = "a whole JPEG, PNG, GIF, WebP, BMP or TIFF file"
 
 
@@ -192,6 +194,10 @@ def refuse_odd(odd: Mapping[str, str]) -> None:
 @contextlib.contextmanager
 def _failures_named(path: str | Path, max_pixels: int) -> Iterator[None]:
     """Makes one line with the file's name of everything that decoders raise."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # no table or picture could name it
+        raise UserError(f"{path}: its name is not UTF-8; expected one that is: rename it") from error
     # What is no file, a pipe say, might never end.
     if not Path(path).is_file():
         raise UserError(f"{path}: {'is no file' if Path(path).exists() else 'no such file'}; expected {EXPECTED}")
@@ -240,11 +246,15 @@ def read_shrunk_image(path: str | Path, shrink: int, turned: bool = True) -> tup
     return image, (height, width)
 
 
-def find_images(names: Sequence[str]) -> list[Path]:
+def find_images(names: Sequence[str], suffixes: Collection[str] = SUFFIXES) -> list[Path]:
     """Image files named one by one, by folder (not its subfolders) or by a pattern with `*` or `?`.
 
     A name that is there is taken as it stands, whatever it holds. One that is not may be several parted by blanks, as
     the variable IMAGES of make holds them, in quotes or not.
+
+    Args:
+        names: what is named.
+        suffixes: of what counts in a folder.
 
     Returns:
         Each file once, sorted within each name.
@@ -253,25 +263,27 @@ def find_images(names: Sequence[str]) -> list[Path]:
         UserError: a name matches no image.
     """
     found: list[Path] = []
-    for name in itertools.chain.from_iterable(map(_parted, names)):
-        matches = _matches(name)
+    for name in itertools.chain.from_iterable(_parted(name, suffixes) for name in names):
+        matches = _matches(name, suffixes)
         if not matches:
-            what = "no image in this folder" if Path(name).is_dir() else "no such file"
+            what = "no such file"
+            with contextlib.suppress(OSError):  # a name may be too long for one
+                what = "no image in this folder" if Path(name).is_dir() else what
             raise UserError(
-                f"{name}: {what}; expected IMAGES to name {', '.join(sorted(SUFFIXES))} files or folders of them"
+                f"{name}: {what}; expected IMAGES to name {', '.join(sorted(suffixes))} files or folders of them"
             )
         found += matches
     return list(dict.fromkeys(found))
 
 
-def _parted(text: str) -> list[str]:
+def _parted(text: str, suffixes: Collection[str]) -> list[str]:
     """The names in a text, of which the longest run of words that is there is one; else those of the shell's quotes."""
-    if " " not in text or _matches(text):
+    if " " not in text or _matches(text, suffixes):
         return [text]
     names, words = [], text.split()
     while words:
-        runs = (" ".join(words[:end]) for end in range(len(words), 0, -1))
-        name = next((run for run in runs if _matches(run)), None)
+        runs = (" ".join(words[:end]) for end in range(min(len(words), MOST_WORDS), 0, -1))
+        name = next((run for run in runs if _matches(run, suffixes)), None)
         if name is None:
             with contextlib.suppress(ValueError):  # an apostrophe is no quote
                 if (quoted := shlex.split(text)) != text.split():
@@ -282,15 +294,22 @@ def _parted(text: str) -> list[str]:
     return names
 
 
-def _matches(name: str) -> list[Path]:
+def _matches(name: str, suffixes: Collection[str]) -> list[Path]:
     """The files that a name stands for, sorted; none where it names nothing, or a folder without images."""
     path = Path(name).expanduser()
-    if path.is_dir():
-        return sorted(child for child in path.iterdir() if child.suffix.lower() in SUFFIXES)
-    if path.is_file():
-        return [path]
+    try:
+        if path.is_dir():
+            return sorted(child for child in path.iterdir() if child.suffix.lower() in suffixes)
+        if path.is_file():
+            return [path]
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return []
     # What stands before the first part with a * or a ? is a folder's name, whatever brackets it holds.
     first = next((n for n, part in enumerate(path.parts) if "*" in part or "?" in part), len(path.parts))
     pattern = path.parts[first:]
+    if any("**" in part and part != "**" for part in pattern):
+        return []  # no pattern that a path knows
     found = Path(*path.parts[:first]).glob(str(Path(*pattern))) if pattern else ()
     return sorted(child for child in found if child.is_file())

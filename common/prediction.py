@@ -18,6 +18,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.images import read_image, to_rgb
+from common.runtime import compute_alone
 from common.threads import available_cores
 
 Source = str | os.PathLike | np.ndarray | Image.Image | Tensor
@@ -139,7 +140,7 @@ class Predictor(ABC):
         loading: deque[tuple[int, Future]] = deque()
         waiting: dict[Hashable, list[tuple[int, dict, Any]]] = {}
         # A thread of the pool computes alone, or each would want all cores beside the network.
-        with ThreadPoolExecutor(available_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(available_cores(), initializer=compute_alone) as pool:
             while True:
                 ahead = self.batch_size + available_cores() - len(loading)
                 loading.extend((index, pool.submit(load, image)) for index, image in islice(numbered, ahead))
@@ -186,8 +187,8 @@ def as_pixels(image: Source) -> Tensor:
     if isinstance(image, Image.Image):
         try:
             image = to_rgb(ImageOps.exif_transpose(image))
-        except ValueError as error:
-            raise UserError(f"image: {error}; expected one of those") from error
+        except (ValueError, OSError) as error:
+            raise UserError(f"image: {error}; expected a whole one of 8 or 16 bits") from error
     if isinstance(image, np.ndarray) and (not image.flags.writeable or min(image.strides, default=0) < 0):
         image = image.copy()  # torch would warn of a tensor that could write to it, and takes no mirrored one
     pixels = torch.as_tensor(image)
@@ -200,7 +201,7 @@ def as_pixels(image: Source) -> Tensor:
             f"image: is {type(image).__name__} of {pixels.dtype} and shape {tuple(image.shape)}; expected uint8, "
             "an array (H, W, 3) or (H, W) or a tensor (3, H, W), in RGB"
         )
-    return pixels
+    return pixels.cpu()
 
 
 def parse_score(text: str, expected: str = "a number from 0 to 1") -> float:

@@ -1,6 +1,7 @@
 """Files that a command makes of a user's files: named after them, apart from one another, and never in their place."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -25,7 +26,8 @@ def unique_names(paths: Sequence[Path], videos: Collection[Path] = ()) -> list[s
         paths: the files.
         videos: those of them whose frames are named `NAME_000000`, `NAME_000001`, ...: no other name is such a one.
     """
-    stems = [path.stem.encode()[:LONGEST_NAME].decode(errors="ignore") for path in paths]
+    readable = [os.fsencode(path.stem).decode(errors="replace") for path in paths]
+    stems = [stem.encode()[:LONGEST_NAME].decode(errors="ignore") for stem in readable]
     of_videos = [re.escape(stem) for path, stem in zip(paths, stems, strict=True) if path in videos]
     frame = re.compile(rf"({'|'.join(of_videos)})(-\d+)?_\d+", re.IGNORECASE) if of_videos else None
     stems_of_all, taken = {stem.casefold() for stem in stems}, set[str]()

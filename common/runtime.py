@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 
@@ -17,6 +18,7 @@ from common.threads import LoadWatch
 
 logger = logging.getLogger(__name__)
 
+_settling = threading.Lock()
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -124,6 +126,19 @@ def leave_cores(model: nn.Module) -> None:
 def most_threads() -> int:
     """Threads that torch has where no other process wants the cores."""
     return torch.get_num_threads()
+
+
+def compute_alone() -> None:
+    """Makes the thread that calls this compute without others; of a pool beside a network, say.
+
+    Torch would make it the rule for every thread that comes later, so another one gives back what was the rule.
+    """
+    with _settling:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        restoring = threading.Thread(target=torch.set_num_threads, args=(threads,))
+        restoring.start()
+        restoring.join()
 
 
 def keep_freed_memory() -> None:

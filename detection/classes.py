@@ -35,6 +35,12 @@ def pair_classes(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]
     return [(places[canonical(name)], index) for index, name in enumerate(new) if canonical(name) in places]
 
 
+def in_words_of(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Names of classes, those that another list names too in its words."""
+    known = {canonical(word): word for word in words}
+    return [known.get(canonical(name), name) for name in names]
+
+
 def is_class_layer(name: str) -> bool:
     """Whether a parameter's shape depends on the number of classes."""
     return "box_predictor" in name or ".prediction" in name

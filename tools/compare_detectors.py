@@ -28,6 +28,7 @@ from common.prediction import parse_score
 from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import machine, write_atomically
 from detection.bootstrap import interval, resample_ap
+from detection.classes import in_words_of, pair_classes
 from detection.comparison import compare, corners, objects_table, photographs_table, to_detections, to_objects
 from detection.config import LEAF, NAMES, RECIPES
 from detection.drawing import Picture, beside, class_colors
@@ -79,8 +80,7 @@ def read_split(
     """Annotated photographs: at most `limit`, always the same, by default of the split the detectors are tested on.
 
     Returns:
-        The name of the split, Detectron2's dataset dicts, and the names of the classes: those of the data, then those
-        that only a detector knows.
+        The name of the split, Detectron2's dataset dicts, and the names of the classes of the data.
 
     Raises:
         UserError: data or split are not there, or a detector knows none of the classes.
@@ -103,15 +103,14 @@ def read_split(
     check_datasets(cfg, ["TEST"])
     classes = list(MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes)
     for detector in detectors:
-        if not set(detector.cfg.MODEL.CLASSES) & set(classes):
+        if not pair_classes(detector.class_names, classes):
             raise UserError(
                 f"{detector.weights}: knows none of the classes of {cfg.DATASETS.ROOT} ({', '.join(classes[:3])}, "
                 "...); expected weights trained on such data"
             )
     records = [record for name in cfg.DATASETS.TEST for record in DatasetCatalog.get(name)]
     chosen = np.random.default_rng(CHOICE_SEED).permutation(len(records))[:limit]
-    known = [name for detector in detectors for name in detector.cfg.MODEL.CLASSES]
-    return ", ".join(cfg.DATASETS.TEST), [records[i] for i in np.sort(chosen)], list(dict.fromkeys(classes + known))
+    return ", ".join(cfg.DATASETS.TEST), [records[i] for i in np.sort(chosen)], classes
 
 
 def detect(detector: Detector, image: torch.Tensor) -> tuple[list[dict], float]:
@@ -249,9 +248,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [detector.name for detector in detectors]
     for detector in detectors:
         print(f"{detector.name}: {detector.weights}")
-    split, class_names = None, list(dict.fromkeys(name for d in detectors for name in d.cfg.MODEL.CLASSES))
+    split, class_names = None, detectors[0].class_names
     if not records:
         split, records, class_names = read_split(detectors, args.data, args.split, args.limit)
+    # A class has one name, that of the data: a sofa is a couch.
+    for detector in detectors:
+        detector.class_names = in_words_of(class_names, detector.class_names)
+    class_names = list(dict.fromkeys([*class_names, *(name for each in detectors for name in each.class_names)]))
     colors = class_colors(class_names)
     folder = args.out or args.output / ("comparison" if split is None else "errors")
     paths = [Path(record["file_name"]) for record in records]

@@ -8,6 +8,7 @@ a video is an image of its own, `street_000042`. The bird classifier gives five 
 
 import argparse
 import json
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from classification.model import KIND
 from classification.predict import BirdClassifier
 from common.errors import UserError, exits_on_user_error
 from common.exported import is_exported, read_card
-from common.images import find_images
+from common.images import SUFFIXES, find_images
 from common.prediction import Prediction, best_weights, parse_score
 from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import write_atomically
@@ -41,6 +42,7 @@ from detection.predict import Detector
 from detection.starts import is_foreign_file
 from detection.voc_annotations import annotation_xml
 
+FINEST_RATE = 65_535  # numerator of a rate that MPEG-4 can hold
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a video is said in our own words
@@ -146,6 +148,11 @@ class Writers:
         self._pool.shutdown(cancel_futures=True)
 
 
+def _capture(path: Path) -> cv2.VideoCapture:
+    """A video, opened; with the whole path, since FFmpeg takes a name such as `12:30.mp4` for a protocol's."""
+    return cv2.VideoCapture(str(path.absolute()))
+
+
 def read_frames(path: Path, warn: Callable[[str], None]) -> Iterator[np.ndarray]:
     """The frames of a video, uint8 (H, W, 3), RGB.
 
@@ -156,7 +163,7 @@ def read_frames(path: Path, warn: Callable[[str], None]) -> Iterator[np.ndarray]
     Raises:
         UserError: it has no frame that can be read.
     """
-    capture = cv2.VideoCapture(str(path))
+    capture = _capture(path)
     try:
         count = 0
         while (frame := capture.read()[1]) is not None:
@@ -177,11 +184,12 @@ class VideoFile:
 
     Args:
         path: of the video.
-        rate: frames a second.
+        rate: frames a second, kept to as many digits as MPEG-4 has room for.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
-        self.path, self.rate = path, rate
+        self.path, self.rate = path, round(min(rate, FINEST_RATE), int(math.log10(FINEST_RATE / rate)))
+        self._frames = 0
         self._unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
         self._writer: cv2.VideoWriter | None = None
 
@@ -193,10 +201,11 @@ class VideoFile:
         """
         if self._writer is None:
             code = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._unfinished), code, self.rate, frame.shape[1::-1])
+            self._writer = cv2.VideoWriter(str(self._unfinished.absolute()), code, self.rate, frame.shape[1::-1])
             if not self._writer.isOpened():
                 raise UserError(f"{self.path}: cannot be written; name another folder with OUT=")
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        self._frames += 1
 
     def __enter__(self) -> "VideoFile":
         return self
@@ -204,11 +213,23 @@ class VideoFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.release()
-            if kind is None:
-                self._unfinished.replace(self.path)
-        self._unfinished.unlink(missing_ok=True)
+        try:
+            if self._writer is not None:
+                self._writer.release()
+                if kind is None:
+                    self._refuse_cut_off()
+                    self._unfinished.replace(self.path)
+        finally:
+            self._unfinished.unlink(missing_ok=True)
+
+    def _refuse_cut_off(self) -> None:
+        """OpenCV says nothing where a disk is full."""
+        written = int(_capture(self._unfinished).get(cv2.CAP_PROP_FRAME_COUNT))
+        if written < self._frames:
+            raise UserError(
+                f"{self.path}: {max(written, 0)} of {self._frames} frames could be written; expected room for them on "
+                "the disk: make some, or name another folder with OUT="
+            )
 
 
 def _draw_jpeg(model: Detector | BirdClassifier, picture: Picture, prediction: Prediction, path: Path) -> None:
@@ -225,7 +246,7 @@ def _write_voc(path: Path, file_name: str, size: tuple[int, int], prediction: Pr
 
 def _frames(path: Path) -> int:
     """Number of pictures in a file; as a video's header says, which need not be right."""
-    return max(int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)), 1) if _is_video(path) else 1
+    return max(int(_capture(path).get(cv2.CAP_PROP_FRAME_COUNT)), 1) if _is_video(path) else 1
 
 
 def _is_video(path: Path) -> bool:
@@ -251,7 +272,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.start is None:
         raise UserError("WEIGHTS is not given; expected WEIGHTS=path of a run folder, or START=coco")
-    args.images = find_images(args.images)
+    args.images = find_images(args.images, SUFFIXES | VIDEO_SUFFIXES)
     if not args.images:
         raise UserError('IMAGES is not given; expected IMAGES="files, folders or patterns" of photographs or videos')
     return args
@@ -315,7 +336,7 @@ def predict_files(
         for place, path in enumerate(paths):
             if not _is_video(path):
                 continue
-            rate = cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) or 25
+            rate = _capture(path).get(cv2.CAP_PROP_FPS) or 25
             try:
                 with VideoFile(results[place], rate) as video:
                     for number, picture, prediction in model.stream(read_frames(path, left_out.warn), keep):
@@ -327,6 +348,7 @@ def predict_files(
                     writers.finish()
                 annotated_videos += has_pictures
             except UserError as error:
+                entries[place].clear()
                 left_out(place, error)
 
     left_out.refuse_none_left()

@@ -113,9 +113,10 @@ def main() -> None:
     paths = find_images(args.images)
     weights = args.start or newest_detector(args.output, "faster_rcnn", args.recipe, args.config)
     if weights is None:
-        if args.data or not resolve_data_root(None, OFFICIAL_FOLDERS.values())[1]:
+        if args.config or args.data or not resolve_data_root(None, OFFICIAL_FOLDERS.values())[1]:
             raise UserError(
-                f"{args.output}: no trained Faster R-CNN in it; expected WEIGHTS=path: run make train-frcnn"
+                f"{args.output}: no trained Faster R-CNN{f' of {args.config}' if args.config else ''} in it; expected "
+                f"WEIGHTS=path: run make train-frcnn{f' CONFIG={args.config}' if args.config else ''}"
             )
         print("Nothing is trained yet: training on the drawn sample first, a few minutes.", flush=True)
         recipe = ["--recipe", args.recipe] if args.recipe else []

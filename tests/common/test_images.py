@@ -1,5 +1,7 @@
 """Finding images by name, folder and pattern, and decoding them; Pillow is the judge."""
 
+import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -62,6 +64,31 @@ def test_a_name_may_be_several_as_makes_variable_holds_them(
     (folder / "it's 1 & (2).jpg").touch()
     monkeypatch.chdir(folder)
     assert find_images([text]) == [Path(name) for name in expected]
+
+
+def test_many_names_are_longer_together_than_any_file_may_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    names = [f"IMG_{number:04d}.jpg" for number in range(400)]
+    for name in names:
+        Path(name).touch()
+    assert find_images([" ".join(names)]) == [Path(name) for name in names]
+    with pytest.raises(UserError, match=r"^x+: no such file"):
+        find_images(["x" * 300])
+    with pytest.raises(UserError, match=r"^\*\*\.jpg: no such file"):
+        find_images(["**.jpg"])
+
+
+def test_other_suffixes_may_count_in_a_folder(folder: Path) -> None:
+    assert [path.name for path in find_images([str(folder)], {".txt", ".png"})] == ["c.png", "notes.txt"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_no_table_could_hold_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    gradient().save(path)
+    for read in (read_image, read_header):
+        with pytest.raises(UserError, match="its name is not UTF-8"):
+            read(path)
 
 
 @pytest.mark.parametrize("missing", ["my photo.jpg", "it's not there.jpg"])

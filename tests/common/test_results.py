@@ -1,6 +1,7 @@
 """Results that stay apart, and never take the place of a file of the user."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,11 @@ def test_a_name_leaves_room_for_suffixes() -> None:
     assert len(f"{name}_saliency.png".encode()) < 255
     first, second = names_of(f"{'x' * 240}1.jpg", f"{'x' * 240}2.jpg")
     assert first != second
+
+
+def test_a_name_that_is_not_utf8_becomes_one_that_is() -> None:
+    (name,) = names_of(os.fsdecode(b"caf\xe9.jpg"))
+    assert name.encode().startswith(b"caf")
 
 
 def test_results_overwrite_results_and_nothing_else(tmp_path: Path) -> None:

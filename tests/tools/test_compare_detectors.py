@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,24 @@ def test_a_split_gives_the_errors_and_the_ap_of_the_evaluation(runs, tmp_path, c
     printed = capsys.readouterr().out
     assert "voc_test" in printed
     assert f" by {100 * abs(difference):.1f} ± {50 * (high - low):.1f} points of AP50" in printed
+
+
+def test_a_class_of_other_words_is_the_same(data, make_detector, tmp_path):
+    """As COCO's words are for what VOC's say: equal weights are equally good, whatever their classes are called."""
+    renamed = shutil.copytree(data, tmp_path / "data")
+    (renamed / "labels.txt").write_text("sofa\ntvmonitor\n")
+    for path in (renamed / "Annotations").glob("*.xml"):
+        path.write_text(path.read_text().replace(">red<", ">sofa<").replace(">blue<", ">tvmonitor<"))
+    ours = make_detector(tmp_path / "ours", "yolov3_tiny", ["sofa", "tvmonitor"], renamed)
+    others = make_detector(tmp_path / "others", "yolov3_tiny", ["couch", "TV"], renamed)
+    words = ["--frcnn", str(others), "--yolov3", str(ours), "--score", "0.2", "--out", str(tmp_path / "out")]
+    main(words)
+    errors = json.loads((tmp_path / "out" / "errors.json").read_text())
+    assert errors["YOLOv3 1"] == errors["YOLOv3 2"] and errors["YOLOv3 1"]["ap50"] > 0
+    main([*words[:-1], str(tmp_path / "photo"), str(renamed / "JPEGImages" / "0.png")])
+    for out in ("out", "photo"):
+        photographs = json.loads((tmp_path / out / "comparison.json").read_text())["photographs"]
+        assert {pair["agreement"] for photo in photographs for pair in photo["objects"]} == {"both"}
 
 
 def test_who_is_ahead_is_said_with_the_interval_of_the_difference():

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -287,6 +289,52 @@ def test_a_video_that_ends_early_is_told_of(output, tmp_path, capsys):
     assert "the sound of videos is not kept" in said.out
 
 
+def write_clip(path: Path, rate: float, frames: int, size: tuple[int, int] = (64, 48)) -> None:
+    writer = cv2.VideoWriter(str(path.absolute()), cv2.VideoWriter.fourcc(*"MJPG"), rate, size)
+    for number in range(frames):
+        writer.write(np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), np.uint8))
+    writer.release()
+
+
+@pytest.mark.parametrize("rate", [119.877, 240, 0.5])
+def test_every_rate_of_frames_is_kept(output, tmp_path, rate):
+    write_clip(tmp_path / "clip.avi", rate, 5)
+    run(tmp_path / "clip.avi", "--weights", output / BIRD, "--out", tmp_path / "out")
+    drawn = cv2.VideoCapture(str(tmp_path / "out" / "clip.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    assert drawn.get(cv2.CAP_PROP_FPS) == pytest.approx(rate, rel=1e-3)
+
+
+def test_videos_of_a_folder_are_taken_and_a_colon_is_no_protocol(output, photographs, tmp_path, monkeypatch):
+    write_clip(photographs / "12:30.avi", 5, 3)
+    monkeypatch.chdir(photographs)
+    for images in (".", "12:30.avi"):
+        entries = run(images, "--weights", output / BIRD, "--out", tmp_path / "out")
+        assert {"12:30_000000", "12:30_000001", "12:30_000002"} <= {entry["image_id"] for entry in entries}
+
+
+def test_a_video_that_the_disk_cannot_hold_takes_no_place(output, photographs, tmp_path):
+    """A limit on the size of a file stands for a full disk, of which OpenCV says nothing."""
+    write_clip(tmp_path / "noise.avi", 5, 20, (640, 480))
+    program = """
+import resource, signal, sys
+from tools.predict import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+main(sys.argv[1:])
+"""
+    out = tmp_path / "out"
+    files = [tmp_path / "noise.avi", photographs / "0.png"]
+    words = [*files, "--weights", output / YOLOV3, "--out", out, "--score", SCORE]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "noise.mp4: " in done.stderr and " of 20 frames could be written" in done.stderr
+    assert results(out) == ["0.jpg", "predictions.json"]
+    assert {entry["image_id"] for entry in json.loads((out / "predictions.json").read_text())} == {"0"}
+
+
 @pytest.fixture
 def broken(tmp_path: Path) -> Path:
     """Files that only look like photographs and a video."""
@@ -346,7 +394,7 @@ def test_what_a_user_gets_wrong_is_one_line(output, photographs, broken, tmp_pat
         ([photograph, *bird, "--score", 0.5], "is a classifier, which names five species"),
         ([photograph, *bird, "--score", 2], "SCORE=2: expected a number from 0 to 1, or best"),
         ([photograph, *bird, "--score", "good"], "SCORE=good: expected a number from 0 to 1, or best"),
-        ([broken, *bird], "none of the 3 files could be read"),
+        ([broken, *bird], "none of the 4 files could be read"),
     ):
         with pytest.raises(SystemExit) as exit:
             run(*words, "--out", tmp_path / "out")

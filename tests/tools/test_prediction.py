@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,38 @@ def test_arrays_that_are_no_image_are_refused(image):
         as_pixels(image)
     with pytest.raises(UserError, match=r"^image: its pixels have 32 bits"):
         as_pixels(Image.new("F", (4, 4)))
+
+
+def test_a_picture_that_is_cut_off_is_refused(tmp_path):
+    image, _ = draw_scene(48, 64, 0)
+    image.save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:700])
+    with Image.open(tmp_path / "a.jpg") as picture, pytest.raises(UserError, match=r"^image: .*truncated"):
+        as_pixels(picture)
+
+
+def test_a_stream_leaves_the_threads_of_others_alone():
+    """What is read is prepared by threads that compute alone, and torch would make that the rule for all to come."""
+    threads, heard = torch.get_num_threads(), []
+
+    def compute() -> None:
+        heard.append(torch.get_num_threads())
+
+    class Alone(Sides):
+        def prepare(self, pixels: torch.Tensor) -> dict:
+            compute()
+            return super().prepare(pixels)
+
+    torch.set_num_threads(3)
+    try:
+        Alone().predict([np.zeros((3, 5), np.uint8)] * 20)
+        assert heard == [1] * 20
+        later = threading.Thread(target=compute)
+        later.start()
+        later.join()
+        assert heard.pop() == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Sides(Predictor):

@@ -20,6 +20,14 @@ def test_a_score_in_percent_is_refused(monkeypatch, capsys):
     assert (exit.value.code, capsys.readouterr().err) == (2, "error: SCORE=50: expected a number from 0 to 1\n")
 
 
+def test_a_config_of_which_there_is_no_run_is_not_trained_in_another_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["program", "--output", str(tmp_path), "--config", "mine.yaml"])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert exit.value.code == 2
+    assert "no trained Faster R-CNN of mine.yaml in it; expected WEIGHTS=path" in capsys.readouterr().err
+
+
 def test_equal_names_stay_apart_and_an_odd_file_is_left_out(output, tmp_path, monkeypatch, capsys):
     files = [tmp_path / name for name in ("d1/a.png", "d2/a.png", "d2/cut.png")]
     for number, path in enumerate(files):
