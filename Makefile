@@ -37,7 +37,7 @@ detect = $(PY) -m tools.launch detection.train_net $(recipe) $(call option,--bac
 bird = $(call quoted,RECIPE) $(call setting,model,MODEL) $(call setting,lr,LR) $(call setting,pretrained,PRETRAINED) \
 	$(call setting,weights,WEIGHTS) $(call setting,data,DATA) $(OPTS)
 
-# What a target takes stands in the brackets of its help. Variables with a _ that no target takes are the environment's.
+# What a target takes stands in the brackets of its help. The environment's, of libraries, have well-known beginnings.
 define not_taken
 /^[a-z0-9-]+:.*## / {
 	target = substr($$1, 1, index($$1, ":") - 1); text = $$0; listed[target] = 1
@@ -49,7 +49,7 @@ define not_taken
 END {
 	split(given, names, " "); split(goals " setup", targets, " ")
 	for (n in names) {
-		is_odd = names[n] in known || names[n] !~ /_/
+		is_odd = names[n] in known || names[n] !~ /^(OMP|GOMP|KMP|MKL|CUDA|NVIDIA|NCCL|GLOO|TORCH|PYTORCH|HF|PIP|XDG|OPENCV|SLURM)_/
 		for (t in targets) if ((targets[t], names[n]) in takes || !(targets[t] in listed)) is_odd = 0
 		if (is_odd) { print goals " takes no " names[n]; exit }
 	}
@@ -58,7 +58,7 @@ endef
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 ifneq ($(and $(given),$(MAKECMDGOALS)),)
 wrong := $(shell awk -v given='$(given)' -v goals='$(MAKECMDGOALS)' '$(not_taken)' Makefile)
-$(if $(wrong),$(error $(wrong); make lists what each target takes))
+$(if $(wrong),$(error $(wrong); make lists what each target takes, OPTS among it for the settings of a recipe))
 endif
 
 .DEFAULT_GOAL := help

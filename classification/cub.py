@@ -127,7 +127,7 @@ def _classes_with_images(folder: Path) -> list[str]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _divide_folders(root: Path) -> Cub:

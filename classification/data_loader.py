@@ -219,10 +219,13 @@ def _shared_memory(size: int) -> Tensor | None:
     if not several:
         return None
     offers: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(offers, offer)
-    first_here = torch.distributed.get_rank() - local_rank
-    if (there := offers[first_here]) is None:
+    torch.distributed.all_gather_object(offers, offer if local_rank == 0 else "")
+    if None in offers:  # on one machine: all do without, since they wait for one another
+        if offer:
+            os.close(int(offer.rpartition("/")[2]))
         return None
+    there = offers[torch.distributed.get_rank() - local_rank]
+    assert there, "it is that of the first process of this machine"
     memory = torch.from_file(there, shared=True, size=size, dtype=torch.uint8)
     torch.distributed.barrier()  # nobody closes the file before all have opened it
     if offer:

@@ -177,7 +177,8 @@ class Trainer:
         self.iteration = trainer["iteration"]
         self.sums.copy_(trainer["sums"])
         resume_optimizer(self.optimizer, trainer["optimizer"])
-        self.grad_scaler.load_state_dict(trainer["grad_scaler"])
+        if trainer["grad_scaler"]:  # empty where the precision was another
+            self.grad_scaler.load_state_dict(trainer["grad_scaler"])
 
     def train(
         self, batches: Iterator[Batch], iterations: int, on_iteration: Callable[[], None] = lambda: None

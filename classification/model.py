@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
 from torch import nn
@@ -72,7 +73,7 @@ def _check_name(name: str) -> None:
 
 
 def check_image_size(name: str, model: nn.Module, image_size: int) -> None:
-    """Refuses images of a size that a network, such as a transformer, is not made for.
+    """Refuses images of a size that a network is not made for: a transformer for one alone, others for none so small.
 
     Raises:
         UserError: it is made for another one.
@@ -83,6 +84,16 @@ def check_image_size(name: str, model: nn.Module, image_size: int) -> None:
         raise UserError(
             f"image_size={image_size}: {name} takes images of {expected} pixels only: image_size={expected}"
         )
+    was_training = model.training
+    parameter = next(model.parameters())
+    try:
+        with torch.no_grad():
+            model.eval()(parameter.new_zeros(1, 3, image_size, image_size))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"image_size={image_size}: {name} takes no such images ({reason}); expected more") from error
+    finally:
+        model.train(was_training)
 
 
 def _build_timm(name: str, num_classes: int, from_hub: bool, drop_rate: float | None) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from timm.optim import list_optimizers
+from timm.optim import get_optimizer_info, list_optimizers
 from yaml import YAMLError
 
 from common.averaging import horizon_scaled
@@ -43,15 +44,17 @@ _NEEDS: dict[str, tuple[str, Callable[["Recipe"], bool]]] = {
     "crop_scale": ("train_crop=random_resized", lambda recipe: recipe.train_crop == "random_resized"),
     "mix_prob": ("mixup, cutmix or snapmix", lambda recipe: bool(recipe.mixup or recipe.cutmix or recipe.snapmix)),
     "milestones": ("schedule=multistep", lambda recipe: recipe.schedule == "multistep"),
+    "momentum": ("an optimizer that has it", lambda recipe: get_optimizer_info(recipe.optimizer).has_momentum),
 }
+VERBATIM = ("data", "model", "weights")  # names, which may look like YAML's numbers
 
 # Settings that change neither the weights a run ends with nor their meaning.
 INDIFFERENT = frozenset(("cache", "workers", "checkpoint_every"))
 # What a resumed run may change: neither the network nor what stands at a position of the training stream.
 MAY_CHANGE = frozenset(
     (
-        *("data", "weights", "lr", "backbone_lr_scale", "momentum", "weight_decay", "schedule", "milestones"),
-        *("warmup", "clip_grad", "epochs", "patience", "precision", "compile", *INDIFFERENT),
+        *("data", "lr", "backbone_lr_scale", "momentum", "weight_decay", "schedule", "milestones", "warmup"),
+        *("clip_grad", "epochs", "patience", "precision", "compile", *INDIFFERENT),
     )
 )
 
@@ -166,7 +169,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{malformed[0]}: expected KEY=VALUE, as in OPTS='lr=0.01 epochs=5'")
     try:
         settings = OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.load(path))
-        changes = OmegaConf.from_dotlist(list(overrides))
+        changes = OmegaConf.from_dotlist([text for text in overrides if text.partition("=")[0] not in VERBATIM])
+        for override in overrides:
+            setting, _, text = override.partition("=")
+            if setting in VERBATIM:
+                changes[setting] = text if text not in ("", "null") else None
         if changes.get("weights"):  # a recipe that starts from random ones does so where none are given
             changes.setdefault("pretrained", True)
         recipe = OmegaConf.to_object(OmegaConf.merge(settings, changes))
@@ -249,6 +256,11 @@ def _check(recipe: Recipe, path: Path) -> None:
         raise UserError(
             f"{path}: weights={recipe.weights} with pretrained=false: give WEIGHTS or PRETRAINED=0, not both"
         )
+    stops = [0.0, *recipe.milestones, math.inf]
+    if recipe.schedule == "multistep" and not (
+        recipe.milestones and all(before < after for before, after in itertools.pairwise(stops))
+    ):
+        raise UserError(f"{path}: milestones={recipe.milestones}: expected epochs at which the rate falls, in order")
     if recipe.patience and recipe.choose == "last":
         raise UserError(f"{path}: patience={recipe.patience} with choose=last: stopping early is choosing; give one")
     if recipe.snapmix and (recipe.mixup or recipe.cutmix):

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from classification.model import head_modules
 from common.errors import UserError
+from common.processes import share_buffers
 from common.runtime import autocast
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right, the last two beyond it
@@ -87,6 +88,7 @@ class SnapMix:
         Source: B. Zhou et al. Learning Deep Features for Discriminative Localization. CVPR 2016.
         """
         was_training = self.model.training
+        share_buffers(self.model)  # or a resumed run, which has those of the first process alone, would differ
         self.model.eval()
         with autocast(images.device, self.precision):
             features = self.model.forward_features(images)  # type: ignore[operator] # timm's, looked for above

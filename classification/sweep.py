@@ -45,16 +45,16 @@ class Trial:
     overrides: tuple[str, ...]
 
 
-def run_trials(trials: Sequence[Trial], recipe: list[str], folder: Path) -> Iterator[tuple[Trial, dict]]:
+def run_trials(
+    trials: Sequence[Trial], recipe: list[str], folder: Path, failed: list[str]
+) -> Iterator[tuple[Trial, dict]]:
     """Runs the trials, as many at once as there are GPUs, and yields each with its result as it comes.
 
     Args:
         trials: what to run.
         recipe: the recipe and overrides that all share, as on the command line of `classification.train`.
         folder: of the sweep.
-
-    Raises:
-        UserError: a trial failed; the others that were running are finished first.
+        failed: gets the names of those that fail, of which a warning says why; the others go on.
     """
     devices: queue.SimpleQueue[str] = queue.SimpleQueue()
     gpus = torch.cuda.device_count()
@@ -78,7 +78,14 @@ def run_trials(trials: Sequence[Trial], recipe: list[str], folder: Path) -> Iter
             with tqdm(total=sum(trial.epochs for trial in trials), desc=folder.name, unit="epoch", disable=None) as bar:
                 while running:
                     for done in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
-                        yield running.pop(done), done.result()
+                        trial = running.pop(done)
+                        try:
+                            result = done.result()
+                        except UserError as error:
+                            failed.append(trial.name)
+                            tqdm.write(f"warning: {error}", file=sys.stderr)
+                        else:
+                            yield trial, result
                     bar.update(sum(len(read_metrics(folder / trial.name)) for trial in trials) - bar.n)
         except BaseException:  # Ctrl-C too, which those that run have had as well
             pool.shutdown(cancel_futures=True)
@@ -99,8 +106,13 @@ def _run_trial(trial: Trial, recipe: list[str], folder: Path, environment: dict[
         **ENDS_WITH_PARENT,
     )
     if finished.returncode:
+        where = f"{folder / trial.name}: "
         reason = (finished.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
-        raise UserError(f"{folder / trial.name}: {reason}")
+        raise UserError(f"{where}{reason.removeprefix(where)}")
+
+
+def _failure(failed: Sequence[str], folder: Path) -> UserError:
+    return UserError(f"{folder}: {', '.join(failed)} failed, see the warnings; called again, those go on")
 
 
 def sweep_grid(lrs: Sequence[float], epochs: Sequence[int], recipe: list[str], folder: Path) -> None:
@@ -108,7 +120,8 @@ def sweep_grid(lrs: Sequence[float], epochs: Sequence[int], recipe: list[str], f
     settings = {f"lr{lr:g}-epochs{count}": (lr, count) for lr, count in product(lrs, epochs)}
     trials = [Trial(name, count, (f"lr={lr}", f"epochs={count}")) for name, (lr, count) in settings.items()]
     rows: list[dict] = []
-    for number, (trial, result) in enumerate(run_trials(trials, recipe, folder), start=1):
+    failed: list[str] = []
+    for number, (trial, result) in enumerate(run_trials(trials, recipe, folder, failed), start=1):
         lr, count = settings[trial.name]
         # Chosen by the validation figure; the test figure of a held-out recipe must not choose.
         is_best = all(result["validation_top1"] > row["validation top-1"] for row in rows)
@@ -126,12 +139,16 @@ def sweep_grid(lrs: Sequence[float], epochs: Sequence[int], recipe: list[str], f
             f"[{number}/{len(trials)}] lr {lr:g}, {count} epochs: validation top-1 {result['validation_top1']:.2f} %"
             f"{'  <- new best' if is_best else ''}"
         )
+    if not rows:
+        raise _failure(failed, folder)
     # Of equals the one that costs least comes first, in whatever order they ended.
     table = pd.DataFrame(rows).sort_values(["validation top-1", "epochs", "lr"], ascending=[False, True, True])
     table.to_csv(folder / "sweep.csv", index=False, float_format="%g")
     _draw_grid(table).savefig(folder / "sweep.png", dpi=120)
     print(f"\n{table.to_markdown(index=False, floatfmt='.4g')}\n")
     print(f"Compared on {result['validated_on']}. {folder}/sweep.csv, sweep.png")
+    if failed:
+        raise _failure(failed, folder)
 
 
 def compare_pretraining(recipe: list[str], epochs: int, folder: Path) -> None:
@@ -140,12 +157,15 @@ def compare_pretraining(recipe: list[str], epochs: int, folder: Path) -> None:
     weights = [override for override in recipe if override.startswith("weights=")]
     trials = [
         Trial("pretrained", epochs, ("pretrained=true", *weights)),
-        Trial("random", epochs, ("pretrained=false",)),
+        Trial("random", epochs, ("pretrained=false", "weights=null")),
     ]
     results = {}
-    for trial, result in run_trials(trials, shared, folder):
+    failed: list[str] = []
+    for trial, result in run_trials(trials, shared, folder, failed):
         results[trial.name] = result
         tqdm.write(f"{trial.name}: test top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %")
+    if failed:
+        raise _failure(failed, folder)
     if not results["pretrained"]["pretrained"]:
         print("NO PRETRAINED WEIGHTS could be had: on the sample both runs started from random ones.")
     curves = {trial.name: pd.DataFrame(read_metrics(folder / trial.name)) for trial in trials}

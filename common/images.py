@@ -299,7 +299,8 @@ def _matches(name: str, suffixes: Collection[str]) -> list[Path]:
     path = Path(name).expanduser()
     try:
         if path.is_dir():
-            return sorted(child for child in path.iterdir() if child.suffix.lower() in suffixes)
+            children = (child for child in path.iterdir() if child.suffix.lower() in suffixes)
+            return sorted(child for child in children if not child.name.startswith("."))
         if path.is_file():
             return [path]
     except OSError as error:

@@ -148,7 +148,9 @@ def launch(module: str, arguments: list[str]) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ["LAUNCHER_PID"] = str(os.getpid())
     try:
-        run(get_args_parser().parse_args([*options, "--module", "common.launch", module, *arguments]))
+        parsed = get_args_parser().parse_args([*options, "--module", "common.launch"])
+        parsed.training_script_args = [module, *arguments]  # of which torch's parser would take --start for its own
+        run(parsed)
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
         for code in codes & {2, 130}:

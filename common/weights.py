@@ -80,9 +80,20 @@ def read_last(run: Path) -> dict[str, Any] | None:
 
 
 def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Takes over what an optimizer remembers of its steps; its settings stay those that it was built with."""
+    """Takes over what an optimizer remembers of its steps; its settings stay those that it was built with.
+
+    Raises:
+        UserError: with these settings parameters are grouped otherwise, so that none could be told from another.
+    """
     settings = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state["state"], "param_groups": settings})
+    if [len(own["params"]) for own in settings] != [len(saved["params"]) for saved in state["param_groups"]]:
+        raise UserError(
+            "the optimizer has other groups of parameters than the run began with; expected the same ones: leave the "
+            "weight decay as it was, or start a new run without RESUME=1"
+        )
+    # What it has added to a group since it was built, such as the number of its steps, it remembers there.
+    groups = [saved | own for saved, own in zip(state["param_groups"], settings, strict=True)]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
 def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

@@ -38,10 +38,12 @@ from detection.voc_pictures import cached_headers, find_odd
 logger = logging.getLogger(__name__)
 
 FROM_DATA = ("MODEL.CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.YOLOV3.NUM_CLASSES")
-# What a resumed run may change: neither the network nor what stands at a position of the training stream.
+# What a resumed run may change: neither the network nor what stands at a position of the training stream, nor which
+# parameters share a group of the optimizer. Beginnings of names end in a dot or a _.
 MAY_CHANGE = (
-    *("SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.GAMMA", "SOLVER.STEPS"),
-    *("SOLVER.MAX_", "SOLVER.WARMUP_", "SOLVER.LR_SCHEDULER_NAME", "SOLVER.CLIP_GRADIENTS", "SOLVER.BIAS_LR_FACTOR"),
+    *("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.GAMMA", "SOLVER.STEPS", "SOLVER.MAX_"),
+    "SOLVER.WEIGHT_DECAY",
+    *("SOLVER.WARMUP_", "SOLVER.LR_SCHEDULER_NAME", "SOLVER.CLIP_GRADIENTS.", "SOLVER.ACCUMULATE"),
     *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "SOLVER.BASE_LR_END", "SOLVER.NUM_DECAYS"),
     *("SOLVER.RESCALE_INTERVAL", "TEST.", "DATASETS.TEST", "DATASETS.ROOT", "DATALOADER.NUM_WORKERS"),
     *("INPUT.CLOSE_", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", "MODEL.PRECISION", "MODEL.CHANNELS_LAST"),
@@ -182,9 +184,10 @@ def resumed_experiment(args: argparse.Namespace, run: Path) -> Experiment:
     if args.start and resolve_start(args.start, args.model) not in (None, recipe.MODEL.WEIGHTS):
         raise UserError(f"{args.start}: {run} goes on from its own model_last.pth; leave START or RESUME=1 out")
     given = _merge_options(cfg, args.opts)
+    beginnings = tuple(name for name in MAY_CHANGE if name.endswith((".", "_")))
     for key in given:
         old, new = value_of(recipe, key), value_of(cfg, key)
-        if old != new and not key.startswith(MAY_CHANGE):
+        if old != new and key not in MAY_CHANGE and not key.startswith(beginnings):
             raise UserError(
                 f"{run}: {key} was {old}, asked for is {new}: another network, or another training stream, which no "
                 "resumed run can have; leave it out, or start a new run without RESUME=1"

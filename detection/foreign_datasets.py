@@ -162,7 +162,9 @@ def is_yolo(root: Path) -> bool:
 
 
 def _yolo_pictures(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    # macOS puts files beside every picture that are none.
+    return sorted(path for path in paths if not path.name.startswith("._"))
 
 
 def _yolo_settings(root: Path) -> tuple[Path, dict[str, Any]]:

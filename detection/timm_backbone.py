@@ -71,12 +71,15 @@ class TimmBackbone(Backbone):
         self._out_features = list(out_features)
         strides = [2 ** int(feature[-1]) for feature in out_features]
         self._out_feature_strides = dict(zip(out_features, strides, strict=True))
-        out_indices, frozen = _examine(name, strides, freeze_at)
+        out_indices, frozen, unused = _examine(name, strides, freeze_at)
         self.bottom_up = timm.create_model(name, features_only=True, out_indices=out_indices)
         self._out_feature_channels = dict(zip(out_features, _feature_info(self.bottom_up).channels(), strict=True))
         _set(self.bottom_up, nn.BatchNorm2d, "eps", norm_eps, f"MODEL.DARKNET.NORM_EPS of {name}")
         _set(self.bottom_up, nn.LeakyReLU, "negative_slope", negative_slope, f"MODEL.DARKNET.NEGATIVE_SLOPE of {name}")
         self.bottom_up = with_norm(self.bottom_up, norm, "MODEL.DARKNET.NORM")
+        for parameter, values in self.bottom_up.named_parameters():
+            if parameter in unused:
+                values.requires_grad = False  # or several processes would wait for a gradient that never comes
         for parameter in frozen:
             self.bottom_up.get_parameter(parameter).requires_grad = False
         for module in {parameter.rpartition(".")[0] for parameter in frozen}:
@@ -162,12 +165,12 @@ def normalisation_of(name: str) -> tuple[list[float], list[float]]:
     return [255 * value for value in config.mean], [255 * value for value in config.std]
 
 
-def _examine(name: str, strides: Sequence[int], freeze_at: int) -> tuple[list[int], list[str]]:
+def _examine(name: str, strides: Sequence[int], freeze_at: int) -> tuple[list[int], list[str], set[str]]:
     """What a network is found to do on an image of a size that it was not trained with.
 
     Returns:
-        timm's indices of the features with these strides, and the parameters that those with stride 2 ** freeze_at
-        are computed with.
+        timm's indices of the features with these strides; the parameters that those with stride 2 ** freeze_at are
+        computed with; and those that none of the features is computed with.
 
     Raises:
         UserError: timm does not know it, or it lacks one of `strides`, or does not take the image.
@@ -196,17 +199,23 @@ def _examine(name: str, strides: Sequence[int], freeze_at: int) -> tuple[list[in
             f"({reason}); expected a network of convolutions, or a transformer for all sizes"
         )
     indices = [info.out_indices[reductions.index(stride)] for stride in strides]
+    parameters = dict(network.named_parameters())
+
+    def reached(feature: Tensor) -> list[str]:
+        gradients = torch.autograd.grad(feature.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
+        return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+
+    chosen = [feature for feature, stride in zip(features, reductions, strict=True) if stride in strides]
+    unused = parameters.keys() - {parameter for feature in chosen for parameter in reached(feature)}
     if not freeze_at:
-        return indices, []
+        return indices, [], unused
     stages = [feature for feature, stride in zip(features, reductions, strict=True) if stride <= 2**freeze_at]
     if not stages:
         raise UserError(
             f"MODEL.BACKBONE.FREEZE_AT {freeze_at}: the first features of {name} have stride {reductions[0]}; expected "
             f"0, or {reductions[0].bit_length() - 1} and more"
         )
-    parameters = dict(network.named_parameters())
-    gradients = torch.autograd.grad(stages[-1].sum(), list(parameters.values()), allow_unused=True)
-    return indices, [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+    return indices, reached(stages[-1]), unused
 
 
 def _set(network: nn.Module, layer: type[nn.Module], attribute: str, value: float | None, key: str) -> None:

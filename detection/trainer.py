@@ -252,7 +252,8 @@ class Trainer(SimpleTrainer):
         self.scheduler.last_epoch = self.start_iter
         for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
             group["lr"] = rate
-        self.grad_scaler.load_state_dict(state["grad_scaler"])
+        if state["grad_scaler"]:  # empty where the precision was another
+            self.grad_scaler.load_state_dict(state["grad_scaler"])
         self.best.load_state_dict(state["best"])
         self.writer.load_state_dict(state["rows"])
         self.loss_names, self.loss_sum = state["losses"]["names"], state["losses"]["sum"].to(self.loss_sum)

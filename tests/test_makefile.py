@@ -57,6 +57,8 @@ def test_help_lists_every_target() -> None:
         ("finetune CONFIG=own.yaml", "finetune takes no CONFIG"),
         ("finetune RECIPIE=study", "finetune takes no RECIPIE"),
         ("app VOC_XML=1", "app takes no VOC_XML"),
+        ("finetune BATCH_SIZE=8", "finetune takes no BATCH_SIZE"),
+        ("train-yolov3 IMS_PER_BATCH=8", "train-yolov3 takes no IMS_PER_BATCH"),
         ("lint test DATA=a", "lint test takes no DATA"),
         ("train-frcnn RESUME=yes", "RESUME=yes: expected 1 or 0"),
         ("predict IMAGES=a.jpg DRAW=no", "DRAW=no: expected 1 or 0"),

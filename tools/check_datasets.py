@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from detectron2.data import DatasetCatalog
 from PIL import Image
 from tabulate import tabulate
 
@@ -26,7 +27,7 @@ from common.errors import UserError, exits_on_user_error
 from common.images import Header, read_headers
 from common.run_folder import write_atomically
 from detection.dataset_mapper import DatasetMapper
-from detection.voc import load_voc_instances
+from detection.voc import default_test, default_train, load_voc_instances, register_voc
 from detection.voc_annotations import Annotations, annotation_folder, read_annotations
 from detection.voc_lists import find_pictures, image_folder, is_voc_folder, present_splits, read_ids, split_file
 from detection.voc_pictures import cached_headers, find_odd
@@ -114,6 +115,10 @@ def main() -> None:
             print(f"some of them with their boxes: {path}")
     if any(report.state != "complete" for reports in data_sets for report in reports):
         sys.exit(2)
+    if is_voc_folder(root):  # one's own: whether training takes its lists and classes too
+        register_voc(root)
+        for name in dict.fromkeys((*default_train(root), *default_test(root))):
+            DatasetCatalog.get(name)
 
 
 def draw_annotated(folder: Path, split: str, class_names: Sequence[str], title: str) -> np.ndarray | None:

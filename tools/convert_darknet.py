@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="tools.convert_darknet", description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="Darknet's .weights or our .pth")
     parser.add_argument("target", type=Path, help="file of the other kind, in .pth or .weights")
-    parser.add_argument("--config", type=Path, help="the network's configuration; default that of Darknet's detector")
+    parser.add_argument("--config", type=Path, help="the network's configuration; default that beside the weights")
     parser.add_argument("--backbone", action="store_true", help="the backbone only, also out of a whole detector")
     parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE pairs over the configuration")
     args = parser.parse_args(argv)
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = foreign_cfg(str(args.source), options)
     else:
         cfg = get_cfg()
-        merge_file(cfg, args.config or CONFIGS / "Base-YOLOv3.yaml")
+        merge_file(cfg, args.config or _configuration(args.source))
         merge_options(cfg, options)
     beside = args.target.parent / "config.yaml"
     if is_whole and beside.exists():
@@ -89,6 +89,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise UserError(f"{args.target}: cannot be written ({error.strerror}); name another file") from error
     print(f"{args.source} -> {args.target}: {count:,} values" + f"; {left:,} beyond the backbone left out" * bool(left))
+
+
+def _configuration(source: Path) -> Path:
+    """That of the run, that of a published file, or else that of Darknet's large detector."""
+    if (source.parent / "config.yaml").is_file():
+        return source.parent / "config.yaml"
+    found = identify(str(source)) if source.is_file() else None
+    return CONFIGS / f"{found.leaf if found else 'yolov3_darknet53_coco'}.yaml"
 
 
 if __name__ == "__main__":

@@ -87,8 +87,8 @@ def _of_detector(args: argparse.Namespace) -> Estimate:
     batch = cfg.SOLVER.IMS_PER_BATCH
     trained, evaluations = cfg.SOLVER.MAX_ITER * batch, -(-cfg.SOLVER.MAX_ITER // (cfg.TEST.EVAL_PERIOD or sys.maxsize))
     cfg.MODEL.WEIGHTS = ""
+    cfg.SOLVER.IMS_PER_BATCH = _few(batch // cfg.SOLVER.ACCUMULATE)
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.ACCUMULATE = 1000, 1  # there is always one more step to time
-    cfg.SOLVER.IMS_PER_BATCH = _few(batch // experiment.cfg.SOLVER.ACCUMULATE)
     with blamed_on(experiment.given):
         trainer = Trainer(cfg, given=experiment.given)
     model = trainer.bare_model

@@ -109,7 +109,7 @@ def read_entries(path: Path) -> list[Entry]:
         raise UserError(f"{path}: no such file; expected a list of runs in YAML, see tools/studies/study.yaml")
     try:
         items: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError) as error:
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException, OSError, RecursionError) as error:
         raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())[:160]})") from None
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
         raise UserError(f"{path}: expected a list of runs, each with name and command, see tools/studies/study.yaml")
@@ -118,7 +118,7 @@ def read_entries(path: Path) -> list[Entry]:
         where = f"{path}: item {number}"
         try:
             entry = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Entry), item))
-        except (OmegaConfBaseException, TypeError) as error:
+        except (OmegaConfBaseException, TypeError, RecursionError) as error:
             key = getattr(error, "full_key", None)
             reason = str(error).splitlines()[0]
             known = ", ".join(Entry.__dataclass_fields__)

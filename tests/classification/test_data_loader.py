@@ -1,5 +1,6 @@
 """Photographs on their way into batches: decoded, kept in memory, cut, and handed out by the training stream."""
 
+import os
 from dataclasses import replace
 from multiprocessing import get_context
 
@@ -21,6 +22,7 @@ from classification.data_loader import (
 from classification.recipe import Recipe
 from common.errors import UserError
 from tests.classification.runs import assert_same
+from tests.processes import together
 
 
 def gradient() -> Image.Image:
@@ -88,6 +90,19 @@ def test_without_memory_there_is_no_cache_and_one_line_says_so(tiny_root, monkey
     image, label = BirdDataset(birds, 40, v2.CenterCrop(32))[3]
     assert image.shape == (3, 32, 32)
     assert label == birds[3].label
+
+
+def build_as_machines(root):
+    """Whether this process, the only one of its machine, has a cache; the second machine has no memory."""
+    machine = int(os.environ["RANK"])
+    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    if machine == 1:
+        data_loader._available_bytes = lambda: 1000
+    return ImageCache.build(read_cub(root).train, side=40) is not None
+
+
+def test_machines_of_which_one_has_no_memory_all_do_without_a_cache(kept_root):
+    assert together(2, build_as_machines, kept_root) == [False, False]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,10 @@ def test_overrides_win_and_survive_being_saved(tmp_path):
         ("crop_scale=0.5 train_crop=center", "crop_scale=0.5: nothing would come of it without train_crop=random_r"),
         ("mix_prob=0.5", "mix_prob=0.5: nothing would come of it without mixup, cutmix or snapmix"),
         ("milestones=[3]", "milestones=[3]: nothing would come of it without schedule=multistep"),
+        ("schedule=multistep", "milestones=[]: expected epochs at which the rate falls, in order"),
+        ("schedule=multistep milestones=[8,4]", "milestones=[8.0, 4.0]: expected epochs"),
+        ("schedule=multistep milestones=[nan]", "milestones=[nan]: expected epochs"),
+        ("optimizer=adamw momentum=0.5", "momentum=0.5: nothing would come of it without an optimizer that has it"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_line(override, complaint):
@@ -62,6 +66,14 @@ def test_a_wrong_setting_is_one_clear_line(override, complaint):
         load_recipe(RECIPES[0], override.split())
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["2024_05", "birds #2", "12:30", "yes", "1e3", "[a]", "a: b", "null "])
+def test_names_stay_what_they_are(name, tmp_path):
+    recipe = load_recipe(RECIPES[0], [f"data={name}", f"weights={name}"])
+    assert (recipe.data, recipe.weights) == (name, name)
+    save_recipe(recipe, tmp_path / "config.yaml")
+    assert load_recipe(tmp_path / "config.yaml") == recipe
 
 
 def test_weights_that_are_given_are_taken_whatever_the_recipe_starts_from():

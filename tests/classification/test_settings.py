@@ -53,6 +53,7 @@ def rates(run: Path) -> list[float]:
         ("epochs=4 schedule=cosine", [0.05, 0.05, *(0.025 * (1 + math.cos(math.pi * i / 12)) for i in (8, 11))]),
         ("epochs=4 schedule=multistep milestones=[3]", [0.05, 0.05, 0.05, 0.005]),
         ("epochs=1", [0.05, 0.05]),
+        ("epochs=3 precision=float16", [0.05, 0.05, 0.05]),
     ],
 )
 def test_rate_schedule_and_length_of_a_resumed_run(resume, tmp_path, changes, expected):
@@ -139,13 +140,14 @@ def test_the_newest_run_of_recipe_and_model_is_resumed(finished, tmp_path, run_m
         ("ema_decay=0.9", "ema_decay: 0.0 -> 0.9"),
         ("lr=-1", "lr=-1.0: expected more than 0"),
         ("data={other}", "was trained on other images than the 29 here"),
+        ("weights=a.pth pretrained=true", "weights: None -> a.pth"),
     ],
 )
 def test_what_a_resumed_run_cannot_change_leaves_every_file_as_it_was(resume, tiny_root, tmp_path, change, complaint):
     split = tiny_root / "CUB_200_2011" / "train_test_split.txt"
     split.write_text(split.read_text().replace("1 1\n", "1 0\n", 1))  # other data: one photograph changes sides
     before = contents(tmp_path / "run")
-    code, _, said = resume("epochs=3", change.format(other=tiny_root))
+    code, _, said = resume("epochs=3", *change.format(other=tiny_root).split())
     assert code == 2
     assert complaint in said
     assert said.count("\n") == 1
@@ -223,6 +225,7 @@ COMMANDS = {
         ("train", "optimizer=adamx", "did you mean adamax"),
         ("train", "optimizer=fusedsgd", "no such optimizer here"),
         ("train", "model=vit_tiny_patch16_224 image_size=448", "takes images of 224 pixels only"),
+        ("train", "model=alexnet", "image_size=32: alexnet takes no such images"),
         ("train", "weights=none.pth pretrained=true", "none.pth: no such weights file"),
         ("train", "--resume", "no run to resume"),
         ("train", "best", "study best: expected one recipe"),

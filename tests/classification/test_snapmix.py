@@ -1,5 +1,7 @@
 """SnapMix against a reference that goes pixel by pixel, and the maps against their definition."""
 
+import os
+
 import numpy as np
 import pytest
 import timm
@@ -10,6 +12,7 @@ from classification.model import build_model
 from classification.snapmix import SnapMix, draw_box
 from common.errors import UserError
 from tests.classification.runs import assert_same, train_in
+from tests.processes import together
 
 SIZE = 96
 
@@ -43,6 +46,22 @@ def test_a_map_is_the_logit_of_its_class_seen_place_by_place(model, batch):
         large = functional.interpolate(place_by_place[None, None], (SIZE, SIZE), mode="bilinear")[0, 0].detach()
         large -= large.min()
         torch.testing.assert_close(ours, large / large.sum(), atol=1e-5, rtol=1e-3)
+
+
+def maps_of_own_statistics():
+    """The maps of a batch in a process whose BatchNorm has statistics of its own, as between two validations."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=4).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean += int(os.environ["RANK"])
+    images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    return SnapMix(model, 4, 5.0, 1.0, "float32").maps(images, torch.tensor([0, 1]))
+
+
+def test_all_processes_see_with_the_statistics_that_a_checkpoint_keeps():
+    first, second = together(2, maps_of_own_statistics)
+    assert torch.equal(first, second)
 
 
 def test_mixing_equals_a_reference_that_goes_pixel_by_pixel(batch):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from classification.model import build_model
 from classification.sweep import Trial, main, run_trials
+from classification.train import RECIPES
 
 SETTINGS = ["study", "model=test_resnet", "image_size=32", "batch_size=8"]
 
@@ -42,6 +43,17 @@ def test_the_grid_is_a_line_a_trial_a_table_and_a_map_and_goes_on_where_it_was(s
     assert "the run diverged" in complaint
 
 
+def test_a_trial_that_diverges_ends_no_other(sweep, tmp_path):
+    code, _, complaint = sweep("grid", *SETTINGS, "pretrained=0", "--lrs", "1e30 0.01", "--epochs", "1")
+    assert code == 2
+    warning, error = (line for line in complaint.splitlines() if line.startswith(("warning: ", "error: ")))
+    assert "the run diverged" in warning and warning.count("lr1e+30-epochs1") == 1
+    assert "lr1e+30-epochs1 failed, see the warnings" in error
+    folder = tmp_path / "test_resnet-study-random-grid"
+    assert pd.read_csv(folder / "sweep.csv")["lr"].tolist() == [0.01]
+    assert (folder / "sweep.png").exists()
+
+
 def test_ctrl_c_ends_a_sweep_after_the_trial_that_runs(tmp_path, monkeypatch):
     begun = []
 
@@ -53,7 +65,7 @@ def test_ctrl_c_ends_a_sweep_after_the_trial_that_runs(tmp_path, monkeypatch):
 
     monkeypatch.setattr("classification.sweep._run_trial", train)
     with pytest.raises(KeyboardInterrupt):
-        list(run_trials([Trial(str(number), 1, ()) for number in range(4)], [], tmp_path))
+        list(run_trials([Trial(str(number), 1, ()) for number in range(4)], [], tmp_path, []))
     assert len(begun) < 3
 
 
@@ -67,9 +79,11 @@ def test_a_sweep_whose_settings_cannot_be_read_is_left_alone(sweep, tmp_path):
 
 def test_pretrained_and_random_are_compared_with_equal_settings(sweep, tmp_path):
     torch.save(build_model("test_resnet", 10).state_dict(), tmp_path / "weights.pth")
-    code, _, complaint = sweep("pretraining", *SETTINGS, "epochs=1", f"weights={tmp_path / 'weights.pth'}")
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text((RECIPES / "study.yaml").read_text() + f"weights: {tmp_path / 'weights.pth'}\n")
+    code, _, complaint = sweep("pretraining", str(recipe), *SETTINGS[1:], "epochs=1")
     assert code == 0, complaint
-    folder = tmp_path / "test_resnet-study-pretraining"
+    folder = tmp_path / "test_resnet-own-pretraining"
     table = pd.read_csv(folder / "comparison.csv")
     assert list(table["start"]) == ["pretrained", "random"]
     assert "left out, the head of other classes" in (folder / "pretrained" / "log.txt").read_text()

@@ -1,5 +1,6 @@
 """Weights in and out: what is read is tensors and plain values, and every tensor has its place."""
 
+import copy
 import os
 import pickle
 import re
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm.optim import create_optimizer_v2
 from torch import nn
 
 from common.errors import UserError
-from common.weights import load_state, read_checkpoint, save_checkpoint, weights_of
+from common.weights import load_state, read_checkpoint, resume_optimizer, save_checkpoint, weights_of
 
 
 def network(classes: int = 2) -> nn.Module:
@@ -123,3 +125,34 @@ def test_a_part_and_layers_of_other_classes() -> None:
     load_state(model, body, "file.pth", prefix="body.")
     assert torch.equal(model["head"].weight, before)
     assert torch.equal(model["body"][0].weight, body["body.0.weight"])
+
+
+@pytest.mark.parametrize("name", ["momentum", "adamw", "lamb", "adan", "adafactor", "kron"])
+def test_an_optimizer_goes_on_as_if_it_had_not_stopped(name: str) -> None:
+    """Some count their steps in a group of parameters, where settings are too."""
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            torch.manual_seed(step)
+            optimizer.zero_grad()
+            model(torch.randn(4, 3)).square().sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    stopped = copy.deepcopy(model)
+    whole, first = (create_optimizer_v2(each, opt=name, lr=0.01) for each in (model, stopped))
+    train(model, whole, range(7))
+    train(stopped, first, range(4))
+    again = create_optimizer_v2(stopped, opt=name, lr=0.01)
+    resume_optimizer(again, copy.deepcopy(first.state_dict()))
+    train(stopped, again, range(4, 7))
+    assert torch.equal(model.weight, stopped.weight) and torch.equal(model.bias, stopped.bias)
+
+
+def test_an_optimizer_of_other_groups_is_refused() -> None:
+    model = nn.Linear(3, 2)
+    together = torch.optim.SGD(model.parameters(), lr=0.1)
+    apart = torch.optim.SGD([{"params": [value]} for value in model.parameters()], lr=0.1)
+    with pytest.raises(UserError, match="other groups of parameters"):
+        resume_optimizer(apart, together.state_dict())

@@ -97,6 +97,14 @@ def test_finished_run_is_extended_with_the_shares_of_its_schedule(detector, copi
     assert "is complete" in printed
 
 
+def test_a_run_goes_on_in_another_precision_and_in_more_parts(detector, copied: Path) -> None:
+    """As on a smaller GPU; float16 alone scales its losses, and the checkpoint of another says nothing of a scale."""
+    options = ("SOLVER.MAX_ITER", "14", "TEST.EVAL_PERIOD", "0", "MODEL.PRECISION", "float16", "SOLVER.ACCUMULATE", "2")
+    code, printed = resume(detector, copied, *options)
+    assert code == 0, printed
+    assert read_metrics(copied)[-1]["iteration"] == 13
+
+
 def test_run_is_extended_in_epochs(detector, copied: Path) -> None:
     # 10 images in batches of 4: 6 epochs are 15 iterations.
     code, printed = resume(detector, copied, "SOLVER.MAX_EPOCHS", "6", "TEST.EVAL_PERIOD", "0")
@@ -134,6 +142,8 @@ def test_given_steps_are_taken_as_given(detector, copied: Path) -> None:
         ("INPUT.MIN_SIZE_TRAIN (40,)", "INPUT.MIN_SIZE_TRAIN was (48, 64)"),
         ("INPUT.MOSAIC_PROB 0.5", "INPUT.MOSAIC_PROB was 0.0"),
         ("SEED 1", "SEED was 0"),
+        ("SOLVER.MAX_ITER 20 SOLVER.WEIGHT_DECAY_BIAS 0.0", "SOLVER.WEIGHT_DECAY_BIAS was None, asked for is 0.0"),
+        ("SOLVER.MAX_ITER 20 SOLVER.BIAS_LR_FACTOR 2.0", "SOLVER.BIAS_LR_FACTOR was 1.0"),
         ("DATASETS.TRAIN ('voc_test',)", "DATASETS.TRAIN was ('voc_trainval',)"),
         ("MODEL.META_ARCHITECTURE YOLOv3", "MODEL.META_ARCHITECTURE was FasterRCNN"),
         ("SOLVER.MAX_ITER 2", "iterations are done, asked for are 2"),

@@ -119,6 +119,18 @@ def test_frozen_stages(name: str, freeze_at: int, trained: set[str]) -> None:
     assert bool(moved) == (name == "tf_efficientnet_lite0")
 
 
+@pytest.mark.parametrize(("features", "expected"), [(STAGES[1:], 3), (STAGES, 4)])
+def test_what_no_feature_is_computed_with_is_not_trained(features: list[str], expected: int) -> None:
+    """HRNet goes on at stride 4 to its end, also where nobody looks; several processes would wait for its gradient."""
+    backbone = TimmBackbone(name="hrnet_w18_small", out_features=features).train()
+    maps = backbone(torch.rand(2, 3, 64, 64))
+    assert len(maps) == expected
+    sum(feature.square().sum() for feature in maps.values()).backward()
+    trained = {name: parameter for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    assert all(parameter.grad is not None for parameter in trained.values())
+    assert (len(trained) < len(list(backbone.parameters()))) == (expected == 3)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [

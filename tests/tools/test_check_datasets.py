@@ -170,8 +170,15 @@ def test_command_line(run, root):
     assert "0 of 11,540" in printed
 
 
+OBJECT = (
+    """<object><name>{}</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>30</ymax></bndbox></object>"""
+)
+OF_A_CAT = ANNOTATION.replace("</size>", f"</size>{OBJECT.format('cat', 30)}")
+
+
 def test_a_root_that_is_one_folder_in_voc_layout(run, tmp_path):
     write_voc(tmp_path, {"train": ["a", "b"], "val": ["c"]})
+    (tmp_path / "Annotations/a.xml").write_text(OF_A_CAT)
     code, printed = run("--root", str(tmp_path))
     assert code == 0
     assert [line.split()[1:] for line in printed.splitlines()[2:4]] == [
@@ -180,24 +187,36 @@ def test_a_root_that_is_one_folder_in_voc_layout(run, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("splits", "labels", "complaint"),
+    [
+        ({"trainval": ["a", "b"]}, "", "lists of trainval found; expected"),
+        ({"train": ["a", "b"], "val": ["c"]}, "bird\ndog\n", "unknown class 'cat'; expected one of bird, dog"),
+    ],
+)
+def test_a_folder_that_training_would_not_take_is_not_well(run, tmp_path, capsys, splits, labels, complaint):
+    write_voc(tmp_path, splits)
+    (tmp_path / "Annotations/a.xml").write_text(OF_A_CAT)
+    if labels:
+        (tmp_path / "labels.txt").write_text(labels)
+    code, printed = run("--root", str(tmp_path))
+    assert code == 2
+    assert complaint in printed + capsys.readouterr().err
+
+
 def test_annotations_beside_the_images_in_flat_folders(run, tmp_path):
     for file in ("train/a b", "train/c", "valid/a b"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         Image.new("RGB", (40, 30), "teal").save(tmp_path / f"{file}.jpg")
-        (tmp_path / f"{file}.xml").write_text(ANNOTATION)
+        (tmp_path / f"{file}.xml").write_text(OF_A_CAT if file == "train/c" else ANNOTATION)
     code, printed = run("--root", str(tmp_path))
     assert code == 0
-    assert "train: 0 objects (none); 0 small, 0 middle-sized, 0 large; 2 of 2 images without" in printed
+    assert "train: 1 objects (cat 1); 1 small, 0 middle-sized, 0 large; 1 of 2 images without" in printed
     assert "val: 0 objects (none); 0 small, 0 middle-sized, 0 large; 1 of 1 images without" in printed
     (tmp_path / "valid/a b.jpg").unlink()
     code, printed = run("--root", str(tmp_path))
     assert code == 2
     assert "missing: valid/a b.jpg" in printed
-
-
-OBJECT = (
-    """<object><name>{}</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>30</ymax></bndbox></object>"""
-)
 
 
 def test_objects_of_ones_own_folder_are_counted_and_a_wrong_annotation_is_named(run, tmp_path):

@@ -97,6 +97,17 @@ def test_a_whole_detector_becomes_a_run_folder(tmp_path):
     assert torch.equal(found.pred_boxes.tensor, wanted.pred_boxes.tensor)
 
 
+def test_without_a_configuration_that_of_the_file_is_taken(tmp_path):
+    """Of a published file its own, of a run the one beside it."""
+    source, run, back = tmp_path / "tiny.weights", tmp_path / "run" / "model_best.pth", tmp_path / "back.weights"
+    write_darknet_weights(source, untrained())
+    main([str(source), str(tmp_path / "backbone.pth"), "--backbone"])
+    assert len(torch.load(tmp_path / "backbone.pth", weights_only=True)["model"]) > 30
+    main([str(source), str(run)])
+    main([str(run), str(back)])
+    np.testing.assert_array_equal(*(np.fromfile(path, np.float32, offset=20) for path in (source, back)))
+
+
 def untrained() -> torch.nn.Module:
     """yolov3-tiny for COCO with random weights."""
     cfg = read_leaf("yolov3_tiny_coco", ["MODEL.DEVICE", "cpu"])
@@ -131,7 +142,8 @@ def test_user_errors(tmp_path, capsys):
     assert "is the file complete?" in error_of(capsys, half, target, *CONFIG)
     assert "no such file" in error_of(capsys, tmp_path / "none.weights", target, *CONFIG)
     assert "expected one of Darknet's" in error_of(capsys, tmp_path / "a.weights", tmp_path / "out.weights")
-    assert "NORM_EPS 1e-06" in error_of(capsys, half, target)  # Base-YOLOv3 has PyTorch's epsilon
+    base = ("--config", "detection/configs/Base-YOLOv3.yaml")  # which has PyTorch's epsilon
+    assert "NORM_EPS 1e-06" in error_of(capsys, half, target, *base)
     torch.save({"model": {"backbone.other": torch.zeros(1)}}, target)
     assert "expected weights of the network" in error_of(capsys, target, tmp_path / "out.weights", *CONFIG)
 

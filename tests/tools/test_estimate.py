@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -83,7 +84,9 @@ def test_bytes_of_a_classifier_are_those_that_it_writes(tmp_path: Path) -> None:
     assert found.size == pytest.approx(written, rel=0.1)
 
 
-def test_a_detector_is_counted_and_its_bytes_are_those_that_it_writes(tmp_path: Path, clock) -> None:
+def test_a_detector_is_counted_and_its_bytes_are_those_that_it_writes(
+    tmp_path: Path, clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """4 iterations of 2 images, evaluated after 3 and at the end: 4 test images each, and the losses of 2."""
     draw_voc(tmp_path / "data")
     settings = {**TINY, **TINY_FRCNN, "SOLVER.MAX_ITER": 4, "TEST.EVAL_PERIOD": 3, "SOLVER.STEPS": (3,)}
@@ -91,6 +94,13 @@ def test_a_detector_is_counted_and_its_bytes_are_those_that_it_writes(tmp_path: 
     words = ["--model", "faster_rcnn", "--data", str(tmp_path / "data"), "--output", str(tmp_path), "--name", "mine"]
     found = estimate.estimate(["tools.launch", "detection.train_net", *words, *options])
     assert found.seconds == pytest.approx(8 * TRAINED + 2 * (4 + 2) * TESTED)
+    # In two parts a batch is one image, of which the step that is timed has one.
+    trainer = Mock(side_effect=estimate.Trainer)
+    monkeypatch.setattr(estimate, "Trainer", trainer)
+    monkeypatch.setattr(estimate, "_few", lambda batch: batch)
+    monkeypatch.setattr(estimate, "_seconds_per_image", lambda step: step() and TRAINED)
+    estimate.estimate(["detection.train_net", *words, *options, "SOLVER.ACCUMULATE", "2"])
+    assert trainer.call_args.args[0].SOLVER.IMS_PER_BATCH == 1
     train(parse_args([*words, *options]), RunLog("detection"))
     written = sum(path.stat().st_size for path in (tmp_path / "mine").glob("*.pth"))
     assert found.size - 4 * 100 * estimate.BYTES_OF_DETECTION == pytest.approx(written, rel=0.2)

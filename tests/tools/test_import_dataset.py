@@ -105,6 +105,15 @@ def test_the_form_of_a_folder_with_names_of_classes_and_a_json_file(tmp_path: Pa
     assert boxes(tmp_path / "out", "default" if has_labels else "train") == {"a": [("dog", [16, 12, 48, 36])]}
 
 
+def test_what_macos_puts_beside_pictures_is_none(yolo: Path, tmp_path: Path) -> None:
+    before = sorted(path.name for path in yolo.rglob("*.jpg"))
+    write(yolo / "classes.txt", "cat\ndog\n")
+    (yolo / "__MACOSX").mkdir()
+    (yolo / "__MACOSX" / "._0.jpg").write_bytes(b"\0\5\26\7")
+    main([str(yolo), "--out", str(tmp_path / "out")])
+    assert sorted(path.name for path in (tmp_path / "out" / "JPEGImages").iterdir()) == before
+
+
 def test_of_yolos_poses_the_boxes_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "yolo"
     write(root / "data.yaml", "train: images/train\nnames: [person]\nkpt_shape: [2, 3]\n")

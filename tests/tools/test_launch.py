@@ -91,9 +91,10 @@ def test_one_process_runs_in_place(tmp_path: Path, module: str) -> None:
 
 
 def test_two_processes_share_the_work(tmp_path: Path, module: str) -> None:
-    done = launch(tmp_path, module, str(tmp_path), "x y", NGPU="2")
+    # Torch's launcher has an option --start-method.
+    done = launch(tmp_path, module, str(tmp_path), "x y", "--start", "coco", "--module", NGPU="2")
     assert done.returncode == 0, done.stderr
-    assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 x y", "2 x y"]
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 x y --start coco --module"] * 2
     assert not (tmp_path / "2").exists()
 
 

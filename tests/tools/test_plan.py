@@ -108,6 +108,7 @@ def test_photographs_are_those_of_the_list_or_those_given_or_the_item_is_left_ou
         ('- {name: a, command: finetune, options: "\'open"}', "options .*: No closing quotation"),
         ("- {name: a, command: train-frcnn, recipe: best, config: own.yaml}", "recipe and config: expected one"),
         ("- {name: a, command: finetune}\n- {name: a, command: finetune}", "item 2, a: the name is taken"),
+        ("- &a {name: a, command: finetune, data: *a}", "recursion"),
         ("- {name: a, command: eval-frcnn}", "of names 0 runs; eval-frcnn expects 1"),
         ("- {name: a, command: eval-frcnn, of: [b]}", "of b: expected a training of detectors that stands above it"),
         ("- {name: a, command: finetune}\n- {name: b, command: eval-frcnn, of: [a]}", "of a: expected a training of d"),

@@ -29,7 +29,7 @@ def sweep(runs: Runs) -> Iterator[Block]:
         if unfinished := len(runs.grid) - len(best):
             words += f" {unfinished} of {len(runs.grid)} runs have not finished."
         yield words
-        caption = f"Every run of {runs.name(run.path.parent)}, the best first.{of_seeds(run)}"
+        caption = f"Every run of {runs.name(run.path.parent)}, the best first.{of_seeds(run.twins)}"
         words = "Validation top-1 by learning rate and epochs" + f", seed {run.seed}" * (len(run.twins) > 1)
         heat_map = taken_over(runs, run.path.parent / "sweep.png", f"{words}.")
         table = Table(_trials(runs, best, OF_GRID), caption, strong=[0])
@@ -47,7 +47,7 @@ def pretraining(runs: Runs) -> Iterator[Block]:
     words += [f"The run {trial.path.name} has not finished." for trial in trials if not trial.is_finished]
     yield " ".join(words)
     if done := [trial for trial in trials if trial.result]:
-        caption = f"Both runs of {runs.name(done[0].path.parent)}.{of_seeds(done[0])}"
+        caption = f"Both runs of {runs.name(done[0].path.parent)}.{of_seeds(done[0].twins)}"
         yield Table(_trials(runs, done, OF_PAIR), caption)
     yield from _curves({f"{trial.path.name}, ": trial for trial in trials}, "pretraining")
 
@@ -65,7 +65,7 @@ def classifier(runs: Runs) -> Iterator[Block | Missing]:
             f"; test top-1 {figure(run.measured('top1'))} %, top-5 {figure(run.measured('top5'))} % (epoch "
             f"{run.result['epoch']}, {run.result['chosen']})"
         )
-    yield f"{words}.{of_seeds(run)}"
+    yield f"{words}.{of_seeds(run.twins)}"
     if run in runs.single:  # the curves of a run of a sweep stand there
         yield from _curves({"": run}, "classifier")
     evaluation = runs.newest("report.json", lambda path: list(_evaluation(runs, run, path)), run)
@@ -78,13 +78,14 @@ def classifier(runs: Runs) -> Iterator[Block | Missing]:
 def _evaluation(runs: Runs, run: Run, path: Path) -> Iterator[Block]:
     columns = {"images": "images", "top1": "top-1, %", "top5": "top-5, %", "mean_class_accuracy": "mean of classes, %",
                "calibration_error": "calibration error, %", "loss": "loss"}  # fmt: skip
-    others = [runs.newest("report.json", _report, twin) for twin in run.twins if twin is not run]
-    reports = [*_report(path), *(report for found in others for report in found)]
-    figures = {key: spread([float(report[key]) for report in reports]) for key in columns}
-    figures |= {"images": int(reports[0]["images"]), "loss": figure(figures["loss"], digits=3)}
-    yield Table(
-        pd.DataFrame([figures]).rename(columns=columns), f"Evaluation in {runs.name(path.parent)}.{of_seeds(run)}"
-    )
+    # Of a twin the same evaluation, not one with test-time augmentation or of exported weights.
+    name = path.relative_to(run.path) if path.is_relative_to(run.path) else path
+    twins = run.twins if name != path else [run]
+    reports = {twin: report for twin in twins if (report := runs.attempt(_report, twin.path / name))}
+    figures = {key: spread([float(report[key]) for report in reports.values()]) for key in columns}
+    figures |= {"images": int(reports[run]["images"]), "loss": figure(figures["loss"], digits=3)}
+    caption = f"Evaluation in {runs.name(path.parent)}.{of_seeds([*reports])}"
+    yield Table(pd.DataFrame([figures]).rename(columns=columns), caption)
     pairs = pd.read_csv(path.with_name("confused_pairs.csv"), dtype=str, keep_default_na=False)
     pairs = pairs[["true", "predicted", "images"]].set_axis(["true class", "taken for", "images"], axis=1)
     if len(pairs):
@@ -99,8 +100,8 @@ def _evaluation(runs: Runs, run: Run, path: Path) -> Iterator[Block]:
     yield [*matrix, *taken_over(runs, path.with_name("calibration.png"), caption)]
 
 
-def _report(path: Path) -> list[dict]:
-    return [json.loads(path.read_text())]
+def _report(path: Path) -> dict:
+    return json.loads(path.read_text())
 
 
 def _meaning_of_pretrained(runs: Runs, trial: Run) -> str:

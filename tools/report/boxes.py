@@ -33,7 +33,7 @@ def by_class(runs: Runs) -> Iterator[Block | Missing]:
         caption = f"{run.network} on {_split(run, evaluation)}: {weights}{state}."
         table = run.by_class.rename(columns={"AP50_11point": "ap, 11 points", "AP50": "ap, area"})
         table = table.rename_axis("class").reset_index()
-        tables.append(Table(table, caption + of_seeds(run), digits=3, strong=[len(table) - 1]))
+        tables.append(Table(table, caption + of_seeds(run.twins), digits=3, strong=[len(table) - 1]))
     are_wide = any(len(run.twins) > 1 for run, _ in runs.evaluated)
     yield from tables if are_wide else [tables]
     for name in TARGETS:

@@ -248,11 +248,12 @@ def find_twins(runs: Iterable[Run], key: Callable[[Run], str]) -> None:
         run.twins = [by_seed[seed] for seed in sorted(by_seed, key=lambda seed: (len(seed), seed))]
 
 
-def of_seeds(run: Run) -> str:
-    """What is to be said of figures of several runs; nothing of those of one."""
-    if len(run.twins) == 1:
+def of_seeds(runs: Sequence[Run]) -> str:
+    """What is to be said of figures of several runs that are twins; nothing of those of one."""
+    if len(runs) == 1:
         return ""
-    return f" Mean ± standard deviation over {len(run.twins)} runs that differ in their seed alone ({run.seeds})."
+    seeds = ", ".join(run.seed for run in runs)
+    return f" Mean ± standard deviation over {len(runs)} runs that differ in their seed alone ({seeds})."
 
 
 def finished(trials: Sequence[Run]) -> list[Run]:

@@ -64,7 +64,7 @@ def _sweep(grid: list[Run]) -> Table:
         return Table(table, f"{caption}: the study's figures alone.")
     table["here, %"] = [ours.get((float(rate), STUDY["epochs"])) for rate in rates]
     table["difference"] = table["here, %"].map(mean) - table["the study, %"]
-    return Table(table, f"{caption}, beside ours.{of_seeds(grid[0])}", differences=["difference"])
+    return Table(table, f"{caption}, beside ours.{of_seeds(grid[0].twins)}", differences=["difference"])
 
 
 def _classes(detector: Run | None) -> Table:
@@ -85,7 +85,7 @@ def _classes(detector: Run | None) -> Table:
     caption += (
         ", ours beside the study's (11 points), the class that is furthest ahead first. gts agree in every class."
     )
-    caption += of_seeds(detector)
+    caption += of_seeds(detector.twins)
     return Table(table.reset_index(), caption, digits=3, strong=[len(CLASSES)], differences=["difference"])
 
 
@@ -102,7 +102,8 @@ def _pretraining(runs: Runs) -> str:
     run = pair["random"]
     return (
         f"Test top-1 is {figure(pretrained)} % pretrained and {figure(random)} % from random weights: pretrained is "
-        f"{_apart(mean(pretrained) - mean(random), 2, ' points')}, after {run.length} on {run.data()}.{of_seeds(run)}"
+        f"{_apart(mean(pretrained) - mean(random), 2, ' points')}, after {run.length} on {run.data()}."
+        f"{of_seeds(run.twins)}"
     )
 
 
@@ -135,7 +136,7 @@ def _best_rate(runs: Runs) -> str:
     best, listed = trials[0], ", ".join(f"{rate:g}" for rate in rates)
     return (
         f"The best of {listed} is {best.result['lr']:g}: {figure(best.measured('validation_top1'))} % validation top-1 "
-        f"with {best.result['epochs']} epochs on {best.data()}.{of_seeds(best)}"
+        f"with {best.result['epochs']} epochs on {best.data()}.{of_seeds(best.twins)}"
     )
 
 
@@ -159,7 +160,7 @@ def _yolov3_behind(runs: Runs) -> str:
     where = "VOC07 test" if all(is_voc07_test(found) for _, found in runs.evaluated) else data.pop()
     return (
         f"mAP (11 points) of YOLOv3 is {figure(yolov3, 3)}, of Faster R-CNN {figure(frcnn, 3)}: YOLOv3 is "
-        f"{_apart(mean(yolov3) - mean(frcnn), 3)} on {where}.{of_seeds(evaluated['YOLOv3'])}"
+        f"{_apart(mean(yolov3) - mean(frcnn), 3)} on {where}.{of_seeds(evaluated['YOLOv3'].twins)}"
     )
 
 
