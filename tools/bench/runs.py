@@ -26,13 +26,16 @@ def save_resnet18(root: Path, folder: Path) -> None:
 def save_yolov3(root: Path, folder: Path) -> None:
     """YOLOv3 Darknet-53 at 416 pixels, calibrated on the first training images of a data root."""
     samples = faster_rcnn.read_samples(root, 4, (416, 416))
-    _save_detector(folder, root, *yolov3.build_network(samples, "cpu"))
+    cfg, network = yolov3.build_network(samples, "cpu")
+    cfg.INPUT.MIN_SIZE_TEST = cfg.INPUT.MAX_SIZE_TEST = 416
+    _save_detector(folder, root, cfg, network)
 
 
 def save_faster_rcnn(root: Path, folder: Path) -> None:
     """Faster R-CNN R50-FPN at 600 pixels, calibrated on the first training images of a data root."""
     samples = faster_rcnn.read_samples(root, 4, (600, 800))
     cfg, _, network = faster_rcnn.build_ours(samples, "cpu")
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 600, 1000
     _save_detector(folder, root, cfg, network)
 
 
