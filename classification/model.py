@@ -91,7 +91,7 @@ def check_image_size(name: str, model: nn.Module, image_size: int) -> None:
             model.eval()(parameter.new_zeros(1, 3, image_size, image_size))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"image_size={image_size}: {name} takes no such images ({reason}); expected more") from error
+        raise UserError(f"image_size={image_size}: {name} takes none so small ({reason}); expected more") from error
     finally:
         model.train(was_training)
 

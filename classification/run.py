@@ -64,7 +64,9 @@ class Run:
             self.validated_on = f"{len(self.validation_birds)} images held out of the training split"
         _check_batch(recipe, len(train_birds))
         if (fewest := min(len(self.validation_birds), len(cub.test))) < world_size():
-            raise UserError(f"{fewest} images to validate or test on: expected at least {world_size()}, one a process")
+            raise UserError(
+                f"{fewest} images to validate or test on: expected at least {world_size()}, one a process: lower NGPU"
+            )
         check_image_size(recipe.model, model, recipe.image_size)
         model.to(device).to(memory_format=torch.channels_last)
         self.card = describe(recipe.model, model, cub.class_names, recipe.image_size, recipe.crop_pct)

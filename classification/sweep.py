@@ -116,7 +116,11 @@ def _failure(failed: Sequence[str], folder: Path) -> UserError:
 
 
 def sweep_grid(lrs: Sequence[float], epochs: Sequence[int], recipe: list[str], folder: Path) -> None:
-    """Tries every rate with every number of epochs; prints a line a trial; writes sweep.csv and sweep.png."""
+    """Tries every rate with every number of epochs; prints a line a trial; writes sweep.csv and sweep.png.
+
+    Raises:
+        UserError: a trial failed; both files are of the others.
+    """
     settings = {f"lr{lr:g}-epochs{count}": (lr, count) for lr, count in product(lrs, epochs)}
     trials = [Trial(name, count, (f"lr={lr}", f"epochs={count}")) for name, (lr, count) in settings.items()]
     rows: list[dict] = []
@@ -152,7 +156,11 @@ def sweep_grid(lrs: Sequence[float], epochs: Sequence[int], recipe: list[str], f
 
 
 def compare_pretraining(recipe: list[str], epochs: int, folder: Path) -> None:
-    """Trains once pretrained and once from random weights; writes comparison.csv and both in one set of curves."""
+    """Trains once pretrained and once from random weights; writes comparison.csv and both in one set of curves.
+
+    Raises:
+        UserError: one of the two failed; there is nothing to compare then.
+    """
     shared = [override for override in recipe if not override.startswith(("weights=", "pretrained="))]
     weights = [override for override in recipe if override.startswith("weights=")]
     trials = [

@@ -201,12 +201,12 @@ def _examine(name: str, strides: Sequence[int], freeze_at: int) -> tuple[list[in
     indices = [info.out_indices[reductions.index(stride)] for stride in strides]
     parameters = dict(network.named_parameters())
 
-    def reached(feature: Tensor) -> list[str]:
-        gradients = torch.autograd.grad(feature.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
+    def reached(output: Tensor) -> list[str]:
+        gradients = torch.autograd.grad(output, list(parameters.values()), retain_graph=True, allow_unused=True)
         return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
-    chosen = [feature for feature, stride in zip(features, reductions, strict=True) if stride in strides]
-    unused = parameters.keys() - {parameter for feature in chosen for parameter in reached(feature)}
+    chosen = [feature.sum() for feature, stride in zip(features, reductions, strict=True) if stride in strides]
+    unused = parameters.keys() - set(reached(torch.stack(chosen).sum()))
     if not freeze_at:
         return indices, [], unused
     stages = [feature for feature, stride in zip(features, reductions, strict=True) if stride <= 2**freeze_at]
@@ -215,7 +215,7 @@ def _examine(name: str, strides: Sequence[int], freeze_at: int) -> tuple[list[in
             f"MODEL.BACKBONE.FREEZE_AT {freeze_at}: the first features of {name} have stride {reductions[0]}; expected "
             f"0, or {reductions[0].bit_length() - 1} and more"
         )
-    return indices, reached(stages[-1]), unused
+    return indices, reached(stages[-1].sum()), unused
 
 
 def _set(network: nn.Module, layer: type[nn.Module], attribute: str, value: float | None, key: str) -> None:

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="tools.convert_darknet", description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="Darknet's .weights or our .pth")
     parser.add_argument("target", type=Path, help="file of the other kind, in .pth or .weights")
-    parser.add_argument("--config", type=Path, help="the network's configuration; default that beside the weights")
+    parser.add_argument("--config", type=Path, help="of the network; default that of the weights")
     parser.add_argument("--backbone", action="store_true", help="the backbone only, also out of a whole detector")
     parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE pairs over the configuration")
     args = parser.parse_args(argv)

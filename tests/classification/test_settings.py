@@ -225,7 +225,7 @@ COMMANDS = {
         ("train", "optimizer=adamx", "did you mean adamax"),
         ("train", "optimizer=fusedsgd", "no such optimizer here"),
         ("train", "model=vit_tiny_patch16_224 image_size=448", "takes images of 224 pixels only"),
-        ("train", "model=alexnet", "image_size=32: alexnet takes no such images"),
+        ("train", "model=alexnet", "image_size=32: alexnet takes none so small"),
         ("train", "weights=none.pth pretrained=true", "none.pth: no such weights file"),
         ("train", "--resume", "no run to resume"),
         ("train", "best", "study best: expected one recipe"),
