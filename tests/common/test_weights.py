@@ -128,6 +128,7 @@ def test_a_part_and_layers_of_other_classes() -> None:
 
 
 @pytest.mark.parametrize("name", ["momentum", "adamw", "lamb", "adan", "adafactor", "kron"])
+@torch.compiler.set_stance("force_eager")  # kron would compile parts of itself for half a minute
 def test_an_optimizer_goes_on_as_if_it_had_not_stopped(name: str) -> None:
     """Some count their steps in a group of parameters, where settings are too."""
 
