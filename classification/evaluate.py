@@ -4,7 +4,6 @@
 """
 
 import argparse
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from classification.predict import data_of_run, newest_weights
 from classification.train import start_process
 from common.data_root import data_facts, resolve_data_root
 from common.errors import UserError, exits_on_user_error
+from common.files import write_figure, write_json, write_table
 from common.images import read_image, refuse_unreadable
 from common.prediction import best_weights
 from common.run_folder import record_session
@@ -143,33 +143,35 @@ def write_report(folder: Path, logits: Tensor, labels: Tensor, birds: list[Bird]
     """Writes report.json, the tables and the pictures into `folder`, and returns the figures."""
     folder.mkdir(parents=True, exist_ok=True)
     report = measure(logits, labels)
-    (folder / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n")
+    write_json(folder / "report.json", asdict(report))
     probability, predicted = logits.softmax(1).max(1)
-    pd.DataFrame(
+    predictions = pd.DataFrame(
         {
             "image": [f"{bird.path.parent.name}/{bird.path.name}" for bird in birds],
             "class": [class_names[label] for label in labels.tolist()],
             "predicted": [class_names[label] for label in predicted.tolist()],
             "probability": probability.numpy(),
         }
-    ).to_csv(folder / "predictions.csv", index=False, float_format="%.4f")
+    )
+    write_table(folder / "predictions.csv", predictions, index=False, float_format="%.4f")
     matrix = confusion_matrix(predicted, labels, len(class_names))
-    pd.DataFrame(matrix, index=class_names, columns=class_names).to_csv(folder / "confusion_matrix.csv")
+    write_table(folder / "confusion_matrix.csv", pd.DataFrame(matrix, index=class_names, columns=class_names))
     counts = matrix.sum(1)
     accuracy = 100 * np.diag(matrix) / np.maximum(counts, 1)
     per_class = pd.DataFrame({"class": class_names, "images": counts, "accuracy": accuracy})
-    per_class.sort_values("accuracy", kind="stable").to_csv(folder / "per_class.csv", index=False, float_format="%.2f")
+    per_class = per_class.sort_values("accuracy", kind="stable")
+    write_table(folder / "per_class.csv", per_class, index=False, float_format="%.2f")
     pairs = confused_pairs(logits, labels)
     table = pd.DataFrame(pairs, columns=["true", "predicted", "images", "example"])
     table["example"] = [birds[index].path.name for index in table["example"]]
     for column in ("true", "predicted"):
         table[column] = [class_names[label] for label in table[column]]
-    table.to_csv(folder / "confused_pairs.csv", index=False)
+    write_table(folder / "confused_pairs.csv", table, index=False)
 
-    _draw_confusion_matrix(matrix).savefig(folder / "confusion_matrix.png", dpi=120)
-    _draw_pairs(pairs, birds, labels, class_names).savefig(folder / "confused_pairs.png", dpi=110)
-    _draw_calibration(calibration(logits, labels), report).savefig(folder / "calibration.png", dpi=110)
-    _draw_per_class(accuracy[counts > 0], report).savefig(folder / "per_class.png", dpi=110)
+    write_figure(folder / "confusion_matrix.png", _draw_confusion_matrix(matrix), dpi=120)
+    write_figure(folder / "confused_pairs.png", _draw_pairs(pairs, birds, labels, class_names))
+    write_figure(folder / "calibration.png", _draw_calibration(calibration(logits, labels), report))
+    write_figure(folder / "per_class.png", _draw_per_class(accuracy[counts > 0], report))
     return report
 
 

@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from common.averaging import horizon_scaled
 from common.errors import UserError
-from common.run_folder import write_atomically
+from common.files import write_text
 from common.runtime import PRECISIONS
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -217,8 +217,7 @@ def scale_to_processes(recipe: Recipe, changes: Sequence[str], processes: int) -
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Writes all settings of a recipe, so that `load_recipe` returns an equal one."""
-    text = OmegaConf.to_yaml(OmegaConf.structured(recipe))
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(recipe)))
 
 
 def differences(old: Recipe, new: Recipe, allowed: Collection[str] = INDIFFERENT) -> list[str]:

@@ -1,6 +1,5 @@
 """One training: what a recipe asks for put together, trained epoch by epoch, and the files of its run folder."""
 
-import json
 import logging
 import math
 import sys
@@ -27,8 +26,9 @@ from classification.recipe import Recipe
 from classification.snapmix import SnapMix
 from common.averaging import Best, WeightAverage
 from common.errors import Interrupted, UserError
+from common.files import write_json
 from common.processes import deferred_interrupt, is_main_process, on_main_process, world_size
-from common.run_folder import append_metrics, truncate_metrics, write_atomically, write_results
+from common.run_folder import append_metrics, truncate_metrics, write_results
 from common.stream import derive_seed
 from common.weights import read_checkpoint, read_last, save_checkpoint
 
@@ -204,7 +204,7 @@ class Run:
             **{key: getattr(self.recipe, key) for key in _NAMED_IN_RESULT},
         }
         if is_main_process():
-            write_atomically(run / "result.json", lambda file: file.write(json.dumps(result, indent=2).encode()))
+            write_json(run / "result.json", result)
         logger.info(
             "Test split, %d images: top-1 %.2f %%, top-5 %.2f %% (epoch %d, %s)",
             *(len(self.cub.test), result["top1"], result["top5"], result["epoch"], result["chosen"]),

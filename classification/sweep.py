@@ -30,6 +30,7 @@ from tqdm import tqdm
 from classification.recipe import Recipe, differences, load_recipe, save_recipe
 from classification.train import add_recipe_argument, parse_request, resolve, run_name
 from common.errors import UserError, exits_on_user_error
+from common.files import write_figure, write_table
 from common.processes import ENDS_WITH_PARENT
 from common.run_folder import create_run_folder, find_run_folders, read_metrics
 
@@ -147,8 +148,8 @@ def sweep_grid(lrs: Sequence[float], epochs: Sequence[int], recipe: list[str], f
         raise _failure(failed, folder)
     # Of equals the one that costs least comes first, in whatever order they ended.
     table = pd.DataFrame(rows).sort_values(["validation top-1", "epochs", "lr"], ascending=[False, True, True])
-    table.to_csv(folder / "sweep.csv", index=False, float_format="%g")
-    _draw_grid(table).savefig(folder / "sweep.png", dpi=120)
+    write_table(folder / "sweep.csv", table, index=False, float_format="%g")
+    write_figure(folder / "sweep.png", _draw_grid(table), dpi=120)
     print(f"\n{table.to_markdown(index=False, floatfmt='.4g')}\n")
     print(f"Compared on {result['validated_on']}. {folder}/sweep.csv, sweep.png")
     if failed:
@@ -192,8 +193,8 @@ def compare_pretraining(recipe: list[str], epochs: int, folder: Path) -> None:
         for name in curves
     ]
     table = pd.DataFrame(rows)
-    table.to_csv(folder / "comparison.csv", index=False, float_format="%g")
-    _draw_curves(curves).savefig(folder / "comparison.png", dpi=120)
+    write_table(folder / "comparison.csv", table, index=False, float_format="%g")
+    write_figure(folder / "comparison.png", _draw_curves(curves), dpi=120)
     print(f"\n{table.to_markdown(index=False, floatfmt='.4g')}\n")
     print(f"The epoch of each is {results['pretrained']['chosen']}. {folder}/comparison.csv, comparison.png")
 

@@ -19,8 +19,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from tqdm import tqdm
 
-from common.contents import MAX_PIXELS, stand_in
 from common.errors import UserError
+from common.files import MAX_PIXELS, wrong_download
 
 SHRUNK = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -206,7 +206,7 @@ def _failures_named(path: str | Path, max_pixels: int) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: has more than {max_pixels:,} pixels; expected a smaller picture") from error
     except (RuntimeError, OSError, SyntaxError, ValueError, struct.error) as error:
-        if reason := stand_in(Path(path)):
+        if reason := wrong_download(Path(path)):
             raise UserError(f"{path}: {reason}") from error
         # torchvision's message starts with the place in its source, and goes on with advice to those who call it.
         reason = str(error).splitlines()[0].split(", ", 2)[-1].partition(". ")[0]

@@ -1,6 +1,5 @@
 """Files that a command makes of a user's files: named after them, apart from one another, and never in their place."""
 
-import json
 import os
 import re
 import sys
@@ -9,9 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.contents import read_json
 from common.errors import UserError
-from common.run_folder import write_atomically
+from common.files import read_json, write_json
 
 MANIFEST = ".results.json"
 LONGEST_NAME = 200  # bytes; file systems take 255, and suffixes follow
@@ -68,8 +66,7 @@ def reserve_results(folder: Path, files: Sequence[str], inputs: Sequence[Path]) 
             raise UserError(f"{path}: {reason}; it is not overwritten: name another folder for results with OUT=")
     for parent in {folder, *((folder / name).parent for name in files)}:
         parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(sorted(results.union(files)), indent=0)
-    write_atomically(manifest, lambda file: file.write(text.encode()))
+    write_json(manifest, sorted(results.union(files)))
 
 
 class LeftOut:

@@ -25,13 +25,13 @@ import re
 import shlex
 import sys
 import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from common.errors import UserError
+from common.files import append_line, write_figure, write_json, write_table, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,37 +91,6 @@ def newest_weights(runs: Iterable[Path]) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Calls `write` with a file beside `path` and renames it to `path` once it is whole and on disk.
-
-    Raises:
-        OSError: it cannot be written; `path` is as it was.
-    """
-    temporary = path.with_name(f".{uuid.uuid4().hex}.unfinished")  # however long the name of the file is
-    try:
-        with _named(path), temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Gives the name of the file to an `OSError` of writing, which has none: a full disk, say."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # torch.save lays a RuntimeError of its own over it.
-        reason = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(reason, OSError):
-            raise
-        raise OSError(reason.errno, reason.strerror, str(path)) from error
-
-
 @contextmanager
 def record_session(folder: Path, **facts: object) -> Iterator[None]:
     """Adds to `environment.json` where and how the block ran: versions, machine, command, start and seconds.
@@ -144,16 +113,13 @@ def record_session(folder: Path, **facts: object) -> Iterator[None]:
     }
     sessions = [*read_sessions(folder), session]
 
-    def write() -> None:
-        write_atomically(path, lambda file: file.write(json.dumps(sessions, indent=1).encode()))
-
-    write()
+    write_json(path, sessions)
     start = time.perf_counter()
     try:
         yield
     finally:
         session["seconds"] = round(time.perf_counter() - start, 1)
-        write()
+        write_json(path, sessions)
 
 
 def read_sessions(folder: Path) -> list[dict]:
@@ -193,11 +159,7 @@ def _versions() -> dict[str, str]:
 
 def append_metrics(run: Path, row: dict) -> None:
     """Appends one row to `metrics.json` and waits until it is on disk."""
-    path = run / METRICS
-    with _named(path), path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(run / METRICS, json.dumps(row))
 
 
 def read_metrics(run: Path) -> list[dict]:
@@ -233,7 +195,7 @@ def truncate_metrics(run: Path, iteration: int) -> None:
         unfinished.unlink(missing_ok=True)
     rows = [row for row in read_metrics(run) if row["iteration"] < iteration]
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(run / METRICS, lambda file: file.write(text.encode()))
+    write_text(run / METRICS, text)
 
 
 def write_results(run: Path) -> None:
@@ -245,10 +207,9 @@ def write_results(run: Path) -> None:
         return
     # Rows of one iteration (losses and, later, the evaluation) become one line of the table.
     table = pd.DataFrame(rows).groupby("iteration", as_index=False).last()
-    write_atomically(run / "results.csv", lambda file: table.to_csv(file, index=False, float_format="%.6g"))
+    write_table(run / "results.csv", table, index=False, float_format="%.6g")
     with failures_as_warnings(run / "results.png"):
-        figure = _plot(table, run.name)
-        write_atomically(run / "results.png", lambda file: figure.savefig(file, format="png", dpi=110))
+        write_figure(run / "results.png", _plot(table, run.name))
 
 
 @contextmanager

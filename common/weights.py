@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.contents import stand_in
 from common.errors import UserError
-from common.run_folder import write_atomically
+from common.files import write_atomically, wrong_download
 
 LOCAL_WEIGHTS = Path("weights")
 """Where files of hubs are looked for before the hub is asked, under the names that they have there."""
@@ -40,7 +39,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such weights file; expected a .pth or .safetensors file")
-    if reason := stand_in(path):
+    if reason := wrong_download(path):
         raise UserError(f"{path}: {reason}")
     if path.suffix in (".pkl", ".pickle"):
         raise UserError(f"{path}: is a pickle, which can run code when read; expected .pth or .safetensors: convert it")

@@ -14,15 +14,13 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from common.contents import read_json
 from common.errors import UserError
-from common.run_folder import write_atomically
+from common.files import read_json, write_text
 from detection.matching import Detections
 
 FORM = '{"image_id": "000001", "category": "dog", "bbox": [x, y, width, height], "score": 0.9}'
@@ -80,11 +78,7 @@ def write_submission(
             " ".join([image_ids[detections.image[row]], *(f"{value:.9g}" for value in figures[row])]) + "\n"
             for row in np.flatnonzero(detections.category == category)
         ]
-        write_atomically(folder / f"comp4_det_{split}_{name}.txt", partial(_write_lines, lines))
-
-
-def _write_lines(lines: Iterable[str], file: IO[bytes]) -> None:
-    file.write("".join(lines).encode())
+        write_text(folder / f"comp4_det_{split}_{name}.txt", "".join(lines))
 
 
 def _ids(records: Sequence[dict]) -> dict[str, int]:

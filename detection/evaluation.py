@@ -28,7 +28,8 @@ from matplotlib.figure import Figure
 
 from common.errors import UserError
 from common.exported import is_exported, read_card
-from common.run_folder import failures_as_warnings, write_atomically
+from common.files import write_figure, write_json, write_table, write_text
+from common.run_folder import failures_as_warnings
 from detection.average_precision import (
     ASPECTS,
     IOU_THRESHOLDS,
@@ -120,13 +121,13 @@ class Evaluation:
             OSError: the folder cannot be made or written.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        _write_text(folder / "evaluation.json", json.dumps(self._as_json(), indent=2) + "\n")
-        _write_text(folder / "evaluation.csv", self._table().to_csv())
-        _write_text(folder / "evaluation.md", f"# Evaluation\n\n{self.format_table('github')}\n\n{PICTURES}\n")
+        write_json(folder / "evaluation.json", self._as_json())
+        write_table(folder / "evaluation.csv", self._table())
+        write_text(folder / "evaluation.md", f"# Evaluation\n\n{self.format_table('github')}\n\n{PICTURES}\n")
         class_names = list(self.per_class)
         table = confidence_table(self.confidence)
-        _write_text(folder / "f1_curves.csv", table.to_csv(index=False, float_format="%.4f"))
-        _write_text(folder / "confusion.csv", self.confusion.table(class_names).to_csv())
+        write_table(folder / "f1_curves.csv", table, index=False, float_format="%.4f")
+        write_table(folder / "confusion.csv", self.confusion.table(class_names))
         plots: dict[str, Callable[[], Figure]] = {
             "pr_curves": self._plot_curves,
             "f1_curves": partial(plot_confidence, table, self.confidence),
@@ -134,7 +135,7 @@ class Evaluation:
         }
         for name, plot in plots.items():
             with failures_as_warnings(folder / f"{name}.png"):
-                write_atomically(folder / f"{name}.png", partial(plot().savefig, format="png", dpi=120))
+                write_figure(folder / f"{name}.png", plot(), dpi=120)
 
     @property
     def best(self) -> dict[str, float]:
@@ -319,7 +320,7 @@ class VOCEvaluator(DatasetEvaluator):
         if comm.is_main_process():
             evaluation, detections, records = self._result
             evaluation.write(folder)
-            _write_text(folder / "detections.json", _coco_results(detections, records))
+            write_text(folder / "detections.json", _coco_results(detections, records))
 
 
 def _coco_results(detections: Detections, records: Sequence[dict]) -> str:
@@ -333,7 +334,3 @@ def _coco_results(detections: Detections, records: Sequence[dict]) -> str:
     }
     # By pandas: the json module takes three times as long for half a million detections.
     return pd.DataFrame(table).to_json(orient="records", double_precision=15)
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))

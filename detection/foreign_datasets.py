@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import yaml
 from tqdm import tqdm
 
-from common.contents import read_json
 from common.errors import UserError
+from common.files import read_json
 from common.images import SUFFIXES, read_size
 from detection.voc_lists import UNDIVIDED, read_lines, tails
 

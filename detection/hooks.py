@@ -5,7 +5,6 @@ import logging
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from functools import partial
 
 import psutil
 import torch
@@ -18,7 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from common.averaging import Best, WeightAverage
-from common.run_folder import append_metrics, failures_as_warnings, read_metrics, write_atomically, write_results
+from common.files import write_figure
+from common.run_folder import append_metrics, failures_as_warnings, read_metrics, write_results
 from common.stream import derive_seed
 from detection.class_panels import plot_training
 
@@ -177,7 +177,7 @@ class MetricsWriter(HookBase):
         path = self.run / "results_per_class.png"
         with failures_as_warnings(path):
             if figure := plot_training(read_metrics(self.run), METRIC, PER_CLASS):
-                write_atomically(path, partial(figure.savefig, format="png", dpi=110))
+                write_figure(path, figure)
 
     def _line(self, row: dict[str, float]) -> str:
         left = self.trainer.max_iter - self.trainer.iter - 1

@@ -12,9 +12,10 @@ from pathlib import Path
 from detectron2.data import MetadataCatalog
 
 from common.errors import UserError, exits_on_user_error
+from common.files import write_text
 from common.log import RunLog
 from common.processes import is_main_process, join_processes, leave_processes, on_main_process
-from common.run_folder import create_run_folder, write_atomically, write_results
+from common.run_folder import create_run_folder, write_results
 from common.runtime import default_device, keep_freed_memory
 from detection.config import LEAF, RECIPES, RecordingCfg, blamed_on, refuse_unread
 from detection.experiment import (
@@ -63,7 +64,7 @@ def train(args: argparse.Namespace, log: RunLog) -> Path:
     if run is None:
         run = on_main_process(create_run_folder, args.output, args.name or experiment.name)
     if is_main_process():
-        write_atomically(run / "config.yaml", lambda file: file.write(cfg.dump().encode()))
+        write_text(run / "config.yaml", cfg.dump())
         log.open(run)
     trainer.train(run)
     if is_main_process():

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from common.contents import MAX_PIXELS, stand_in
 from common.errors import UserError
+from common.files import MAX_PIXELS, wrong_download
 from detection.voc_cache import Arrays, file_states, load_cache, save_cache
 
 TOLERANCE = 1.0  # pixels by which a box may leave its image: tools disagree on counting from 0 or from 1
@@ -110,7 +110,7 @@ def _parse_annotation(path: Path) -> tuple[int, int, list[tuple]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: an encoding it cannot read
-        reason = stand_in(path) or f"not well-formed XML ({error}); mend the file or fetch it again"
+        reason = wrong_download(path) or f"not well-formed XML ({error}); mend the file or fetch it again"
         raise UserError(f"{path}: {reason}") from error
     for element in root.iter():
         element.tag = element.tag.lower()  # labelImg once wrote <Difficult>
@@ -118,7 +118,7 @@ def _parse_annotation(path: Path) -> tuple[int, int, list[tuple]]:
     try:
         height, width = _number(size, "height"), _number(size, "width")
     except ValueError as error:
-        reason = stand_in(path) or "<size> with <width> and <height> is missing or holds no numbers"
+        reason = wrong_download(path) or "<size> with <width> and <height> is missing or holds no numbers"
         raise UserError(f"{path}: {reason}") from error
     if not (height >= 1 and width >= 1 and height.is_integer() and width.is_integer() and height * width <= MAX_PIXELS):
         raise UserError(

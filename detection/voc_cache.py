@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.run_folder import write_atomically
+from common.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

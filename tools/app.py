@@ -16,7 +16,6 @@ from detectron2.structures import Instances
 from gradio.components import Component
 
 from classification.predict import BirdClassifier, newest_weights
-from common.contents import MAX_QUEUE, MAX_UPLOADED_BYTES, MAX_UPLOADED_PIXELS
 from common.data_root import SAMPLE
 from common.errors import UserError, exits_on_user_error
 from common.images import read_image
@@ -38,6 +37,9 @@ DETECTORS = {FASTER_RCNN: "faster_rcnn", YOLOV3: "yolov3"}
 VARIABLES = {FASTER_RCNN: "FRCNN", YOLOV3: "YOLOV3", BIRDS: "BIRD"}
 TITLE = "Birds and boxes"
 PROPOSALS = "Proposals"
+MAX_UPLOADED_PIXELS = 64_000_000  # a page holds several pictures at a time
+MAX_UPLOADED_BYTES = 100_000_000
+MAX_QUEUE = 16  # photographs that wait for the models
 CSS = ".picture img { padding-top: 2rem }"  # or the caption lies over the picture
 
 

@@ -24,8 +24,8 @@ from tabulate import tabulate
 
 from classification.cub import INDICES, is_folder_tree, read_cub, read_indices
 from common.errors import UserError, exits_on_user_error
+from common.files import write_picture
 from common.images import Header, read_headers
-from common.run_folder import write_atomically
 from detection.dataset_mapper import DatasetMapper
 from detection.voc import default_test, default_train, load_voc_instances, register_voc
 from detection.voc_annotations import Annotations, annotation_folder, read_annotations
@@ -111,7 +111,7 @@ def main() -> None:
         if report.picture is not None:
             path = arguments.output / "check" / f"{report.name.replace(' ', '-')}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, partial(Image.fromarray(report.picture).save, format="png"))
+            write_picture(path, Image.fromarray(report.picture))
             print(f"some of them with their boxes: {path}")
     if any(report.state != "complete" for reports in data_sets for report in reports):
         sys.exit(2)

@@ -7,26 +7,25 @@ errors of both by their kind: `errors.csv`, `errors.json` and `errors.png`.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 
 from common.errors import UserError, exits_on_user_error
+from common.files import write_figure, write_json, write_picture, write_table
 from common.images import find_images
 from common.prediction import parse_score
 from common.results import LeftOut, reserve_results, unique_names
-from common.run_folder import machine, write_atomically
+from common.run_folder import machine
 from detection.bootstrap import interval, resample_ap
 from detection.classes import in_words_of, pair_classes
 from detection.comparison import compare, corners, objects_table, photographs_table, to_detections, to_objects
@@ -40,6 +39,7 @@ from detection.voc import default_test, register_voc
 CHOICE_SEED = 0
 MAX_PICTURES = 20  # of a split; every photograph that is named gets one
 MAX_ROWS = 60  # of a printed table; the files hold them all
+CSV: dict[str, Any] = {"index": False, "float_format": "%.4f"}
 
 
 def load_detectors(
@@ -202,18 +202,6 @@ def _print_table(table: pd.DataFrame, floatfmt: str, last_rows: int = 0) -> None
         print(f"{left_out} more rows are in the files")
 
 
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    write_atomically(path, lambda file: table.to_csv(file, index=False, float_format="%.4f"))
-
-
-def _write_json(content: object, path: Path) -> None:
-    write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
-
-
-def _write_figure(figure: Figure, path: Path) -> None:
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
-
-
 @exits_on_user_error
 def main(argv: Sequence[str] | None = None) -> None:
     """Compares, prints the tables and writes all files.
@@ -297,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             pictures += 1
             photograph["picture"] = names_of_pictures[number]
             drawn = Image.fromarray(picture(image, shown, photograph["milliseconds"], colors))
-            write_atomically(folder / photograph["picture"], partial(drawn.save, format="png"))
+            write_picture(folder / photograph["picture"], drawn)
     left_out.refuse_none_left()
 
     table = photographs_table(photographs, names)
@@ -306,8 +294,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         _print_table(table.assign(photograph=[Path(name).name for name in table["photograph"]]), ".0f", last_rows=1)
     else:
         _print_table(table.tail(1), ".0f")
-    _write_csv(table, folder / "photographs.csv")
-    _write_csv(objects_table(photographs, names), folder / "objects.csv")
+    write_table(folder / "photographs.csv", table, **CSV)
+    write_table(folder / "objects.csv", objects_table(photographs, names), **CSV)
     weights = {detector.name: detector.weights for detector in detectors}
     comparison: dict = {"weights": weights, "split": split, "score": args.score, "machine": machine()}
 
@@ -321,13 +309,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         _print_table(errors_table(analyses), ".3f")
         print("AP50 " + ", ".join(f"{name} {analysis.ap50:.3f}" for name, analysis in analyses.items()))
         print(ahead)
-        _write_csv(errors_table(analyses), folder / "errors.csv")
-        _write_json(
-            {"split": split, "photographs": len(records)} | {name: asdict(a) for name, a in analyses.items()},
-            folder / "errors.json",
-        )
-        _write_figure(plot_errors(analyses), folder / "errors.png")
-    _write_json(comparison | {"photographs": photographs}, folder / "comparison.json")
+        write_table(folder / "errors.csv", errors_table(analyses), **CSV)
+        errors = {"split": split, "photographs": len(records)} | {name: asdict(a) for name, a in analyses.items()}
+        write_json(folder / "errors.json", errors)
+        write_figure(folder / "errors.png", plot_errors(analyses))
+    write_json(folder / "comparison.json", comparison | {"photographs": photographs})
     print(f"{pictures} pictures, tables and comparison.json are in {folder}")
     left_out.refuse_any()
 

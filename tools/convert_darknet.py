@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from common.errors import UserError, exits_on_user_error
-from common.run_folder import write_atomically
+from common.files import write_text
 from common.weights import read_checkpoint, save_checkpoint, weights_of
 from detection.config import CONFIGS, get_cfg, merge_file, merge_options
 from detection.starts import foreign_cfg, identify
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             state = {prefix + name: value for name, value in part.state_dict().items()}
             save_checkpoint(args.target, {"model": state, "images_seen": images_seen})
             if is_whole:
-                write_atomically(beside, lambda file: file.write(cfg.dump().encode()))
+                write_text(beside, cfg.dump())
         else:
             count = write_darknet_weights(args.target, part, load_part(args.source, part, prefix))
     except OSError as error:

@@ -12,7 +12,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,8 +32,8 @@ from classification.recipe import Recipe
 from classification.run import Run
 from classification.train import parse_request, resolve
 from common.errors import UserError, exits_on_user_error, one_line
+from common.files import read_json, write_json
 from common.launch import whole_number
-from common.run_folder import write_atomically
 from common.runtime import default_device
 from detection import train_net
 from detection.config import blamed_on
@@ -204,7 +203,7 @@ def main() -> None:
     parser.add_argument("stages", type=json.loads)
     args = parser.parse_args()
     logging.disable(logging.WARNING)  # what a training says of itself, it will say when it runs
-    known: dict[str, Any] = json.loads(args.file.read_text()) if args.file.exists() else {}
+    known: dict[str, Any] = read_json(args.file, "an object of stages: delete it") if args.file.exists() else {}
     for name, arguments in args.stages.items():
         key = " ".join(arguments)
         if key not in known:
@@ -214,11 +213,7 @@ def main() -> None:
                 if (line := one_line(error)) is None:
                     raise
                 raise UserError(f"{name}: {line}") from None
-            write_atomically(args.file, partial(_write, known))
-
-
-def _write(known: dict, file: Any) -> None:
-    file.write(json.dumps(known, indent=1).encode())
+            write_json(args.file, known)
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ from classification.model import KIND
 from classification.predict import BirdClassifier
 from common.errors import UserError, exits_on_user_error
 from common.exported import is_exported, read_card
+from common.files import write_picture, write_text
 from common.images import SUFFIXES, find_images
 from common.prediction import Prediction, best_weights, parse_score
 from common.results import LeftOut, reserve_results, unique_names
-from common.run_folder import write_atomically
 from common.runtime import keep_freed_memory
 from common.threads import available_cores
 from common.weights import read_checkpoint
@@ -234,14 +234,14 @@ class VideoFile:
 
 def _draw_jpeg(model: Detector | BirdClassifier, picture: Picture, prediction: Prediction, path: Path) -> None:
     drawn = Image.fromarray(draw(model, picture, prediction))
-    write_atomically(path, partial(drawn.save, format="jpeg", quality=92))
+    write_picture(path, drawn, format="jpeg", quality=92)
 
 
 def _write_voc(path: Path, file_name: str, size: tuple[int, int], prediction: Prediction) -> None:
     assert prediction.boxes is not None, "a classifier is refused at the start"
     objects = list(zip(prediction.names, prediction.boxes.tolist(), strict=True))
     text = annotation_xml(file_name, *size, objects)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
 
 
 def _frames(path: Path) -> int:
@@ -353,7 +353,7 @@ def predict_files(
 
     left_out.refuse_none_left()
     lines = ",\n".join(entry for of_file in entries for entry in of_file)
-    write_atomically(out / "predictions.json", lambda file: file.write(f"[\n{lines}\n]\n".encode()))
+    write_text(out / "predictions.json", f"[\n{lines}\n]\n")
     print(
         f"{sum(map(len, entries))} predictions on {len(paths) - left_out.count} files, with predictions.json, are in "
         f"{out}" + "; the sound of videos is not kept" * bool(annotated_videos)

@@ -1,7 +1,6 @@
 """Names the bird on photographs: `python -m tools.predict_bird IMAGE ... --weights WEIGHTS [--saliency]`."""
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,9 @@ from tqdm import tqdm
 from classification import load
 from common.errors import UserError, exits_on_user_error
 from common.exported import is_exported
+from common.files import write_picture
 from common.images import find_images
 from common.results import LeftOut, reserve_results, unique_names
-from common.run_folder import write_atomically
 
 
 @exits_on_user_error
@@ -50,7 +49,7 @@ def main() -> None:
             if arguments.saliency:
                 heat = classifier.saliency(image, classifier.class_names.index(prediction.names[0]))
                 drawn = arguments.output / names[index]
-                write_atomically(drawn, partial(_beside(image, heat).save, format="png"))
+                write_picture(drawn, _beside(image, heat))
                 lines.append(f"  {drawn}")
             progress.write("\n".join(lines))
             progress.update()

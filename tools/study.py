@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,10 @@ from tqdm import tqdm
 from classification.cub import FOLDER, is_folder_tree
 from common.data_root import OFFICIAL
 from common.errors import Interrupted, UserError, exits_on_user_error
+from common.files import read_json, write_json
 from common.images import find_images
 from common.processes import ENDS_WITH_PARENT
-from common.run_folder import METRICS, read_metrics, write_atomically
+from common.run_folder import METRICS, read_metrics
 from detection.voc_lists import OFFICIAL_FOLDERS, is_voc_folder
 from tools.plan import COMMANDS, Entry, Stage, list_stages, read_entries
 from tools.report.document import duration
@@ -265,11 +265,11 @@ def run_stages(stages: Sequence[Stage], output: Path, gpus: Sequence[str] = ("",
 def _record(stage: Stage, output: Path, is_finished: bool) -> None:
     records = _read_json(output / STAGES)
     records[stage.name] = {"arguments": stage.arguments, "is_finished": is_finished}
-    write_atomically(output / STAGES, methodcaller("write", json.dumps(records, indent=1).encode()))
+    write_json(output / STAGES, records)
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path, "an object of stages: delete it") if path.exists() else {}
 
 
 def _last_line(log: Path) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from detectron2.structures import ImageList
 from PIL import Image
 
 from common.errors import UserError, exits_on_user_error
-from common.run_folder import write_atomically
+from common.files import write_picture
 from detection.config import LEAF, RECIPES
 from detection.data_loader import build_training_stream
 from detection.drawing import Picture, beside, class_colors
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         batch = [stream[number * size + place] for place in range(min(size, args.images))]
         drawn = Image.fromarray(draw_batch(batch, cfg.MODEL.CLASSES, f"{name}, batch {number}"))
         path = folder / f"{number:03d}.png"
-        write_atomically(path, partial(drawn.save, format="png"))
+        write_picture(path, drawn)
         print(path)
 
 

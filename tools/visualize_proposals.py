@@ -5,11 +5,9 @@ For each image one picture: left the proposals, coloured by objectness, right th
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +22,10 @@ from tqdm import tqdm
 
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
+from common.files import write_figure, write_json, write_picture, write_table
 from common.images import find_images, read_image
 from common.prediction import Prediction, parse_score
 from common.results import LeftOut, reserve_results, unique_names
-from common.run_folder import write_atomically
 from detection.config import RECIPES
 from detection.drawing import Picture, beside, class_colors, color_scale
 from detection.experiment import newest_detector, use_test_data
@@ -86,10 +84,6 @@ def recall_figure(recall: pd.DataFrame, title: str) -> Figure:
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
 @exits_on_user_error
@@ -156,7 +150,7 @@ def main() -> None:
             continue
         proposals, prediction = propose_and_detect(detector, image)
         drawn = Image.fromarray(picture(image, proposals, prediction, colors, args.topk, args.score))
-        write_atomically(folder / name, partial(drawn.save, format="png"))
+        write_picture(folder / name, drawn)
         boxes = proposals.proposal_boxes.tensor
         records.append(
             {
@@ -171,7 +165,7 @@ def main() -> None:
             }
         )
     left_out.refuse_none_left()
-    write_atomically(folder / "proposals.json", lambda file: file.write(json.dumps(records, indent=1).encode()))
+    write_json(folder / "proposals.json", records)
 
     if measured:
         found, targets = [], []
@@ -180,9 +174,9 @@ def main() -> None:
             boxes = [annotation["bbox"] for annotation in entry["annotations"] if not annotation["difficult"]]
             targets.append(Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)))
         recall = pd.DataFrame(proposal_recall(found, targets).items(), columns=["proposals", "recall"])
-        recall.to_csv(folder / "recall.csv", index=False, float_format="%.4f")
+        write_table(folder / "recall.csv", recall, index=False, float_format="%.4f")
         title = f"{len(measured)} images of {', '.join(cfg.DATASETS.TEST)}, {sum(map(len, targets))} objects"
-        _save(recall_figure(recall, title), folder / "recall.png")
+        write_figure(folder / "recall.png", recall_figure(recall, title))
         print(f"Recall of the proposals at IoU 0.5 on {title}, difficult ones left out:")
         print(recall.to_string(index=False, float_format="%.3f"))
     print(f"{len(records)} pictures and proposals.json (boxes x, y, width, height in pixels, from 0) are in {folder}")

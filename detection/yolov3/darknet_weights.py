@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.run_folder import write_atomically
+from common.files import write_atomically
 
 NORM_EPS = 1e-6
 NEGATIVE_SLOPE = 0.1

@@ -1,6 +1,5 @@
 """The run folder: nobody's files are touched, and what is there is whole."""
 
-import errno
 import json
 import os
 import platform
@@ -16,6 +15,7 @@ import pytest
 from PIL import Image
 
 from common.errors import UserError
+from common.files import write_atomically
 from common.run_folder import (
     _plot,
     append_metrics,
@@ -27,7 +27,6 @@ from common.run_folder import (
     record_session,
     run_to_resume,
     truncate_metrics,
-    write_atomically,
     write_results,
 )
 
@@ -72,7 +71,7 @@ def test_going_on_clears_what_a_kill_left_half_written(tmp_path: Path) -> None:
     write_atomically(tmp_path / "model.pth", lambda file: file.write(b"whole"))
     append_metrics(tmp_path, {"iteration": 0})
     program = (
-        "import sys, time; from pathlib import Path; from common.run_folder import write_atomically\n"
+        "import sys, time; from pathlib import Path; from common.files import write_atomically\n"
         "write = lambda file: (file.write(b'half'), file.flush(), print('writing', flush=True), time.sleep(60))\n"
         "write_atomically(Path(sys.argv[1]) / 'model.pth', write)"
     )
@@ -94,59 +93,6 @@ def test_the_newest_weights_of_several_runs(tmp_path: Path) -> None:
         (run / "model_best.pth").touch()
         os.utime(run / "model_best.pth", (second, second))
     assert newest_weights(runs) == runs[0] / "model_best.pth"
-
-
-def test_write_atomically_keeps_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    seen = []
-
-    def write(file) -> None:
-        file.write(b"ne")
-        file.flush()
-        seen.append(path.read_bytes())
-        file.write(b"w")
-
-    write_atomically(path, write)
-    assert seen == [b"old"]
-    assert path.read_bytes() == b"new"
-    assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
-    with pytest.raises(ZeroDivisionError):
-        write_atomically(path, lambda file: 1 / 0)
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def current_umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_a_full_disk_is_named(tmp_path: Path, wrapped: bool) -> None:
-    """An error of writing has no file name, and torch.save puts an error of its own over it."""
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("no /dev/full on this system")
-
-    def write(file) -> None:
-        try:
-            with full.open("wb", buffering=0) as device:
-                device.write(b"x")
-        except OSError as error:
-            if wrapped:
-                raise RuntimeError("unexpected position") from error
-            raise
-
-    with pytest.raises(OSError, match="No space left") as error:
-        write_atomically(tmp_path / "model.pth", write)
-    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "model.pth"))
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "metrics.json").symlink_to(full)
-    with pytest.raises(OSError, match="No space left") as error:
-        append_metrics(tmp_path, {"iteration": 1})
-    assert error.value.filename == str(tmp_path / "metrics.json")
 
 
 def test_metrics_there_and_back(tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ import requests
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
-from common.contents import MAX_QUEUE
 from common.errors import UserError
-from tools.app import Models, build_page, main, newest_models, read_photograph
+from tools.app import MAX_QUEUE, Models, build_page, main, newest_models, read_photograph
 
 ROOT = Path(__file__).resolve().parents[2]
 expect.set_options(timeout=60_000)  # a page may take its time beside other tests

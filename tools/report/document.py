@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from operator import methodcaller
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Union
 
@@ -22,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from common.errors import UserError
-from common.run_folder import write_atomically
+from common.files import write_text
 
 NONE = "–"  # noqa: RUF001
 DATE = "%Y-%m-%d %H:%M"
@@ -181,7 +180,7 @@ def write_document(document: Document, out: Path) -> None:
     environment.filters["inline"] = _inline
     page = environment.get_template("page.html.jinja").render(document=document)
     for name, text in (("index.html", page), ("report.md", _markdown(document))):
-        write_atomically(out / name, methodcaller("write", text.encode()))
+        write_text(out / name, text)
 
 
 def print_pdf(page: Path, pdf: Path) -> None:
