@@ -22,6 +22,7 @@ from classification.cub import Bird
 from classification.recipe import Recipe
 from common.images import read_image, read_size
 from common.processes import rank, world_size
+from common.runtime import default_device
 from common.stream import TrainingStream, build_loader, build_train_loader
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def build_test_loader(
     """
     side = int(image_size / crop_pct)
     images = ImageCache.build(birds, side) if cache else None
-    workers = 0 if images and not torch.cuda.is_available() else workers
+    workers = 0 if images and default_device() == "cpu" else workers
     return build_loader(
         BirdDataset(birds, side, v2.CenterCrop(image_size), images),
         workers,

@@ -15,12 +15,11 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import accuracy
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from classification.snapmix import SnapMix
 from common.averaging import WeightAverage
-from common.processes import rank, share_buffers, world_size
+from common.processes import no_sync_before_last, rank, share_buffers, world_size
 from common.runtime import autocast, gradient_scaler, to_device
 from common.stream import derive_seed
 from common.weights import resume_optimizer
@@ -249,9 +248,7 @@ class Trainer:
         for number, (part, wanted) in enumerate(
             zip(images.chunk(self.accumulate), targets.chunk(self.accumulate), strict=True), start=1
         ):
-            # Processes share gradients once, with the last part.
-            shared = self.forward if isinstance(self.forward, DistributedDataParallel) else None
-            with shared.no_sync() if shared is not None and number < self.accumulate else nullcontext():
+            with no_sync_before_last(self.forward, number == self.accumulate):
                 with autocast(self.device, self.precision):
                     logits.append(self.forward(part))
                 losses.append(self.criterion(logits[-1].float(), wanted) / self.accumulate)

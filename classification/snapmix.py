@@ -50,6 +50,8 @@ class SnapMix:
         Returns:
             The mixed images, and targets (B, num_classes): the shares of both labels, 0 elsewhere.
         """
+        # In every process, whether or not it mixes; a resumed run has those of the first process alone.
+        share_buffers(self.model)
         kept = functional.one_hot(labels, self.num_classes).to(images.dtype)
         if np.random.random() >= self.prob:
             return images, kept
@@ -88,7 +90,6 @@ class SnapMix:
         Source: B. Zhou et al. Learning Deep Features for Discriminative Localization. CVPR 2016.
         """
         was_training = self.model.training
-        share_buffers(self.model)  # or a resumed run, which has those of the first process alone, would differ
         self.model.eval()
         with autocast(images.device, self.precision):
             features = self.model.forward_features(images)  # type: ignore[operator] # timm's, looked for above

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -33,6 +32,7 @@ from common.errors import UserError, exits_on_user_error
 from common.files import write_figure, write_table
 from common.processes import ENDS_WITH_PARENT
 from common.run_folder import create_run_folder, find_run_folders, read_metrics
+from common.runtime import visible_gpus
 
 COMPARED_ON = 0.1  # share of the training images that a grid holds out where the recipe trains on all of them
 
@@ -58,10 +58,9 @@ def run_trials(
         failed: gets the names of those that fail, of which a warning says why; the others go on.
     """
     devices: queue.SimpleQueue[str] = queue.SimpleQueue()
-    gpus = torch.cuda.device_count()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-    for number in range(max(1, gpus)):
-        devices.put(visible[number])
+    gpus = visible_gpus() or [""]
+    for gpu in gpus:
+        devices.put(gpu)
 
     def run(trial: Trial) -> dict:
         result = folder / trial.name / "result.json"
@@ -73,7 +72,7 @@ def run_trials(
                 devices.put(device)
         return json.loads(result.read_text())
 
-    with ThreadPoolExecutor(max(1, gpus)) as pool:
+    with ThreadPoolExecutor(len(gpus)) as pool:
         running = {pool.submit(run, trial): trial for trial in trials}
         try:
             with tqdm(total=sum(trial.epochs for trial in trials), desc=folder.name, unit="epoch", disable=None) as bar:

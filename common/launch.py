@@ -63,6 +63,9 @@ def _run_without_teardown(module: str, arguments: list[str]) -> None:
         if isinstance(stop.code, int):
             codes.append(stop.code)
         raise
+    except BaseException:
+        codes.append(1)
+        raise
 
 
 def end_with_parent() -> None:
@@ -111,10 +114,10 @@ def launch(module: str, arguments: list[str]) -> None:
         _run_without_teardown(module, arguments)
         return
 
-    import torch
+    from common.runtime import gpu_count  # here, since it imports torch
 
     _take_from_slurm()
-    gpus = torch.cuda.device_count()
+    gpus = gpu_count()
     processes = whole_number("NGPU", max(gpus, 1), 1)
     nodes = whole_number("NNODES", 1, 1)
     node_rank = whole_number("NODE_RANK", 0, 0)

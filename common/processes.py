@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 
 from common.errors import Interrupted, UserError
 from common.launch import end_with_parent
+from common.runtime import default_device
 
 T = TypeVar("T")
 
@@ -40,13 +41,16 @@ def join_processes() -> None:
     """Joins the processes that the launcher started, over NCCL with GPUs and gloo without; alone it does nothing."""
     if "RANK" not in os.environ or dist.is_initialized():
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if default_device() == "cpu":
+        dist.init_process_group("gloo")
+        return
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", device_id=device)
 
 
 def leave_processes() -> None:
-    """Undoes `join_processes`."""
+    """Undoes `join_processes` where all have done their work; after an error NCCL would wait for the others here."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -79,6 +83,17 @@ def share_buffers(model: nn.Module) -> None:
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
+
+
+def no_sync_before_last(model: Callable[..., Any], is_last: bool) -> AbstractContextManager:
+    """The context of a part of a batch: processes share its gradients with the last one alone, once a batch.
+
+    Args:
+        model: in `DistributedDataParallel`, where several processes train; compiled or not.
+        is_last: whether this part is.
+    """
+    no_sync = getattr(model, "no_sync", None)
+    return nullcontext() if no_sync is None or is_last else no_sync()
 
 
 # For `subprocess.Popen`: Linux alone knows how, and Windows refuses the argument.

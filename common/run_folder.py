@@ -142,11 +142,13 @@ def machine() -> str:
     import psutil  # here, as torch is: this module is imported by command lines that need neither
     import torch
 
+    from common.runtime import gpu_count
+
     processor = platform.processor() or platform.machine()
     with suppress(OSError):
         found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         processor = found[1] if found else processor
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    gpus = [torch.cuda.get_device_name(number) for number in range(gpu_count())]
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GB"
     return ", ".join([processor, f"{os.cpu_count()} cores", memory, *gpus])
 

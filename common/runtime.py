@@ -4,6 +4,7 @@ import ctypes
 import functools
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Sequence
@@ -19,15 +20,45 @@ from common.threads import LoadWatch
 logger = logging.getLogger(__name__)
 
 _settling = threading.Lock()
+# Convolutions in float16 give NaN on these: github.com/pytorch/pytorch/issues/77955.
+NAN_IN_HALF = re.compile(r"\b(GTX 16[356]0|T(400|500|550|600|1000|1200|2000))\b")
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def default_device() -> str:
-    """The device that a model runs on here: `cuda` or `cpu`; a driver that is too old for the GPU is warned of."""
-    if torch.cuda.is_available():
-        return "cuda"
-    _warn_of_old_driver()
-    return "cpu"
+    """The device that a model runs on here: `cuda` or `cpu`; why a GPU cannot be used is warned of."""
+    return "cuda" if gpu_count() else "cpu"
+
+
+def gpu_count() -> int:
+    """How many GPUs can be used here; torch itself also counts those that its driver or its build cannot run on."""
+    if not torch.cuda.is_available():
+        _warn_of_old_driver()
+        return 0
+    # CUDA puts the fastest first, so that these have the numbers 0, 1, ...
+    return sum(map(_is_supported, range(torch.cuda.device_count())))
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that can be used here, each as `CUDA_VISIBLE_DEVICES` names it."""
+    count = gpu_count()
+    return os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")[:count]
+
+
+@functools.cache  # it warns once a process
+def _is_supported(gpu: int) -> bool:
+    """Whether PyTorch is built for a GPU at least as old as this one."""
+    built_for = [int(name[1]) for name in map(re.compile(r"sm_(\d+)").match, torch.cuda.get_arch_list()) if name]
+    major, minor = torch.cuda.get_device_capability(gpu)
+    oldest = min(built_for, default=0)
+    if 10 * major + minor >= oldest:
+        return True
+    logger.warning(
+        "%s has compute capability %d.%d and PyTorch is built for %.1f and later: it cannot be used. Install a PyTorch "
+        "and torchvision for an earlier CUDA, such as 12.6",
+        *(torch.cuda.get_device_name(gpu), major, minor, oldest / 10),
+    )
+    return False
 
 
 @functools.cache  # once a process
@@ -63,12 +94,17 @@ def to_device(values: Sequence, device: torch.device) -> Tensor:
 def fastest_precision(device: torch.device) -> str:
     """The type in which a device multiplies matrices fastest: `bfloat16`, `float16` or `float32`.
 
-    A GPU that only emulates bfloat16 has float16 in hardware from compute capability 7.0 on (V100, T4, RTX 20).
+    GPUs have bfloat16 in hardware from compute capability 8.0 on, float16 from 7.0 on (V100, T4, RTX 20). Those that
+    train together on a machine, which may be unlike, all take what the oldest of them has.
     """
     if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        gpus = [torch.device("cuda", number) for number in range(together)] if together > 1 else [device]
+        oldest = min(map(torch.cuda.get_device_capability, gpus))
+        if oldest >= (8, 0):
             return "bfloat16"
-        return "float16" if torch.cuda.get_device_capability(device) >= (7, 0) else "float32"
+        is_sound = not any(NAN_IN_HALF.search(torch.cuda.get_device_name(gpu)) for gpu in gpus)
+        return "float16" if oldest >= (7, 0) and is_sound else "float32"
     capabilities = torch.cpu.get_capabilities()
     return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
 

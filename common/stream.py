@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from common.processes import ignore_interrupt, rank, world_size
+from common.runtime import default_device
 from common.threads import available_cores
 
 
@@ -122,7 +123,7 @@ def build_loader(
         dataset,
         num_workers=worker_count(num_workers),
         collate_fn=partial(_collate_for_sending, collate_fn),
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=default_device() == "cuda",
         worker_init_fn=_prepare_worker,
         **options,
     )

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from common.averaging import Best, WeightAverage
 from common.files import write_figure
 from common.run_folder import append_metrics, failures_as_warnings, read_metrics, write_results
+from common.runtime import default_device
 from common.stream import derive_seed
 from detection.class_panels import plot_training
 
@@ -243,7 +244,7 @@ def validation_loss(model: nn.Module, batches: Iterable[list[dict]], seed: int) 
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    devices = [torch.cuda.current_device()] if default_device() == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices), EventStorage():
         torch.manual_seed(derive_seed(seed))  # on a GPU anchors are drawn there
         for batch in batches:
@@ -256,6 +257,6 @@ def validation_loss(model: nn.Module, batches: Iterable[list[dict]], seed: int) 
 
 
 def _memory() -> str:
-    if torch.cuda.is_available():
+    if default_device() == "cuda":
         return f"GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GB"
     return f"memory {psutil.Process().memory_info().rss / 2**30:.1f} GB"

@@ -146,10 +146,8 @@ def main() -> None:
     args = parse_args(sys.argv[1:])
     join_processes()
     log = RunLog("detection", "common", "detectron2", "fvcore", quiet=QUIET)
-    try:
-        eval_only(args) if args.eval_only else train(args, log)
-    finally:
-        leave_processes()
+    eval_only(args) if args.eval_only else train(args, log)
+    leave_processes()
 
 
 if __name__ == "__main__":

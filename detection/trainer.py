@@ -15,13 +15,21 @@ from detectron2.engine import SimpleTrainer, create_ddp_model
 from detectron2.engine.hooks import IterationTimer, LRScheduler
 from detectron2.evaluation import inference_on_dataset
 from detectron2.solver import build_lr_scheduler
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch import distributed as dist
 from tqdm import tqdm
 
 from common.errors import Interrupted, UserError
-from common.processes import deferred_interrupt, is_main_process, on_main_process, share_buffers, world_size
+from common.processes import (
+    deferred_interrupt,
+    is_main_process,
+    no_sync_before_last,
+    on_main_process,
+    share_buffers,
+    world_size,
+)
 from common.run_folder import truncate_metrics
 from common.runtime import gradient_scaler
 from common.stream import derive_seed
@@ -71,7 +79,10 @@ class Trainer(SimpleTrainer):
         self.accumulate = cfg.SOLVER.ACCUMULATE
         self.stop_requested = False
         self.loss_names: list[str] = []
+        if cfg.MODEL.DEVICE == "cpu" and dist.is_initialized() and dist.get_backend() == "nccl":
+            raise UserError("MODEL.DEVICE cpu: the processes train on GPUs together; leave it out, or give NGPU=1")
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+        comm.all_gather(None)  # Detectron2 speaks gloo where it evaluates: machines that cannot should say so now
         torch.manual_seed(cfg.SEED)
         self.bare_model = build_model(cfg)
         last = on_main_process(read_last, resumed) if resumed else None
@@ -180,9 +191,7 @@ class Trainer(SimpleTrainer):
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
         values = []
         for part in parts:
-            # Processes share gradients once, with the last part.
-            is_alone = world_size() == 1 or part is parts[-1]
-            with contextlib.nullcontext() if is_alone else self.model.no_sync():
+            with no_sync_before_last(self.model, part is parts[-1]):
                 losses = self.model(part)
                 self.grad_scaler.scale(sum(losses.values()) / len(parts)).backward()
             values.append(torch.stack([loss.detach().double() for loss in losses.values()]))

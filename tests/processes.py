@@ -4,34 +4,43 @@ import os
 import socket
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from typing import Any
 
 import torch
 
 from common.processes import join_processes, leave_processes
+from tests.pretended_gpu import pretended_gpu
 
 _context = get_context("forkserver")
 _context.set_forkserver_preload(["detection.trainer", "classification.train", __name__])
 
 
-def together(processes: int, function: Callable, *arguments: Any) -> list:
-    """What a function of a module returns in each of so many processes on one thread, as the launcher joins them."""
+def together(processes: int, function: Callable, *arguments: Any, has_gpus: bool = False) -> list:
+    """What a function of a module returns in each of so many processes on one thread, as the launcher joins them.
+
+    Each has a pretended GPU where `has_gpus` says so.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     with ProcessPoolExecutor(processes, mp_context=_context) as pool:
         ranks = [{"RANK": rank, "LOCAL_RANK": rank} for rank in range(processes)] if processes > 1 else [{}]
-        started = [pool.submit(_child, {**shared, **rank} if rank else {}, function, arguments) for rank in ranks]
+        started = [
+            pool.submit(_child, {**shared, **rank} if rank else {}, function, arguments, has_gpus) for rank in ranks
+        ]
         return [child.result() for child in started]
 
 
-def _child(environment: dict[str, Any], function: Callable, arguments: tuple) -> Any:
+def _child(environment: dict[str, Any], function: Callable, arguments: tuple, has_gpus: bool) -> Any:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # these functions train on the CPU
     os.environ |= {name: str(value) for name, value in environment.items()}
     torch.set_num_threads(1)
-    join_processes()
-    try:
-        return function(*arguments)
-    finally:
-        leave_processes()
+    with pretended_gpu(int(environment["WORLD_SIZE"])) if has_gpus else nullcontext():
+        join_processes()
+        try:
+            return function(*arguments)
+        finally:
+            leave_processes()

@@ -34,7 +34,7 @@ from classification.train import parse_request, resolve
 from common.errors import UserError, exits_on_user_error, one_line
 from common.files import read_json, write_json
 from common.launch import whole_number
-from common.runtime import default_device
+from common.runtime import default_device, gpu_count
 from detection import train_net
 from detection.config import blamed_on
 from detection.experiment import new_experiment
@@ -154,12 +154,12 @@ def _lengths(args: argparse.Namespace) -> Callable[[Recipe], list[int]]:
 
 
 def _few(batch: int) -> int:
-    return batch if torch.cuda.is_available() else min(batch, FEW)
+    return batch if default_device() == "cuda" else min(batch, FEW)
 
 
 def _processes() -> int:
     """How many work on a training."""
-    return whole_number("NGPU", max(torch.cuda.device_count(), 1), 1)
+    return whole_number("NGPU", max(gpu_count(), 1), 1)
 
 
 def _endless(loader: Iterable) -> Iterator:
@@ -180,7 +180,7 @@ def _seconds_per_image(step: Callable[[], int]) -> float:
 
 
 def _wait() -> None:
-    if torch.cuda.is_available():
+    if default_device() == "cuda":
         torch.cuda.synchronize()
 
 

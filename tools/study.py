@@ -160,10 +160,9 @@ def devices() -> list[str]:
     """
     if os.environ.get("NGPU") != "1":
         return [""]
-    import torch  # here, since little else of this process needs it
+    from common.runtime import visible_gpus  # here, since little else of this process needs torch
 
-    all_of_them = ",".join(map(str, range(torch.cuda.device_count())))
-    return os.environ.get("CUDA_VISIBLE_DEVICES", all_of_them).split(",")
+    return visible_gpus() or [""]
 
 
 def latest_loss(output: Path, since: float) -> str:

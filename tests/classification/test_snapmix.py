@@ -48,20 +48,36 @@ def test_a_map_is_the_logit_of_its_class_seen_place_by_place(model, batch):
         torch.testing.assert_close(ours, large / large.sum(), atol=1e-5, rtol=1e-3)
 
 
-def maps_of_own_statistics():
-    """The maps of a batch in a process whose BatchNorm has statistics of its own, as between two validations."""
+def shares_by_own_statistics():
+    """The shares of a mixed batch in a process with BatchNorm statistics of its own, as between two validations."""
     torch.manual_seed(0)
+    np.random.seed(1)
     model = timm.create_model("test_resnet", num_classes=4).train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean += int(os.environ["RANK"])
     images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
-    return SnapMix(model, 4, 5.0, 1.0, "float32").maps(images, torch.tensor([0, 1]))
+    return SnapMix(model, 4, 5.0, 1.0, "float32")(images, torch.tensor([0, 1]))[1]
 
 
 def test_all_processes_see_with_the_statistics_that_a_checkpoint_keeps():
-    first, second = together(2, maps_of_own_statistics)
+    first, second = together(2, shares_by_own_statistics)
+    assert (first > 0).sum() == 4  # both are mixed
     assert torch.equal(first, second)
+
+
+def mixes_by_chance() -> list[bool]:
+    """Which of ten batches a process mixes; each draws for itself, as in training."""
+    np.random.seed(int(os.environ["RANK"]))
+    model = timm.create_model("test_resnet", num_classes=4).train()
+    mix = SnapMix(model, 4, 5.0, 0.5, "float32")
+    images, labels = torch.rand(2, 3, SIZE, SIZE), torch.tensor([0, 1])
+    return [mix(images, labels)[0] is not images for _ in range(10)]
+
+
+def test_a_process_that_mixes_does_not_wait_for_one_that_does_not():
+    first, second = together(2, mixes_by_chance)
+    assert first != second
 
 
 def test_mixing_equals_a_reference_that_goes_pixel_by_pixel(batch):

@@ -198,11 +198,10 @@ def test_wrong_variables_are_one_line(
 
 
 def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    import torch
-
+    from common import runtime
     from tools.launch import main
 
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # a machine with two
+    monkeypatch.setattr(runtime, "gpu_count", lambda: 2)  # a machine with two
     monkeypatch.setenv("NGPU", "4")
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(sys, "argv", ["launch", "no_such_module"])

@@ -6,9 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 from tqdm import tqdm
 
+from common import runtime
 from common.data_root import SAMPLE
 from common.errors import Interrupted, UserError
 from common.run_folder import append_metrics
@@ -127,7 +127,7 @@ def test_an_interrupt_ends_the_study_and_the_stage_is_not_finished(output: Path)
 
 
 def test_gpus_are_shared_out_only_where_a_run_takes_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(runtime, "gpu_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("NGPU", raising=False)
     assert devices() == [""]  # each takes all three

@@ -15,6 +15,7 @@ from classification.export import exportable_classifier
 from common.errors import UserError
 from common.export import Exportable, write_exported
 from common.exported import ExportedModel, import_runtime
+from common.runtime import default_device
 from detection.export import exportable_detector
 from detection.predict import Detector
 from tools.bench import faster_rcnn
@@ -63,12 +64,16 @@ def speed(root: Path, rounds: int = ROUNDS) -> pd.DataFrame:
 
 def _built(folder: Path, image: Tensor) -> tuple[Contender, Exportable, Tensor]:
     """The network of a run as PyTorch runs it; ready to be exported; and what it then takes of an image."""
-    model = load_model(str(folder))
+    model, device = load_model(str(folder)), default_device()
     if isinstance(model, Detector):
         run = torch.inference_mode()(partial(model.model, [{"image": image}]))
-        return Contender("PyTorch", run, our_precision("cpu")), exportable_detector(str(folder)), image.float()
+        return (
+            Contender("PyTorch", run, our_precision(device)),
+            exportable_detector(str(folder)),
+            image.float(),
+        )
     normal = torch.randn(1, *image.shape).to(memory_format=torch.channels_last)
-    run = torch.inference_mode()(partial(model.model, normal))
+    run = torch.inference_mode()(partial(model.model, normal.to(device)))
     return Contender("PyTorch", run, "float32"), exportable_classifier(folder), normal
 
 

@@ -21,7 +21,7 @@ from classification.model import load_classifier
 from classification.predict import BirdClassifier
 from common.images import read_image
 from common.prediction import Prediction
-from common.runtime import keep_freed_memory
+from common.runtime import default_device, keep_freed_memory
 from detection.predict import Detector
 from detection.trainer import Evaluator
 from detection.voc import default_test, register_voc
@@ -67,7 +67,7 @@ def pipeline(root: Path, most: int = 256, rounds: int = ROUNDS) -> pd.DataFrame:
 
             scores = np.sort(np.concatenate([prediction.scores for prediction in network()]))
             predict = partial(_silently, predict_files, model, photographs, out, scores[-DRAWN * len(samples) :][0])
-            precision = "float32" if isinstance(model, BirdClassifier) else our_precision("cpu")
+            precision = "float32" if isinstance(model, BirdClassifier) else our_precision(default_device())
             ways: dict[str, Callable[[], object]] = {
                 "the network alone": network,
                 "make predict": predict,
@@ -116,7 +116,7 @@ def evaluation(
         cfg.DATASETS.TEST = default_test(folder)
         return partial(Evaluator(cfg).evaluate, model.model)
     classifier, card = load_classifier(run / "model_best.pth")
-    classifier.to(memory_format=torch.channels_last)
+    classifier.to(default_device()).to(memory_format=torch.channels_last)
     birds = [Bird(path, 0) for path in photographs]
     loader = build_test_loader(birds, card["image_size"], card["crop_pct"], batch_size=64, workers=2)
     return partial(predict_logits, classifier, loader, BatchAugmentation(card["mean"], card["std"]), "float32")
