@@ -19,7 +19,7 @@ quoted = $(if $(value $1),'$(subst ','\'',$(value $1))')
 # Options that are given only when their variable is.
 option = $(if $(value $2),$1 $(call quoted,$2))
 setting = $(if $(value $2),$1=$(call quoted,$2))
-# What a variable adds that is 1 or 0.
+# $(call switch,NAME,on,off): `on` where the variable NAME is 1, `off` where it is 0.
 switch = $(if $(filter-out 0 1,$(value $1)),$(error $1=$(value $1): expected 1 or 0))$(if $(filter 1,$(value \
 	$1)),$2)$(if $(filter 0,$(value $1)),$3)
 data = $(call option,--data,DATA)
@@ -37,7 +37,7 @@ detect = $(PY) -m tools.launch detection.train_net $(recipe) $(call option,--bac
 bird = $(call quoted,RECIPE) $(call setting,model,MODEL) $(call setting,lr,LR) $(call setting,pretrained,PRETRAINED) \
 	$(call setting,weights,WEIGHTS) $(call setting,data,DATA) $(OPTS)
 
-# What a target takes stands in the brackets of its help. The environment's, of libraries, have well-known beginnings.
+# A target takes the variables in the [brackets] of its help, and those of libraries, by their well-known prefixes.
 define not_taken
 /^[a-z0-9-]+:.*## / {
 	target = substr($$1, 1, index($$1, ":") - 1); text = $$0; listed[target] = 1

@@ -39,7 +39,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "rotation": (0, 180, "[]"),
 }
 
-# Settings of which nothing comes but with another one, and whether that is so.
+# Settings that take effect only together with another one: which, and whether a recipe has it.
 _NEEDS: dict[str, tuple[str, Callable[["Recipe"], bool]]] = {
     "crop_scale": ("train_crop=random_resized", lambda recipe: recipe.train_crop == "random_resized"),
     "mix_prob": ("mixup, cutmix or snapmix", lambda recipe: bool(recipe.mixup or recipe.cutmix or recipe.snapmix)),

@@ -58,7 +58,7 @@ class WeightAverage:
 
 
 def horizon_scaled(decay: float, batch_size: int, reference: int) -> float:
-    """The decay that forgets as fast, counted in images, with `batch_size` as `decay` does with `reference`."""
+    """The decay for `batch_size` that averages over as many images as `decay` does for the batch size `reference`."""
     return decay ** (batch_size / reference)
 
 

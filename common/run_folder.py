@@ -216,7 +216,7 @@ def write_results(run: Path) -> None:
 
 @contextmanager
 def failures_as_warnings(picture: Path) -> Iterator[None]:
-    """What the block, which draws a picture, raises is a warning: no training ends for it; a full disk ends it yet."""
+    """Logs what is raised while a picture is drawn, so that training goes on; a full disk still ends it."""
     try:
         yield
     except OSError:

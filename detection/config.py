@@ -29,8 +29,7 @@ IN_EPOCHS = {
     "INPUT.CLOSE_ITERS": "INPUT.CLOSE_EPOCHS",
     "TEST.EVAL_PERIOD": "TEST.EVAL_EPOCHS",
 }
-# Keys that Detectron2 reads and this project makes nothing of, those that mean nothing while another has such a value,
-# and those for which another stands here.
+# Keys that Detectron2 reads and that have no effect here, and why.
 IDLE = {
     "INPUT.FORMAT": "images are in RGB",
     "VIS_PERIOD": "make visualize-batches draws training images",
@@ -39,6 +38,7 @@ IDLE = {
     "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES": "only heads of masks and keypoints train on them",
     "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES": "annotations hold no frequencies of classes",
 }
+# Keys that have no effect while another key has one of these values.
 IDLE_WHILE = {
     "MODEL.RESNETS.DEFORM_MODULATED": ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", ([False] * 4,)),
     "MODEL.RESNETS.DEFORM_NUM_GROUPS": ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", ([False] * 4,)),
@@ -51,6 +51,7 @@ IDLE_WHILE = {
     "SOLVER.WARMUP_METHOD": ("SOLVER.WARMUP_ITERS", (0,)),
     "INPUT.MIXUP_BETA": ("INPUT.MIXUP_PROB", (0.0,)),
 }
+# Keys in whose place another one is read, and which.
 INSTEAD = {
     "INPUT.RANDOM_FLIP": "INPUT.AUGMENTATIONS lists what is done to an image",
     "INPUT.CROP.ENABLED": "INPUT.AUGMENTATIONS lists what is done to an image",

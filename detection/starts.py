@@ -201,10 +201,7 @@ def set_classes(cfg: CfgNode, classes: Sequence[str]) -> None:
 
 
 def folder_of(weights: str, output: Path = Path("output")) -> Path:
-    """Where what is found out about a detector goes: its run folder, or one below `output` for a detector of others.
-
-    What is found out about an exported file goes beside it.
-    """
+    """The folder for a detector's results: its run folder, beside an exported file, or one below `output`."""
     if is_exported(weights):
         return Path(weights).parent
     return run_of(weights) or output / "starts" / Path(weights).stem

@@ -179,7 +179,7 @@ def list_stages(
         output: folder of all runs.
         data: root of the data of items that name none.
         recipe: of trainings that name none.
-        fallback: the same where `recipe` is None, but for detectors that start from something else than theirs. Without
+        fallback: the recipe where `recipe` is None, except for detectors that are given a start of their own. Without
             either the command has its own.
         start: of the detectors that name none.
         seeds: of trainings that name none.
