@@ -8,10 +8,8 @@ a video is an image of its own, `street_000042`. The bird classifier gives five 
 
 import argparse
 import json
-import math
-import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -41,12 +39,7 @@ from detection.evaluation import read_threshold
 from detection.predict import Detector
 from detection.starts import is_foreign_file
 from detection.voc_annotations import annotation_xml
-
-FINEST_RATE = 65_535  # numerator of a rate that MPEG-4 can hold
-VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
-
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong with a video is said in our own words
-import cv2  # noqa: E402
+from tools.video import VIDEO_SUFFIXES, VideoFile, count_frames, frame_rate, is_video, read_frames
 
 
 def load_model(weights: str, model: str = "faster_rcnn") -> Detector | BirdClassifier:
@@ -148,90 +141,6 @@ class Writers:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _capture(path: Path) -> cv2.VideoCapture:
-    """A video, opened; with the whole path, since FFmpeg takes a name such as `12:30.mp4` for a protocol's."""
-    return cv2.VideoCapture(str(path.absolute()))
-
-
-def read_frames(path: Path, warn: Callable[[str], None]) -> Iterator[np.ndarray]:
-    """The frames of a video, uint8 (H, W, 3), RGB.
-
-    Args:
-        path: the video.
-        warn: is told where it ends before its header says.
-
-    Raises:
-        UserError: it has no frame that can be read.
-    """
-    capture = _capture(path)
-    try:
-        count = 0
-        while (frame := capture.read()[1]) is not None:
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            count += 1
-        if not count:
-            reason = "cannot be read as a video" if path.is_file() else "no such file"
-            raise UserError(f"{path}: {reason}; expected one of {', '.join(sorted(VIDEO_SUFFIXES))} with a picture")
-        promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        if count < promised:
-            warn(f"{path}: ends after {count} frames, its header says {promised}; these {count} are used")
-    finally:
-        capture.release()
-
-
-class VideoFile:
-    """An annotated video in MPEG-4, of the size of the first frame that is written; it appears when it is whole.
-
-    Args:
-        path: of the video.
-        rate: frames a second, kept to as many digits as MPEG-4 has room for.
-    """
-
-    def __init__(self, path: Path, rate: float) -> None:
-        self.path, self.rate = path, round(min(rate, FINEST_RATE), int(math.log10(FINEST_RATE / rate)))
-        self._frames = 0
-        self._unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
-        self._writer: cv2.VideoWriter | None = None
-
-    def write(self, frame: np.ndarray) -> None:
-        """Appends a frame, uint8 (H, W, 3), RGB.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
-        if self._writer is None:
-            code = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._unfinished.absolute()), code, self.rate, frame.shape[1::-1])
-            if not self._writer.isOpened():
-                raise UserError(f"{self.path}: cannot be written; name another folder with OUT=")
-        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-        self._frames += 1
-
-    def __enter__(self) -> "VideoFile":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if self._writer is not None:
-                self._writer.release()
-                if kind is None:
-                    self._refuse_cut_off()
-                    self._unfinished.replace(self.path)
-        finally:
-            self._unfinished.unlink(missing_ok=True)
-
-    def _refuse_cut_off(self) -> None:
-        """OpenCV says nothing where a disk is full."""
-        written = int(_capture(self._unfinished).get(cv2.CAP_PROP_FRAME_COUNT))
-        if written < self._frames:
-            raise UserError(
-                f"{self.path}: {max(written, 0)} of {self._frames} frames could be written; expected room for them on "
-                "the disk: make some, or name another folder with OUT="
-            )
-
-
 def _draw_jpeg(model: Detector | BirdClassifier, picture: Picture, prediction: Prediction, path: Path) -> None:
     drawn = Image.fromarray(draw(model, picture, prediction))
     write_picture(path, drawn, format="jpeg", quality=92)
@@ -242,15 +151,6 @@ def _write_voc(path: Path, file_name: str, size: tuple[int, int], prediction: Pr
     objects = list(zip(prediction.names, prediction.boxes.tolist(), strict=True))
     text = annotation_xml(file_name, *size, objects)
     write_text(path, text)
-
-
-def _frames(path: Path) -> int:
-    """Number of pictures in a file; as a video's header says, which need not be right."""
-    return max(int(_capture(path).get(cv2.CAP_PROP_FRAME_COUNT)), 1) if _is_video(path) else 1
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -303,9 +203,9 @@ def predict_files(
     Raises:
         UserError: a file could not be read; the others are done.
     """
-    videos = [path for path in paths if _is_video(path)]
+    videos = [path for path in paths if is_video(path)]
     names = unique_names(paths, videos)
-    results = [out / f"{name}{'.mp4' if _is_video(path) else '.jpg'}" for path, name in zip(paths, names, strict=True)]
+    results = [out / f"{name}{'.mp4' if is_video(path) else '.jpg'}" for path, name in zip(paths, names, strict=True)]
     annotations = out / "Annotations"
     files = ["predictions.json"]
     if has_pictures:
@@ -318,8 +218,8 @@ def predict_files(
 
     entries: list[list[str]] = [[] for _ in paths]
     keep = Picture if has_voc_xml or has_pictures else lambda pixels: None
-    photographs = [place for place, path in enumerate(paths) if not _is_video(path)]
-    total = sum(map(_frames, paths))
+    photographs = [place for place, path in enumerate(paths) if not is_video(path)]
+    total = sum(count_frames(path) if is_video(path) else 1 for path in paths)
     annotated_videos = 0
     with tqdm(total=total, unit="image", disable=None, smoothing=0.05) as progress, Writers() as writers:
         left_out = LeftOut(len(paths), progress)
@@ -334,11 +234,10 @@ def predict_files(
             progress.update()
 
         for place, path in enumerate(paths):
-            if not _is_video(path):
+            if not is_video(path):
                 continue
-            rate = _capture(path).get(cv2.CAP_PROP_FPS) or 25
             try:
-                with VideoFile(results[place], rate) as video:
+                with VideoFile(results[place], frame_rate(path)) as video:
                     for number, picture, prediction in model.stream(read_frames(path, left_out.warn), keep):
                         prediction = prediction.above(score)
                         entries[place] += to_entries(f"{names[place]}_{number:06d}", prediction, model.class_names)
