@@ -7,6 +7,7 @@ leaves the cores on which others work (`common.runtime.leave_cores`). Training d
 sets the order in which gradients are summed, and with it their last digits.
 """
 
+import contextlib
 import math
 import os
 import sys
@@ -68,9 +69,22 @@ class LoadWatch:
         return max(1, len(self._cores) - math.floor(others + 1 - ENOUGH))
 
     def _now(self) -> tuple[float, float, float]:
-        """Seconds: of the clock, of work of this process on all cores, of work of all processes on the watched ones."""
+        """Seconds: of the clock, of our work on all cores, of work of all processes on the watched ones."""
         ticks = sum(work for core, (work, _) in _busy_and_idle(_read_times()).items() if core in self._cores)
-        return time.monotonic(), time.process_time(), ticks / os.sysconf("SC_CLK_TCK")
+        return time.monotonic(), time.process_time() + _work_of_children(), ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _work_of_children() -> float:
+    """Seconds of work of the processes that this one has started, such as those that load its images."""
+    import psutil  # here, since what sets up the threads needs the standard library alone
+
+    ended = os.times()
+    work = ended.children_user + ended.children_system
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            times = child.cpu_times()
+            work += times.user + times.system
+    return work
 
 
 def is_any_busy(before: str, after: str, cores: set[int]) -> bool:

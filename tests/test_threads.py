@@ -69,6 +69,7 @@ def test_cores_left_are_those_that_others_do_not_work_on(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
     monkeypatch.setattr(os, "sysconf", lambda name: 100, raising=False)
     monkeypatch.setattr(threads, "STAT", stat)
+    monkeypatch.setattr(threads, "_work_of_children", lambda: 0.0)
 
     def look(*work: int) -> int | None:
         """After a second in which each core worked so many hundredths, the last of them one that is not ours."""
@@ -110,6 +111,18 @@ for is_training in (True, False):
     with busy_cores():
         assert printed(program) == ["2", "1"]
         assert printed(program, OMP_NUM_THREADS="2") == ["2", "2"]
+
+
+@LINUX
+def test_a_process_of_ones_own_is_no_other_one():
+    """Those that load the images of an evaluation."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
+        before = threads._work_of_children()
+        time.sleep(1)
+        during = threads._work_of_children() - before
+        child.kill()
+    assert during > 0.2  # beside other tests it may get less than a core
+    assert threads._work_of_children() - before >= during  # also when it has ended
 
 
 @LINUX
