@@ -76,6 +76,12 @@ def _with_contexts(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__context__
 
 
+def last_line(error: BaseException) -> str:
+    """The last line of what an error of a library says, cut short, or its kind where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:160] if lines else type(error).__name__
+
+
 def one_line(error: Exception) -> str | None:
     """What to say of an error, in one line; None if it is none that a user can mend."""
     text = str(error).strip()

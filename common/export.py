@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import UserError, last_line
 from common.exported import SECTION, SUFFIXES, import_runtime
 from common.results import reserve_results
 
@@ -78,8 +78,16 @@ def write_exported(model: Exportable, form: str, precision: str, data: str | Non
         warnings.simplefilter("ignore")  # of tracing, about every size that the network looks at
         unfinished = Path(aside) / f"model{suffix}"
         write = _write_openvino if form == "openvino" else _write_onnx
-        with torch.no_grad():
-            write(model, metadata, _calibration(model, data) if precision == "int8" else (), unfinished)
+        calibration = _calibration(model, data) if precision == "int8" else ()
+        try:
+            with torch.no_grad():
+                write(model, metadata, calibration, unfinished)
+        except UserError:
+            raise
+        except Exception as error:  # each converter has kinds of its own for what it cannot express
+            raise UserError(
+                f"{folder}: the model cannot be written for {form} ({last_line(error)}); give another SIZE or FORMAT"
+            ) from error
         for name in files:
             (Path(aside) / name).replace(folder / name)
     return folder / f"model{suffix}"

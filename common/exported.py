@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import UserError, last_line
 from common.runtime import most_threads
 
 SUFFIXES = {"openvino": ".xml", "onnx": ".onnx"}
@@ -96,9 +96,15 @@ def _open(path: Path, kind: str | None) -> tuple[dict[str, Any], Callable[[str],
         raise UserError(f"{path}: no such file; expected a model.xml or model.onnx that make export has written")
     open_file = _open_onnx if path.suffix == SUFFIXES["onnx"] else _open_openvino
     metadata, compile_model = open_file(path)
-    if "kind" not in metadata:
-        raise UserError(f"{path}: does not say which model it holds; expected a file that make export has written")
-    card = {name: json.loads(value) for name, value in metadata.items()}
+    try:
+        card = {name: json.loads(value) for name, value in metadata.items()}
+    except ValueError:
+        card = {}
+    if missing := {"kind", "precision", "class_names", "input"} - card.keys():
+        raise UserError(
+            f"{path}: does not say which model it holds ({', '.join(sorted(missing))} missing); expected a file that "
+            "make export has written"
+        )
     if kind not in (None, card["kind"]):
         raise UserError(f"{path}: is a {card['kind']} of this project, expected a {kind}")
     return card, compile_model
@@ -110,12 +116,10 @@ def _told(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[-1][:160] if lines else type(error).__name__
         beside = "" if path.suffix == SUFFIXES["onnx"] else f", {path.with_suffix('.bin').name} beside it,"
         raise UserError(
-            f"{path}: {what} ({reason}); expected a whole file of make export{beside} and what it was exported for: "
-            "export it again"
+            f"{path}: {what} ({last_line(error)}); expected a whole file of make export{beside} and what it was "
+            "exported for: export it again"
         ) from error
 
 

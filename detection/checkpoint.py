@@ -128,14 +128,15 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 def _fetch(source: str) -> dict[str, torch.Tensor]:
     hub, name = source.split("://", 1)
+    file = f"{name}.safetensors"
     try:
         if hub == "torchvision":
             from torchvision.models import get_weight
 
             weights = get_weight(name)
-            local = LOCAL_WEIGHTS / weights.url.rpartition("/")[2]
-            if local.is_file():
-                return weights_of(read_checkpoint(local))
+            file = weights.url.rpartition("/")[2]
+            if (LOCAL_WEIGHTS / file).is_file():
+                return weights_of(read_checkpoint(LOCAL_WEIGHTS / file))
             return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
         if hub == "timm":
             import timm
@@ -143,5 +144,5 @@ def _fetch(source: str) -> dict[str, torch.Tensor]:
             overlay = locate_weights(name)
             return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
     except Exception as error:  # each hub has kinds of its own for a name that it does not know
-        raise unfetched(source, error) from error
+        raise unfetched(source, file, error) from error
     raise UserError(f"MODEL.WEIGHTS {source}: expected a file, torchvision://NAME, timm://NAME or darknet://NAME")

@@ -52,6 +52,7 @@ from detection.confusion import (
     plot_confusion,
 )
 from detection.matching import Detections, box_area, box_aspect, list_objects, match_classes
+from detection.starts import folder_of
 
 logger = logging.getLogger(__name__)
 
@@ -234,20 +235,25 @@ def evaluate_voc(ground_truth: Sequence[dict], detections: Detections, class_nam
 
 
 def read_threshold(weights: Path) -> float:
-    """The threshold with the best F1 of all classes: in an exported file, or in the `evaluation.json` beside weights.
+    """The threshold with the best F1 of all classes: in an exported file, or in the newest evaluation of other weights.
+
+    That of a training lies beside them, that of `make eval-*` in the folder `evaluation` of their results.
 
     Raises:
         UserError: there is none that has a threshold.
     """
-    path = weights if is_exported(weights) else weights.parent / "evaluation.json"
+    evaluations = [weights.parent / "evaluation.json", folder_of(str(weights)) / "evaluation" / "evaluation.json"]
+    path = next((path for path in evaluations if path.is_file()), evaluations[0])
+    if is_exported(weights):
+        path = weights
     try:
         content = read_card(path) if is_exported(weights) else json.loads(path.read_text())
         return float(content["threshold"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         found = "no such file" if isinstance(error, FileNotFoundError) else "holds no threshold"
         raise UserError(
-            f"{path}: {found}; expected that of the evaluation of these weights, which training writes: give a number "
-            "as the score"
+            f"{path}: {found}; expected that of the evaluation of these weights, which training and make eval-* write: "
+            "give a number as the score"
         ) from error
 
 

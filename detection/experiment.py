@@ -17,7 +17,6 @@ from common.images import refuse_odd
 from common.processes import is_main_process, on_main_process, world_size
 from common.run_folder import find_run_folders, newest_weights, record_session, run_to_resume
 from common.runtime import default_device
-from detection.classes import COCO_CLASSES
 from detection.config import (
     CONFIGS,
     META_ARCHITECTURES,
@@ -105,7 +104,11 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
         UserError: data, weights or options are not what was expected.
     """
     root, is_sample = on_main_process(resolve_data_root, args.data, OFFICIAL_FOLDERS.values())
+    if args.start and args.start != "random" and not args.pretrained:
+        raise UserError(f"START={args.start} and PRETRAINED=0: expected one of them")
     path, is_whole = configuration_file(args)
+    if is_whole and args.backbone:
+        raise UserError(f"START={args.start}: is a whole detector; leave BACKBONE={args.backbone} out, or START")
     cfg = get_cfg()
     bases, given = merge_file(cfg, path)
     given = [key for key in given if key != "SOLVER.REFERENCE_WORLD_SIZE"]  # it is read before the scaling alone
@@ -121,7 +124,7 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
             "Its figures say nothing about Pascal VOC. Real data: make datasets, or DATA=path.\n%s",
             *("=" * 100, root, f"a configuration sized for it ({small.name})" if is_small else path.name, "=" * 100),
         )
-    _check_meta_architecture(cfg, args.model, path)
+    check_meta_architecture(cfg, args.model, path)
     cfg.DATASETS.ROOT = str(root)
     register_voc(root)
     named = [*given, *args.opts[::2]]
@@ -150,7 +153,7 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     if "MODEL.DEVICE" not in given:
         cfg.MODEL.DEVICE = default_device()
     given += _merge_options(cfg, args.opts)
-    _check_meta_architecture(cfg, args.model, "OPTS")
+    check_meta_architecture(cfg, args.model, "OPTS")
     if not cfg.MODEL.WEIGHTS:
         train_all(cfg, given)
     return Experiment(cfg, run_names(args)[is_sample and not args.config], recipe, given)
@@ -197,12 +200,17 @@ def resumed_experiment(args: argparse.Namespace, run: Path) -> Experiment:
     return Experiment(cfg, run.name, recipe, given)
 
 
-def _check_meta_architecture(cfg: CfgNode, model: str, source: object) -> None:
+def check_meta_architecture(cfg: CfgNode, model: str, source: object) -> None:
+    """Refuses a configuration of the other detector.
+
+    Raises:
+        UserError: it is one; the message names `source`.
+    """
     expected = META_ARCHITECTURES[model]
     if cfg.MODEL.META_ARCHITECTURE not in expected:
         raise UserError(
             f"{source}: MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}, expected {' or '.join(expected)} "
-            "here: run the other of train-frcnn and train-yolov3"
+            "here: run the target of the other detector"
         )
 
 
@@ -355,5 +363,4 @@ def check_classes(cfg: CfgNode, source: object) -> None:
         raise UserError(
             f"{source}: knows {len(known)} classes, {name} in {cfg.DATASETS.ROOT} has {len(classes)}, "
             f"{' '.join(parts) or 'the same in another order'}; give the data that the weights were trained for"
-            f"{', or START=coco, whose classes are taken by their names' * (tuple(known) == COCO_CLASSES)}"
         )

@@ -14,7 +14,7 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
-from common.data_root import resolve_data_root
+from common.data_root import OFFICIAL, resolve_data_root
 from common.errors import UserError
 from common.export import Exportable
 from detection.config import at_least_one
@@ -117,9 +117,11 @@ def training_images(cfg: CfgNode, data: str | None) -> list[dict]:
     """The dataset dicts of the images that the detector was trained on, or of those of a data root.
 
     Raises:
-        UserError: the data is not there.
+        UserError: the data is not there; no detector of others is calibrated on the drawn sample unasked.
     """
     is_own = cfg.DATASETS.ROOT and not data
+    if not is_own and data is None and not all((OFFICIAL / name).is_dir() for name in OFFICIAL_FOLDERS.values()):
+        raise UserError("DATA is not given; expected training images, on which int8 is calibrated")
     root = Path(cfg.DATASETS.ROOT) if is_own else resolve_data_root(data, OFFICIAL_FOLDERS.values())[0]
     register_voc(root)
     return [

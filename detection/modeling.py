@@ -12,6 +12,7 @@ from common.exported import ExportedModel, is_exported, read_card
 from common.runtime import leave_cores, resolve_precision
 from detection import meta_arch as meta_arch  # registers it
 from detection.checkpoint import load_initial_weights, load_weights
+from detection.classes import COCO_CLASSES, pair_classes
 from detection.config import RecordingCfg, blamed_on, read_run_cfg
 from detection.exported import KIND, ExportedDetector, exported_cfg
 from detection.starts import foreign_cfg, resolve_detector, run_of, set_classes
@@ -48,17 +49,22 @@ def load_detector(
     if is_exported(source):
         exported = ExportedModel(Path(source), KIND)
         cfg = RecordingCfg(exported_cfg(exported.path, exported.card, options))
-        return cfg, ExportedDetector(exported, cfg)
+        pairs = [(number, number) for number in range(len(cfg.MODEL.CLASSES))]
+        if classes and tuple(cfg.MODEL.CLASSES) == COCO_CLASSES:
+            pairs = pair_classes(COCO_CLASSES, classes)
+            set_classes(cfg, classes)
+        return cfg, ExportedDetector(exported, cfg, pairs)
     cfg = RecordingCfg(read_detector_cfg(source, options))
-    is_run = run_of(source) is not None
-    if classes and not is_run:
+    is_of_others = run_of(source) is None or tuple(cfg.MODEL.CLASSES) == COCO_CLASSES
+    if classes and is_of_others:
+        cfg.MODEL.WEIGHTS = source
         set_classes(cfg, classes)
     with blamed_on(options[::2]):
         detector = build_model(cfg)
-    if is_run:
-        load_weights(detector, source)
-    else:
+    if is_of_others:
         load_initial_weights(detector, cfg)
+    else:
+        load_weights(detector, source)
     detector.eval()
     leave_cores(detector)
     fold_batch_norm(detector, resolve_precision(cfg.MODEL.PRECISION, torch.device(cfg.MODEL.DEVICE)))

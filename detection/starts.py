@@ -207,12 +207,12 @@ def folder_of(weights: str, output: Path = Path("output")) -> Path:
     return run_of(weights) or output / "starts" / Path(weights).stem
 
 
-def unfetched(source: str, error: Exception) -> UserError:
-    """What to say of weights that a hub does not give."""
+def unfetched(source: str, file: str, error: Exception) -> UserError:
+    """What to say of weights that a hub does not give, and under which name their file is looked for."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
-        f"{source}: pretrained weights cannot be fetched ({reason}); "
-        f"put the file into {LOCAL_WEIGHTS}/, name one (START=path) or start from random weights (START=random)"
+        f"{source}: pretrained weights cannot be fetched ({reason}); put the file here as {LOCAL_WEIGHTS / file}, name "
+        "one (START=path) or train from random weights (START=random)"
     )
 
 
@@ -231,7 +231,7 @@ def darknet_file(name: str) -> Path:
         try:
             torch.hub.download_url_to_file(DARKNET_URL + name, str(cached))
         except OSError as error:
-            raise unfetched(f"darknet://{name}", error) from error
+            raise unfetched(f"darknet://{name}", name, error) from error
         path = cached
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "md5").hexdigest()

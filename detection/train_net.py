@@ -21,6 +21,7 @@ from detection.config import LEAF, RECIPES, RecordingCfg, blamed_on, refuse_unre
 from detection.experiment import (
     check_classes,
     check_datasets,
+    check_meta_architecture,
     check_pictures,
     new_experiment,
     newest_detector,
@@ -94,6 +95,7 @@ def eval_only(args: argparse.Namespace) -> None:
     if args.start and (args.recipe or args.config or args.backbone):
         raise UserError(f"{args.start}: has a configuration of its own; leave RECIPE, CONFIG and BACKBONE out")
     asked = read_detector_cfg(source, args.opts)
+    check_meta_architecture(asked, args.model, source)
     use_test_data(asked, args.data, args.opts[::2])
     check_datasets(asked, ["TEST"])
     classes = MetadataCatalog.get(asked.DATASETS.TEST[0]).thing_classes

@@ -123,7 +123,7 @@ def main() -> None:
     cfg = detector.cfg
     if not hasattr(detector.model, "proposal_generator"):
         raise UserError(
-            f"{weights}: is a {type(detector.model).__name__}, which shows no proposals; expected a run of Faster R-CNN"
+            f"{weights}: shows no proposals, as YOLOv3 and exported files do not; expected a run of Faster R-CNN"
         )
     folder = detector.folder / "proposals"
 

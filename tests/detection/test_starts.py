@@ -30,6 +30,7 @@ from detection.train_net import parse_args
 from detection.voc import VOC_CLASSES, load_voc_instances
 from detection.yolov3.darknet_weights import write_darknet_weights
 from tests.detection.runs import assert_one_line
+from tools import convert_darknet
 
 OWN = ["dog", "zebra fish", "couch"]  # two of COCO's and one that no one knows
 
@@ -317,6 +318,23 @@ def voc07(tmp_path: Path, voc_folder: Path) -> Path:
     return root
 
 
+def test_a_run_folder_of_cocos_classes_is_evaluated_by_their_names(
+    coco_file: Path, voc_folder: Path, tmp_path: Path
+) -> None:
+    """What `tools.convert_darknet` writes finds what the file that it comes from finds."""
+    convert_darknet.main([str(coco_file), str(tmp_path / "run" / "model_best.pth")])
+    words = ["sofa", "zebra fish"]
+    image = {"image": torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)}
+    found = []
+    for source in (coco_file, tmp_path / "run"):
+        cfg, model = load_detector(source, ["MODEL.PRECISION", "float32"], classes=words)
+        assert words == cfg.MODEL.CLASSES
+        instances = model([image])[0]["instances"]
+        found.append(instances[instances.pred_classes == 0])  # the other class is random
+    assert len(found[0]) > 5
+    assert torch.equal(found[0].pred_boxes.tensor, found[1].pred_boxes.tensor)
+
+
 def test_evaluated_on_what_has_nothing_to_train_on(detector, coco_file: Path, voc07: Path) -> None:
     words = ("--model", "yolov3", "--eval-only", "--start", str(coco_file), "--data", str(voc07))
     sizes = ("INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "64")
@@ -337,7 +355,7 @@ def test_what_was_not_trained_here_is_tested_on_the_data_that_is_here(
     use_test_data(cfg, None)
     assert (cfg.DATASETS.ROOT, cfg.DATASETS.TEST) == ("datasets", ("voc07_test",))
     check_datasets(cfg, ["TEST"])
-    with pytest.raises(UserError, match=r"knows 80 classes, .* has 20, not motorcycle, .* but .*, or START=coco"):
+    with pytest.raises(UserError, match=r"knows 80 classes, .* has 20, not motorcycle, .* but .*; give the data"):
         check_classes(cfg, coco_file)
 
 
@@ -368,6 +386,9 @@ def test_contradictions_are_refused(detector, trained: Path, coco_file: Path, tm
         ((*run, "--recipe", "study"), f"{trained}: has a configuration of its own; leave RECIPE"),
         ((*run, "--backbone", "resnet18"), f"{trained}: has a configuration of its own; leave RECIPE"),
         (("--start", str(coco_file)), "MODEL.META_ARCHITECTURE is YOLOv3, expected FasterRCNN"),
+        ((*whole, "--backbone", "resnet18"), "is a whole detector; leave BACKBONE=resnet18 out"),
+        ((*whole, "--pretrained", "0"), "and PRETRAINED=0: expected one of them"),
+        (("--eval-only", "--start", str(coco_file)), "MODEL.META_ARCHITECTURE is YOLOv3, expected FasterRCNN"),
         (("--eval-only", "--start", "nowhere.weights"), "nowhere.weights: no such file"),
         (("--eval-only", "--start", "random"), "random: is no trained detector; expected a run folder"),
         (("--config", str(own), "--start", "imagenet"), "START=imagenet: the configuration names no weights"),

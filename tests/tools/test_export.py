@@ -13,11 +13,15 @@ import torch
 
 from classification import evaluate as classification_evaluate
 from classification.predict import BirdClassifier
+from common.errors import UserError
 from common.images import read_image
 from detection import train_net
-from detection.modeling import load_detector
+from detection.classes import COCO_CLASSES
+from detection.modeling import build_model, load_detector
 from detection.predict import Detector
+from detection.starts import read_leaf, set_classes
 from detection.voc_annotations import annotation_xml
+from detection.yolov3.darknet_weights import write_darknet_weights
 from tests.birds import COLOURS as BIRDS
 from tests.birds import draw_birds
 from tests.tools.scenes import draw_scene
@@ -110,7 +114,9 @@ def test_size_is_the_short_side(runs, export):
 @pytest.mark.parametrize("form", ["openvino", "onnx"])
 def test_ap_is_that_of_pytorch(runs, export, form):
     def ap(weights: Path, *options: str) -> float:
-        train_net.eval_only(train_net.parse_args(["--weights", str(weights), "--eval-only", *options]))
+        train_net.eval_only(
+            train_net.parse_args(["--model", "yolov3", "--weights", str(weights), "--eval-only", *options])
+        )
         return 100 * json.loads((weights.parent / "evaluation" / "evaluation.json").read_text())["AP"]
 
     expected = ap(runs["yolov3"] / "model_best.pth", *FLOAT32)
@@ -221,10 +227,57 @@ def test_what_cannot_be_exported(runs, export, tmp_path, capsys):
     run = ["--weights", runs["yolov3"], "--out", tmp_path / "out"]
     assert "PRECISION=bfloat16" in said(capsys, main, *run, "--format", "onnx", "--precision", "bfloat16")
     assert "SIZE=8" in said(capsys, main, *run, "--size", 8)
+    assert "cannot be written for openvino" in said(capsys, main, "--weights", runs["bird"], "--size", 3)
     assert "SIZE=0" in said(capsys, main, "--weights", runs["bird"], "--size", 0)
     assert "is exported already" in said(capsys, main, "--weights", export("yolov3", "onnx"))
     assert "WEIGHTS is not given" in said(capsys, main)
     assert not (tmp_path / "out" / "model.xml").exists()
+
+
+@pytest.fixture(scope="module")
+def of_coco(tmp_path_factory) -> Path:
+    """yolov3-tiny with random weights, as Darknet writes it, which names neither data nor classes."""
+    cfg = read_leaf("yolov3_tiny_coco", ["MODEL.DEVICE", "cpu"])
+    set_classes(cfg, COCO_CLASSES)
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("coco") / "tiny.weights"
+    model = build_model(cfg)
+    for name, value in model.named_parameters():
+        if ".prediction" in name:
+            torch.nn.init.normal_(value)  # of any class, where training would begin with next to none
+    write_darknet_weights(path, model)
+    return path
+
+
+def test_a_detector_of_others_is_not_calibrated_on_the_drawn_sample(of_coco, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no data
+    assert "DATA is not given" in said(capsys, main, "--weights", of_coco, "--precision", "int8", "--out", "out")
+    assert not (tmp_path / "datasets").exists()
+
+
+def test_classes_of_coco_are_taken_by_their_names(of_coco, tmp_path):
+    """A file says what it knows of the classes that the data has; PyTorch gives the others random weights."""
+    main(["--weights", str(of_coco), "--format", "onnx", "--out", str(tmp_path)])
+    image = {"image": torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)}
+    _, whole = load_detector(tmp_path / "model.onnx")
+    all_of_them = whole([image])[0]["instances"]
+    numbers = all_of_them.pred_classes.unique()[:2].tolist()
+    words = ["zebra fish", *(COCO_CLASSES[number].replace(" ", "").upper() for number in numbers)]
+    cfg, exported = load_detector(tmp_path / "model.onnx", classes=words)
+    assert words == cfg.MODEL.CLASSES
+    found = exported([image])[0]["instances"]
+    for ours, theirs in enumerate(numbers, start=1):
+        expected = all_of_them[all_of_them.pred_classes == theirs]
+        assert len(expected)
+        assert torch.equal(found[found.pred_classes == ours].pred_boxes.tensor, expected.pred_boxes.tensor)
+    assert len(numbers) and set(found.pred_classes.tolist()) == set(range(1, len(numbers) + 1))
+
+
+def test_suppression_is_in_the_file(export):
+    key = "MODEL.YOLOV3.NMS_THRESH_TEST"
+    words = ["--model", "yolov3", "--eval-only", "--start", export("yolov3", "onnx"), key, "0.3"]
+    with pytest.raises(UserError, match=f"{key} 0.3: nothing would come of it"):
+        train_net.eval_only(train_net.parse_args([str(word) for word in words]))
 
 
 @pytest.mark.parametrize("form", ["openvino", "onnx"])
@@ -252,6 +305,13 @@ def test_a_bad_file_is_one_line(export, form, tmp_path, capsys, monkeypatch):
         del model.metadata_props[:]
         onnx.save(model, bad)
     assert "does not say which model it holds" in told(bad)
+    if form == "onnx":
+        for value in ("detector", '"detector"'):  # no JSON, and nothing beside it
+            entry = model.metadata_props.add()
+            entry.key, entry.value = "kind", value
+            onnx.save(model, bad)
+            assert "does not say which model it holds" in told(bad)
+            del model.metadata_props[:]
     assert "is a detector of this project, expected a classifier" in said(
         capsys, lambda words: run_evaluate(monkeypatch, words), good
     )
