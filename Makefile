@@ -19,7 +19,7 @@ quoted = $(if $(value $1),'$(subst ','\'',$(value $1))')
 # Options that are given only when their variable is.
 option = $(if $(value $2),$1 $(call quoted,$2))
 setting = $(if $(value $2),$1=$(call quoted,$2))
-# $(call switch,NAME,on,off): `on` where the variable NAME is 1, `off` where it is 0.
+# Of a variable that is 1 or 0: the second argument where it is 1, the third where it is 0.
 switch = $(if $(filter-out 0 1,$(value $1)),$(error $1=$(value $1): expected 1 or 0))$(if $(filter 1,$(value \
 	$1)),$2)$(if $(filter 0,$(value $1)),$3)
 data = $(call option,--data,DATA)
@@ -128,7 +128,7 @@ check-datasets: setup ## Tells which data is complete, broken or missing, and wh
 ##@ Classification
 
 .PHONY: finetune
-finetune: setup ## Fine-tunes ResNet-18, or another network, on CUB-200-2011 [RECIPE=best|study|alexnet|own.yaml MODEL LR EPOCHS PRETRAINED=1|0 WEIGHTS DATA NGPU RESUME=1 OPTS="key=value ..."]
+finetune: setup ## Fine-tunes ResNet-18, or another network, on CUB-200-2011 [RECIPE=best|floor|study|alexnet|own.yaml MODEL LR EPOCHS PRETRAINED=1|0 WEIGHTS DATA NGPU RESUME=1 OPTS="key=value ..."]
 	@$(PY) -m tools.launch classification.train $(bird) $(call setting,epochs,EPOCHS) $(resume)
 
 .PHONY: sweep
@@ -154,7 +154,7 @@ train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [START (or WEIGHTS
 	@$(detect) --model faster_rcnn $(pretrained) $(resume) $(exif) $(OPTS)
 
 .PHONY: eval-frcnn
-eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG BACKBONE DATA NGPU TTA=1 EXIF=stored OPTS]
+eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR and F1 curves, confusions [START (or WEIGHTS)=run|file|coco|hub name RECIPE CONFIG BACKBONE DATA NGPU TTA=1 EXIF=stored OPTS]
 	@$(detect) --model faster_rcnn --eval-only $(call switch,TTA,TEST.AUG.ENABLED True) $(exif) $(OPTS)
 
 .PHONY: train-yolov3
@@ -162,7 +162,7 @@ train-yolov3: setup ## Trains YOLOv3 Darknet-53 on VOC07+12 [START (or WEIGHTS)=
 	@$(detect) --model yolov3 $(pretrained) $(resume) $(exif) $(OPTS)
 
 .PHONY: eval-yolov3
-eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR and F1 curves, confusions [WEIGHTS=run or START=coco RECIPE CONFIG BACKBONE DATA NGPU TTA=1 EXIF=stored OPTS]
+eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR and F1 curves, confusions [START (or WEIGHTS)=run|file|coco|hub name RECIPE CONFIG BACKBONE DATA NGPU TTA=1 EXIF=stored OPTS]
 	@$(detect) --model yolov3 --eval-only $(call switch,TTA,TEST.AUG.ENABLED True) $(exif) $(OPTS)
 
 .PHONY: anchors
@@ -179,22 +179,22 @@ eval-detections: setup ## Scores any detector's boxes with the same evaluator: C
 		$(call switch,INTERVAL,--interval) $(call switch,SUBMISSION,--submission) $(out)
 
 .PHONY: visualize-proposals
-visualize-proposals: setup ## Shows RPN proposals beside the final detections [WEIGHTS or START=coco RECIPE CONFIG DATA IMAGES="a.jpg dir/" TOPK SCORE]
+visualize-proposals: setup ## Shows RPN proposals beside the final detections [START (or WEIGHTS)=run|file|coco RECIPE CONFIG DATA IMAGES="a.jpg dir/" TOPK SCORE]
 	@$(PY) -m tools.visualize_proposals $(recipe) $(data) $(start) $(call option,--topk,TOPK) $(call option,--score,SCORE) $(call quoted,IMAGES)
 
 .PHONY: compare-detectors
-compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs, or on a test split with their kinds of errors and which is ahead [IMAGES="a.jpg dir/" FRCNN=weights YOLOV3=weights START=coco RECIPE SCORE DATA SPLIT LIMIT=100 OUT]
+compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs, or on a test split with their kinds of errors and which is ahead [IMAGES="a.jpg dir/" FRCNN=weights YOLOV3=weights START (or WEIGHTS)=coco|file|run RECIPE SCORE DATA SPLIT LIMIT=100 OUT]
 	@$(PY) -m tools.compare_detectors $(recipe) $(start) $(call option,--frcnn,FRCNN) $(call option,--yolov3,YOLOV3) $(data) \
 		$(call option,--split,SPLIT) $(call option,--limit,LIMIT) $(call option,--score,SCORE) $(out) $(call quoted,IMAGES)
 
 ##@ Use a trained model
 
 .PHONY: predict
-predict: setup ## Runs any trained model: annotated pictures or videos, COCO results, VOC XML [WEIGHTS=run, an exported file, or START=coco IMAGES="a.jpg dir/ clip.mp4" OUT SCORE=0.5|best VOC_XML=1 DRAW=0 MODEL=yolov3]
+predict: setup ## Runs any trained model: annotated pictures or videos, COCO results, VOC XML [START (or WEIGHTS)=run|file|exported file|coco|hub name IMAGES="a.jpg dir/ clip.mp4" OUT SCORE=0.5|best VOC_XML=1 DRAW=0 MODEL=yolov3]
 	@$(PY) -m tools.predict $(start) $(call option,--model,MODEL) $(call option,--score,SCORE) $(call switch,VOC_XML,--voc-xml) $(call switch,DRAW,,--no-pictures) $(out) $(call quoted,IMAGES)
 
 .PHONY: export
-export: setup-export ## Writes a trained model for OpenVINO or ONNX Runtime; the file is WEIGHTS elsewhere [WEIGHTS=run or START=coco FORMAT=openvino|onnx PRECISION=float32|bfloat16|int8 SIZE=416 DATA OUT MODEL=yolov3]
+export: setup-export ## Writes a trained model for OpenVINO or ONNX Runtime; the file is WEIGHTS elsewhere [START (or WEIGHTS)=run|file|coco FORMAT=openvino|onnx PRECISION=float32|bfloat16|int8 SIZE=416 DATA OUT MODEL=yolov3]
 	@$(PY) -m tools.export $(start) $(call option,--model,MODEL) $(call option,--format,FORMAT) $(call option,--precision,PRECISION) \
 		$(call option,--size,SIZE) $(data) $(out)
 

@@ -13,10 +13,10 @@ def load(weights: str | Path) -> "BirdClassifier":
     """A trained classifier: `load("output/resnet18-best").predict("photo.jpg")` gives the likeliest names and scores.
 
     Args:
-        weights: a run folder, whose `model_best.pth` is meant, or a checkpoint in one.
+        weights: a run folder, whose `model_best.pth` is meant, a checkpoint in one, or an exported file.
 
     Raises:
-        UserError: the file is not a checkpoint of a classifier.
+        UserError: the file is no classifier.
     """
     from classification.predict import BirdClassifier  # here, since timm takes seconds to import
     from common.runtime import default_device

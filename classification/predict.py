@@ -54,11 +54,11 @@ class BirdClassifier(Predictor):
     """A trained network with the preparation of images it was trained with.
 
     Args:
-        weights: a run folder, whose `model_best.pth` is meant, or a checkpoint in one.
+        weights: a run folder, whose `model_best.pth` is meant, a checkpoint in one, or an exported file.
         device: to compute on.
 
     Raises:
-        UserError: the file is not such a checkpoint.
+        UserError: the file is no classifier.
     """
 
     batch_size = 32

@@ -13,7 +13,7 @@ from common.runtime import leave_cores, resolve_precision
 from detection import meta_arch as meta_arch  # registers it
 from detection.checkpoint import load_initial_weights, load_weights
 from detection.classes import COCO_CLASSES, pair_classes
-from detection.config import RecordingCfg, blamed_on, read_run_cfg
+from detection.config import LEAF, META_ARCHITECTURES, RecordingCfg, blamed_on, read_run_cfg
 from detection.exported import KIND, ExportedDetector, exported_cfg
 from detection.starts import foreign_cfg, resolve_detector, run_of, set_classes
 from detection.yolov3.darknet import fold_batch_norm
@@ -69,6 +69,18 @@ def load_detector(
     leave_cores(detector)
     fold_batch_norm(detector, resolve_precision(cfg.MODEL.PRECISION, torch.device(cfg.MODEL.DEVICE)))
     return cfg, detector
+
+
+def start_by_model(start: str | None) -> dict[str, str]:
+    """The detectors that a start gives, by the names of `detection.config.LEAF`: coco both, anything else what it is.
+
+    Raises:
+        UserError: it is no trained detector.
+    """
+    if start in (None, "coco"):
+        return dict.fromkeys(LEAF, start) if start else {}
+    architecture = read_detector_cfg(resolve_detector(start, "faster_rcnn")).MODEL.META_ARCHITECTURE
+    return {model: start for model, architectures in META_ARCHITECTURES.items() if architecture in architectures}
 
 
 def read_detector_cfg(source: str, options: Sequence[str] = ()) -> CfgNode:

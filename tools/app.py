@@ -20,14 +20,12 @@ from common.data_root import SAMPLE
 from common.errors import UserError, exits_on_user_error
 from common.images import read_image
 from common.prediction import parse_score
-from detection.config import NAMES
 from detection.drawing import Picture
 from detection.experiment import newest_detector
 from detection.exported import ExportedDetector
-from detection.modeling import read_detector_cfg
+from detection.modeling import start_by_model
 from detection.predict import Detector
 from detection.proposals import record_proposals, to_original
-from detection.starts import resolve_detector
 from tools.predict import draw, load_model
 from tools.visualize_proposals import draw_proposals
 
@@ -56,14 +54,6 @@ def newest_models(output: Path) -> dict[str, str]:
     detectors = {name: newest_detector(output, model) for name, model in DETECTORS.items()}
     found = {**detectors, BIRDS: newest_weights(output)}
     return {name: str(path) for name, path in found.items() if path}
-
-
-def _started(start: str | None) -> dict[str, str]:
-    """A start under the names of the detectors that it gives."""
-    if start in (None, "coco"):
-        return dict.fromkeys(DETECTORS, start) if start else {}
-    architecture = read_detector_cfg(resolve_detector(start, "faster_rcnn")).MODEL.META_ARCHITECTURE
-    return {NAMES[architecture]: start}
 
 
 def load_models(weights: dict[str, str]) -> Models:
@@ -231,7 +221,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not 1 <= args.port <= 65535:
         raise UserError(f"PORT={args.port}: expected a number from 1 to 65535")
     given = {name: path for name, variable in VARIABLES.items() if (path := getattr(args, variable.lower()))}
-    weights = newest_models(args.output) | _started(args.start) | given
+    by_model = start_by_model(args.start)
+    started = {name: by_model[model] for name, model in DETECTORS.items() if model in by_model}
+    weights = newest_models(args.output) | started | given
     models = load_models(weights)
     for name, target in TARGETS.items():
         print(f"{name}: {weights.get(name, f'not trained yet, make {target}')}")

@@ -33,6 +33,7 @@ from detection.config import LEAF, NAMES, RECIPES
 from detection.drawing import Picture, beside, class_colors
 from detection.error_analysis import KINDS, ErrorAnalysis, analyse_errors, plot_errors
 from detection.experiment import check_datasets, newest_detector
+from detection.modeling import start_by_model
 from detection.predict import Detector
 from detection.voc import default_test, register_voc
 
@@ -213,9 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("images", nargs="*", help="files, folders or patterns; default: an annotated test split")
     parser.add_argument("--frcnn", help="weights, or coco; default those of the newest run of Faster R-CNN")
     parser.add_argument("--yolov3", help="weights, or coco; default those of the newest run of YOLOv3")
-    parser.add_argument(
-        "--start", choices=["coco"], help="both as they were trained on COCO, where no weights are given"
-    )
+    parser.add_argument("--start", "--weights", help="coco, for both, or weights, for the detector that they are of")
     parser.add_argument("--recipe", choices=RECIPES, help="of the newest runs; default any")
     parser.add_argument("--score", type=parse_score, default=0.5, help="objects compared have at least this score")
     parser.add_argument("--data", help="data root of the split; default that of the runs")
@@ -232,7 +231,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("IMAGES and SPLIT or DATA: expected either photographs or an annotated split; leave one out")
 
     records = [{"file_name": str(path)} for path in find_images(args.images)]
-    detectors = load_detectors(args.frcnn or args.start, args.yolov3 or args.start, args.output, args.recipe)
+    started = start_by_model(args.start)
+    frcnn, yolov3 = args.frcnn or started.get("faster_rcnn"), args.yolov3 or started.get("yolov3")
+    detectors = load_detectors(frcnn, yolov3, args.output, args.recipe)
     names = [detector.name for detector in detectors]
     for detector in detectors:
         print(f"{detector.name}: {detector.weights}")

@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 import torchvision
 
+from classification import model as classification_model
 from classification.model import (
     PretrainedWeightsUnavailable,
     build_model,
@@ -115,3 +116,13 @@ def test_without_network_the_two_ways_on_are_named(tmp_path, monkeypatch, name):
     monkeypatch.setattr("torch.hub.urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     with pytest.raises(PretrainedWeightsUnavailable, match=r"WEIGHTS=.*PRETRAINED=0"):
         build_model(name, 200, pretrained=True)
+
+
+def test_the_file_of_alexnet_in_weights_serves_for_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(classification_model, "LOCAL_WEIGHTS", tmp_path)
+    torch.manual_seed(3)
+    published = torchvision.models.alexnet()
+    torch.save(published.state_dict(), tmp_path / "alexnet-owt-7be5be79.pth")
+    model = build_model("alexnet", 200, pretrained=True)
+    assert torch.equal(model.features[0].weight, published.features[0].weight)
+    assert model.classifier[6].out_features == 200

@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.images import read_image
 from detection import train_net
 from detection.classes import COCO_CLASSES
-from detection.modeling import build_model, load_detector
+from detection.modeling import build_model, load_detector, start_by_model
 from detection.predict import Detector
 from detection.starts import read_leaf, set_classes
 from detection.voc_annotations import annotation_xml
@@ -220,7 +220,7 @@ def test_every_command_takes_it(runs, export, tmp_path, capsys):
     models = app.load_models({app.FASTER_RCNN: str(frcnn), app.BIRDS: str(bird)})
     assert models.frcnn and models.bird
     app.build_page(models, 0.5)
-    assert app._started(str(yolov3)) == {app.YOLOV3: str(yolov3)}
+    assert start_by_model(str(yolov3)) == {"yolov3": str(yolov3)}
 
 
 def test_what_cannot_be_exported(runs, export, tmp_path, capsys):

@@ -203,12 +203,16 @@ def test_the_packages_are_cheap_to_import():
 
 
 def test_the_example_of_the_readme(output, tmp_path, monkeypatch, capsys):
-    (example,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    examples = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     (tmp_path / "output").symlink_to(output)
     draw_scene(48, 64, 0)[0].save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    # Untrained networks are modest.
-    exec(compile(example.replace("score=0.5", "score=0.15"), "README.md", "exec"), {})
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) > 0
-    assert all(re.fullmatch(r"(red|blue) 0\.\d+ \[.*\]", line) for line in lines)
+    printed = []
+    for example in examples:
+        # Untrained networks are modest.
+        exec(compile(example.replace("score=0.5", "score=0.15"), "README.md", "exec"), {})
+        printed.append(capsys.readouterr().out.splitlines())
+    objects, birds = printed
+    assert len(objects) > 0
+    assert all(re.fullmatch(r"(red|blue) 0\.\d+ \[.*\]", line) for line in objects)
+    assert len(birds) == 2 and birds[0] == birds[1] and birds[0].count("Bird ") == 5
