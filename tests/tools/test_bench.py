@@ -306,7 +306,7 @@ def test_command_line(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
         main()
     printed = capsys.readouterr()
-    assert torch.__version__ in printed.out and str(root) in printed.out
+    assert torch.__version__ in printed.out and str(root) in printed.out and "GFLOP/s in float32" in printed.out
     assert stopped.value.code == 2 and "classification: not measured for want of data" in printed.err
     assert printed.out.index("## classification\n\nnot measured: ") < printed.out.index("make train-frcnn")
 

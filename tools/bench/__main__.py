@@ -16,9 +16,11 @@ import torchvision
 
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
+from common.runtime import PRECISIONS
 from detection.voc import OFFICIAL_FOLDERS
 from tools.bench import busy, classification, export, faster_rcnn, pipeline, training_images, voc, yolov3
 from tools.bench.rivals import fetched_ultralytics
+from tools.bench.timing import rival_precisions, seconds_of
 
 BENCHMARKS: dict[str, Callable[[Path], pd.DataFrame]] = {
     "classification": classification.training_epoch,
@@ -45,11 +47,18 @@ def describe_machine() -> str:
     capabilities = torch.cpu.get_capabilities()
     bf16 = [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no NVIDIA GPU"
+    rates = ", ".join(f"{matmul_rate(name):.0f} GFLOP/s in {name}" for name in rival_precisions("cpu"))
     return (
-        f"{cpu}, {torch.get_num_threads()} threads, {' '.join(bf16) or 'no bf16 instructions'}; {gpu}; "
+        f"{cpu}, {torch.get_num_threads()} threads, {' '.join(bf16) or 'no bf16 instructions'}, {rates}; {gpu}; "
         f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
         f"Detectron2 {detectron2.__version__}, OpenCV {cv2.__version__}"
     )
+
+
+def matmul_rate(precision: str, size: int = 2048, rounds: int = 3) -> float:
+    """Operations a second, in 10^9, of a matrix product on the CPU, the best round: what networks are limited by."""
+    matrix = torch.rand(size, size, dtype=PRECISIONS[precision])
+    return 2e-9 * size**3 / min(seconds_of(lambda: matrix @ matrix) for _ in range(1 + rounds))
 
 
 @exits_on_user_error
