@@ -104,8 +104,8 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
         UserError: data, weights or options are not what was expected.
     """
     root, is_sample = on_main_process(resolve_data_root, args.data, OFFICIAL_FOLDERS.values())
-    if args.start and args.start != "random" and not args.pretrained:
-        raise UserError(f"START={args.start} and PRETRAINED=0: expected one of them")
+    if args.start == "imagenet" and not args.pretrained:
+        raise UserError("START=imagenet and PRETRAINED=0: expected one of them")
     path, is_whole = configuration_file(args)
     if is_whole and args.backbone:
         raise UserError(f"START={args.start}: is a whole detector; leave BACKBONE={args.backbone} out, or START")

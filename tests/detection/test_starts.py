@@ -387,7 +387,7 @@ def test_contradictions_are_refused(detector, trained: Path, coco_file: Path, tm
         ((*run, "--backbone", "resnet18"), f"{trained}: has a configuration of its own; leave RECIPE"),
         (("--start", str(coco_file)), "MODEL.META_ARCHITECTURE is YOLOv3, expected FasterRCNN"),
         ((*whole, "--backbone", "resnet18"), "is a whole detector; leave BACKBONE=resnet18 out"),
-        ((*whole, "--pretrained", "0"), "and PRETRAINED=0: expected one of them"),
+        (("--start", "imagenet", "--pretrained", "0"), "START=imagenet and PRETRAINED=0: expected one of them"),
         (("--eval-only", "--start", str(coco_file)), "MODEL.META_ARCHITECTURE is YOLOv3, expected FasterRCNN"),
         (("--eval-only", "--start", "nowhere.weights"), "nowhere.weights: no such file"),
         (("--eval-only", "--start", "random"), "random: is no trained detector; expected a run folder"),

@@ -222,7 +222,7 @@ def test_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError) as error:
         load_initial_weights(model, cfg)
     assert str(error.value).startswith("timm://darknet53.c2ns_in1k: pretrained weights cannot be fetched (")
-    assert str(error.value).endswith("name one (START=path) or start from random weights (START=random)")
+    assert str(error.value).endswith("name one (START=path) or train from random weights (START=random)")
     assert "\n" not in str(error.value)
 
 
