@@ -1,5 +1,6 @@
 """The configuration of a run: Detectron2's keys and ours beside them, read from files and options, none in vain."""
 
+import ast
 import contextlib
 import functools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -227,12 +228,23 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> list[str]:
                 value = f"{value}.0"  # yacs would refuse the integer
             if isinstance(known, str) and value[:1] not in ("'", '"'):
                 value = repr(value)
+            elif isinstance(known, list | tuple):
+                value = _with_quotes(value)
             cfg.merge_from_list([key, value])
             if key in IN_EPOCHS:
                 _forget_epochs(cfg, key)
         except Exception as error:
             raise UserError(f"OPTS: {key} {value}: {str(error).splitlines()[0]}; see detection/config.py") from error
     return list(options[::2])
+
+
+def _with_quotes(value: str) -> str:
+    """A list as Python writes it, where its words stand without quotes, as YAML has them."""
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return repr(yaml.safe_load(value))
+    return value
 
 
 def _fit_types(leaf: dict, cfg: CfgNode) -> None:

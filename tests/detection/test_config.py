@@ -165,6 +165,16 @@ def test_a_closing_phase_in_iterations_scales_as_the_other_lengths_do() -> None:
     assert (scaled.SOLVER.MAX_ITER, scaled.SOLVER.WARMUP_ITERS, scaled.INPUT.CLOSE_ITERS) == (4000, 200, 400)
 
 
+@pytest.mark.parametrize(
+    "value", ["[RandomHorizontalFlip, RandomIoUCrop]", "['RandomHorizontalFlip', 'RandomIoUCrop']"]
+)
+def test_lists_take_words_with_and_without_quotes(value: str) -> None:
+    cfg = get_cfg()
+    merge_options(cfg, ["INPUT.AUGMENTATIONS", value, "SOLVER.STEPS", "(600, 800)", "INPUT.SQUARE_SIZES_TRAIN", "[64]"])
+    assert cfg.INPUT.AUGMENTATIONS == ["RandomHorizontalFlip", "RandomIoUCrop"]
+    assert (cfg.SOLVER.STEPS, cfg.INPUT.SQUARE_SIZES_TRAIN) == ((600, 800), [64])
+
+
 def test_options_win_over_epochs() -> None:
     cfg = read("faster_rcnn_R_50_FPN_study")
     recipe = cfg.clone()
