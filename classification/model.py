@@ -101,9 +101,15 @@ def _build_timm(name: str, num_classes: int, from_hub: bool, drop_rate: float | 
         overlay = locate_weights(name) if from_hub else None
     except LookupError as error:
         raise UserError(f"MODEL={name}: {error}; give WEIGHTS=<file> or PRETRAINED=0") from None
-    return timm.create_model(
+    model = timm.create_model(
         name, pretrained=from_hub, pretrained_cfg_overlay=overlay, num_classes=num_classes, drop_rate=drop_rate
     )
+    is_trained = from_hub and num_classes == model.pretrained_cfg["num_classes"]
+    for head in head_modules(model):
+        # EfficientNets draw theirs the wider the fewer the classes, and would begin sure of a wrong one.
+        if isinstance(head, nn.Linear) and not is_trained and head.weight.abs().max() > head.in_features**-0.5:
+            head.reset_parameters()
+    return model
 
 
 def _build_alexnet(num_classes: int, from_hub: bool, **dropout: float) -> nn.Module:

@@ -1,3 +1,4 @@
+import math
 import pickle
 from pathlib import Path
 
@@ -116,6 +117,19 @@ def test_without_network_the_two_ways_on_are_named(tmp_path, monkeypatch, name):
     monkeypatch.setattr("torch.hub.urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     with pytest.raises(PretrainedWeightsUnavailable, match=r"WEIGHTS=.*PRETRAINED=0"):
         build_model(name, 200, pretrained=True)
+
+
+@pytest.mark.parametrize("classes", [2, 5, 200])
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "test_vit"])
+def test_a_new_head_takes_no_class_for_certain(name, classes):
+    """With nothing learned each class is as likely as another, and the loss is the logarithm of their number."""
+    torch.manual_seed(0)
+    model = build_model(name, classes).train()
+    images = torch.randn(16, 3, model.pretrained_cfg["input_size"][1], model.pretrained_cfg["input_size"][1])
+    labels = torch.arange(16) % classes
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(model(images), labels).item()
+    assert loss == pytest.approx(math.log(classes), abs=0.5)
 
 
 def test_the_file_of_alexnet_in_weights_serves_for_the_hub(tmp_path, monkeypatch):
