@@ -199,9 +199,9 @@ export: setup-export ## Writes a trained model for OpenVINO or ONNX Runtime; the
 		$(call option,--size,SIZE) $(data) $(out)
 
 .PHONY: app
-app: setup ## Serves a page: drop a photograph, see both detectors, the proposals, the likeliest birds [START (or WEIGHTS)=coco|file|run FRCNN=run YOLOV3=run BIRD=run HOST=127.0.0.1 PORT=7860]
+app: setup ## Serves a page: drop a photograph, see both detectors, the proposals, the likeliest birds [START (or WEIGHTS)=coco|file|run FRCNN=run YOLOV3=run BIRD=run SCORE=0.5 HOST=127.0.0.1 PORT=7860]
 	@$(PY) -m tools.app $(start) $(call option,--frcnn,FRCNN) $(call option,--yolov3,YOLOV3) $(call option,--bird,BIRD) \
-		$(call option,--host,HOST) $(call option,--port,PORT)
+		$(call option,--score,SCORE) $(call option,--host,HOST) $(call option,--port,PORT)
 
 ##@ Report
 

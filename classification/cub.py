@@ -123,7 +123,12 @@ def is_folder_tree(root: Path) -> bool:
 def _classes_with_images(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
-    return sorted(child.name for child in folder.iterdir() if any(map(_is_image, child.glob("*"))))
+    return sorted(child.name for child in folder.iterdir() if _is_class(child) and any(map(_is_image, child.glob("*"))))
+
+
+def _is_class(folder: Path) -> bool:
+    """Whether a folder is one of photographs, and none that a program has put there."""
+    return folder.is_dir() and not folder.name.startswith((".", "@", "__MACOSX"))
 
 
 def _is_image(path: Path) -> bool:
@@ -147,8 +152,8 @@ def _read_folders(root: Path) -> Cub:
     test = next((root / name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
     if test is None:
         raise UserError(f"{root}: train/ without test/ or val/; expected both, each with a folder of images a class")
-    names = sorted(child.name for child in (root / "train").iterdir() if child.is_dir())
-    if strange := sorted({child.name for child in test.iterdir() if child.is_dir()} - set(names)):
+    names = sorted(child.name for child in (root / "train").iterdir() if _is_class(child))
+    if strange := sorted({child.name for child in test.iterdir() if _is_class(child)} - set(names)):
         raise UserError(f"{test / strange[0]}: no class of {root / 'train'}; expected {', '.join(names[:5])}, ...")
     parts = []
     for part in (root / "train", test):

@@ -104,7 +104,7 @@ def _build_timm(name: str, num_classes: int, from_hub: bool, drop_rate: float | 
     model = timm.create_model(
         name, pretrained=from_hub, pretrained_cfg_overlay=overlay, num_classes=num_classes, drop_rate=drop_rate
     )
-    is_trained = from_hub and num_classes == model.pretrained_cfg["num_classes"]
+    is_trained = from_hub and num_classes == (getattr(model, "pretrained_cfg", None) or {}).get("num_classes")
     for head in head_modules(model):
         # EfficientNets draw theirs the wider the fewer the classes, and would begin sure of a wrong one.
         if isinstance(head, nn.Linear) and not is_trained and head.weight.abs().max() > head.in_features**-0.5:

@@ -6,6 +6,7 @@ import io
 import itertools
 import shlex
 import struct
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.files import MAX_PIXELS, wrong_download
 
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of pictures below MAX_PIXELS, which are taken
 SHRUNK = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 # What torchvision does not read, or not turned as EXIF says, or, of an animation, with all its pictures; a damaged PNG

@@ -32,6 +32,7 @@ from detection.config import (
 from detection.schedule import resolve_schedule, scale_to_processes
 from detection.starts import follow_weights, identify, resolve_start, set_classes, train_all, use_backbone
 from detection.voc import OFFICIAL_FOLDERS, default_test, default_train, register_voc
+from detection.voc_lists import present_splits
 from detection.voc_pictures import cached_headers, find_odd
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,12 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
         cfg.DATASETS.TRAIN = default_train(root)
     if "DATASETS.TEST" not in named:
         cfg.DATASETS.TEST = default_test(root)
+    if cfg.DATASETS.TRAIN == ("voc_train",) and cfg.DATASETS.TEST == ("voc_test",) and "val" in present_splits(root):
+        logger.info(
+            "%s: has val beside train and test; nothing is trained on it, and DATASETS.TEST ('voc_val',) in OPTS would "
+            "choose on it",
+            root,
+        )
     if args.backbone:
         use_backbone(cfg, args.backbone)
     start = resolve_start(args.start or ("imagenet" if args.pretrained else "random"), args.model)

@@ -150,6 +150,11 @@ def read_yolo(root: Path, remarks: Counter[str]) -> tuple[list[Picture], list[st
         else:
             objects = list(_yolo_objects(labels, names, height, width, has_keypoints, remarks))
         pictures.append(Picture(path, splits[path], height, width, objects))
+    if remarks["pictures without a file of labels, taken to have no object"] == len(paths):
+        raise UserError(
+            f"{root}: none of the {len(paths)} pictures has a file of labels; expected NAME.txt beside NAME.jpg, or in "
+            "labels/ where the picture is in images/"
+        )
     return pictures, names
 
 
@@ -169,7 +174,8 @@ def _yolo_pictures(root: Path) -> list[Path]:
 
 def _yolo_settings(root: Path) -> tuple[Path, dict[str, Any]]:
     """What `data.yaml`, or Darknet's `obj.data`, says, with its path; nothing where there is neither."""
-    if path := next(iter(sorted([*root.glob("data.y*ml"), *root.glob("*.y*ml")])), None):
+    others = (path for path in sorted(root.glob("*.y*ml")) if not path.name.startswith("."))
+    if path := next((path for path in (*sorted(root.glob("data.y*ml")), *others)), None):
         try:
             settings = yaml.load(path.read_text("utf-8-sig"), yaml.BaseLoader)  # names such as no stay what they are
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
@@ -239,9 +245,9 @@ def _listed(path: Path, line: str, root: Path, known: Collection[Path]) -> Path:
 def _label_files(picture: Path, root: Path) -> Iterator[Path]:
     """Where the labels of a picture may lie: in `labels/` in the place of the last `images/`, or beside it."""
     parts = list(picture.relative_to(root).with_suffix(".txt").parts)
-    if "images" in parts[:-1]:
-        last = len(parts) - 1 - parts[::-1].index("images")
-        yield root.joinpath(*parts[:last], "labels", *parts[last + 1 :])
+    if places := [place for place, part in enumerate(parts[:-1]) if part.lower() == "images"]:
+        for folder in ("labels", "Labels", "LABELS"):
+            yield root.joinpath(*parts[: places[-1]], folder, *parts[places[-1] + 1 :])
     yield picture.with_suffix(".txt")
 
 
@@ -273,6 +279,12 @@ def _yolo_objects(
 
 
 def split_of(path: Path) -> str:
-    """The split that the words in a path name, the last of them: `instances_train2017`, `valid/images`."""
-    words = re.findall("[a-z]+", str(path).lower())
-    return next((SPLIT_WORDS[word] for word in reversed(words) if word in SPLIT_WORDS), UNDIVIDED)
+    """The split that a path names, its last part first: `instances_train2017`, `valid/images`, no `Test shoot`.
+
+    A part does so with its first or last word, where it has nothing but words, digits and `_`, `-` or `.` between them.
+    """
+    for part in reversed(path.parts):
+        words = re.findall("[a-z]+", part.lower()) if re.fullmatch(r"[\w.-]+", part) else []
+        if found := next((SPLIT_WORDS[word] for word in (*words[-1:], *words[:1]) if word in SPLIT_WORDS), None):
+            return found
+    return UNDIVIDED

@@ -34,14 +34,19 @@ class Annotations(NamedTuple):
     names: np.ndarray  # (K,) str, the class names found; a label is an index into them
 
 
+def annotation_files(folder: Path, pattern: str = "*.xml") -> list[Path]:
+    """The annotations in a folder, sorted; macOS puts a file `._NAME.xml` beside each of them that is none."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("._"))
+
+
 def is_parted(dirname: Path) -> bool:
     """Whether a folder is as Roboflow exports VOC: `train/` holds images with their annotations beside them."""
-    return not (dirname / "Annotations").is_dir() and any((dirname / "train").glob("*.xml"))
+    return not (dirname / "Annotations").is_dir() and bool(annotation_files(dirname / "train"))
 
 
 def is_flat(dirname: Path) -> bool:
     """Whether annotations lie beside the images: in the folders of splits, or, as labelImg writes them, in one."""
-    return is_parted(dirname) or (not (dirname / "Annotations").is_dir() and any(dirname.glob("*.xml")))
+    return is_parted(dirname) or (not (dirname / "Annotations").is_dir() and bool(annotation_files(dirname)))
 
 
 def annotation_folder(dirname: Path) -> Path:

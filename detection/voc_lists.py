@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common.errors import UserError
-from detection.voc_annotations import annotation_folder, is_flat, is_parted
+from detection.voc_annotations import annotation_files, annotation_folder, is_flat, is_parted
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ OFFICIAL_FOLDERS = {"voc07": "VOC2007", "voc12": "VOC2012"}
 def present_splits(dirname: Path) -> list[str]:
     """The splits of a VOC-layout folder; `train` and `val` where its images are not divided."""
     if is_parted(dirname):
-        return [split for split in FLAT_FOLDERS if any(split_file(dirname, split).glob("*.xml"))]
+        return [split for split in FLAT_FOLDERS if annotation_files(split_file(dirname, split))]
     present = [split for split in SPLITS if split_file(dirname, split).is_file()]
     present = present or [split for split in SPLITS if _class_lists(dirname, split)]
     return present or (["train", "val"] if _undivided(dirname) else [])
@@ -65,7 +65,7 @@ def _undivided(dirname: Path) -> list[str]:
     if dirname.name in OFFICIAL_FOLDERS.values() or any((dirname / "ImageSets" / "Main").glob("*.txt")):
         return []
     folder = annotation_folder(dirname)
-    found = folder.glob("*.xml") if is_flat(dirname) else folder.rglob("*.xml")
+    found = annotation_files(folder, "*.xml" if is_flat(dirname) else "**/*.xml")
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in found)
 
 
@@ -104,7 +104,7 @@ def read_ids(dirname: Path, split: str) -> list[str]:
     """
     path = split_file(dirname, split)
     if is_parted(dirname):
-        if ids := sorted(f"{path.name}/{annotation.stem}" for annotation in path.glob("*.xml")):
+        if ids := sorted(f"{path.name}/{annotation.stem}" for annotation in annotation_files(path)):
             return ids
         raise UserError(f"{path}: no annotation in it; expected <id>.xml beside each image, as in train/")
     if lists := _class_lists(dirname, split):

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from common.errors import UserError, exits_on_user_error
 from common.results import unique_names
-from detection.foreign_datasets import COCO_FORM, Box, Picture, is_yolo, read_coco, read_yolo, split_of
+from detection.foreign_datasets import COCO_FORM, SPLIT_WORDS, Box, Picture, is_yolo, read_coco, read_yolo, split_of
 from detection.voc_annotations import annotation_xml
 from detection.voc_lists import UNDIVIDED
 
@@ -90,8 +90,15 @@ def _named(text: str) -> list[Path]:
 
 
 def _coco_files(sources: Sequence[Path]) -> dict[Path, str]:
-    """The JSON files that are meant, named or in a folder, with the split of each, which their names tell."""
-    files = {source: split_of(Path(source.stem)) for source in sources if source.is_file()}
+    """The JSON files that are meant, named or in a folder, with the split of each, which their names tell.
+
+    That of Roboflow's, which are all called alike, the folder tells that they lie in.
+    """
+    files = {}
+    for source in (source for source in sources if source.is_file()):
+        of_folder = SPLIT_WORDS.get(source.absolute().parent.name.lower(), UNDIVIDED)
+        split = split_of(Path(source.stem))
+        files[source] = of_folder if split == UNDIVIDED else split
     for source in (source for source in sources if source.is_dir() and not is_yolo(source)):
         found = sorted([*source.glob("*.json"), *source.glob("*/*.json")])
         files |= {path: split_of(path.relative_to(source).with_suffix("")) for path in found}

@@ -74,6 +74,7 @@ def draw_folders(root: Path, files: str) -> Path:
 @pytest.mark.parametrize("test", ["test", "val", "valid"])
 def test_reads_a_folder_a_class(tmp_path, test):
     files = f"train/wren/b.jpg train/wren/a.PNG train/1_owl/deep/c.webp train/wren/notes.txt {test}/wren/d.jpg"
+    files += f" train/.ipynb_checkpoints/a.jpg train/@eaDir/a.jpg {test}/.ipynb_checkpoints/a.txt"
     cub = read_cub(draw_folders(tmp_path, files))
     assert cub.class_names == ["1_owl", "wren"]
     train = tmp_path / "train"
@@ -120,7 +121,7 @@ def test_one_tree_is_divided_class_by_class_and_the_same_each_time(tmp_path):
     files = " ".join(
         f"{name}/{number}.jpg" for name, count in (("owl", 10), ("wren", 5), ("auk", 1)) for number in range(count)
     )
-    root = draw_folders(tmp_path, f"{files} notes/list.txt owl/notes.txt")
+    root = draw_folders(tmp_path, f"{files} notes/list.txt owl/notes.txt .ipynb_checkpoints/0.jpg __MACOSX/0.jpg")
     cub = read_cub(root)
     assert cub.class_names == ["auk", "owl", "wren"]
     assert Counter(bird.label for bird in cub.test) == {1: 2, 2: 1}

@@ -139,6 +139,8 @@ def test_an_export_is_read_mapped_and_complete(
 ) -> None:
     root = tmp_path / "my export"
     export(root)
+    for path in [path for path in root.rglob("*") if path.suffix.lower() in (".xml", ".jpg", ".png")]:
+        write(path.with_name(f"._{path.name}"), "macOS puts this beside it")
     assert read_labels(root) == ("van",)
     assert (default_train(root), default_test(root)) == (("voc_train",), ("voc_val",))
     register_voc(root)

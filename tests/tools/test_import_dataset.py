@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detection.foreign_datasets import split_of
 from detection.voc import default_test, default_train, load_voc_instances, read_labels
 from detection.voc_annotations import annotation_xml
+from detection.voc_lists import UNDIVIDED
 from tools import check_datasets
 from tools.import_dataset import main
 
@@ -112,6 +114,57 @@ def test_what_macos_puts_beside_pictures_is_none(yolo: Path, tmp_path: Path) -> 
     (yolo / "__MACOSX" / "._0.jpg").write_bytes(b"\0\5\26\7")
     main([str(yolo), "--out", str(tmp_path / "out")])
     assert sorted(path.name for path in (tmp_path / "out" / "JPEGImages").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("instances_train2017", "train"),
+        ("valid/images", "val"),
+        ("train/_annotations.coco", "train"),
+        ("test_images", "test"),
+        ("Test shoot 2019", UNDIVIDED),
+        ("Val d'Isère", UNDIVIDED),
+        ("my_test_export", UNDIVIDED),
+        ("Test shoot/train", "train"),
+    ],
+)
+def test_words_of_a_path_that_name_a_split(path: str, split: str) -> None:
+    assert split_of(Path(path)) == split
+
+
+def test_folders_of_yolo_in_any_case_and_hidden_files(tmp_path: Path) -> None:
+    root = tmp_path / "yolo"
+    write(root / ".pre-commit-config.yaml", "repos: []\n")
+    write(root / "args.yaml", "names: {0: wrong}\n")
+    write(root / "data.yaml", "names: {0: cat}\n")
+    draw(root / "Images" / "a.jpg")
+    write(root / "Labels" / "a.txt", "0 0.5 0.5 0.25 0.5\n")
+    draw(root / "Images" / "b.jpg")
+    main([str(root), "--out", str(tmp_path / "out")])
+    assert read_labels(tmp_path / "out") == ("cat",)
+    found = boxes(tmp_path / "out", "train") | boxes(tmp_path / "out", "val")
+    assert {image: [name for name, _ in objects] for image, objects in found.items()} == {"a": ["cat"], "b": []}
+
+
+def test_labels_that_are_nowhere_are_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "yolo/data.yaml", "names: {0: cat}\n")
+    draw(tmp_path / "yolo/images/a.jpg")
+    write(tmp_path / "yolo/txt/a.txt", "0 0.5 0.5 0.25 0.5\n")
+    assert "none of the 1 pictures has a file of labels" in refused(
+        capsys, tmp_path / "yolo", "--out", tmp_path / "out"
+    )
+
+
+def test_files_of_coco_that_are_named_one_by_one_keep_their_splits(tmp_path: Path) -> None:
+    """Roboflow calls all of them alike."""
+    for split in ("train", "valid"):
+        annotation = {"image_id": 10, "category_id": 3, "bbox": [1, 2, 30, 40]}
+        write(tmp_path / split / "_annotations.coco.json", coco(["a.jpg"], [annotation]))
+        draw(tmp_path / split / "a.jpg")
+    words = [str(tmp_path / split / "_annotations.coco.json") for split in ("train", "valid")]
+    main([*words, "--out", str(tmp_path / "out")])
+    assert (len(boxes(tmp_path / "out", "train")), len(boxes(tmp_path / "out", "val"))) == (1, 1)
 
 
 def test_of_yolos_poses_the_boxes_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,6 +326,7 @@ def test_folders_are_the_splits_that_they_are_named_for_whatever_their_names(tmp
     """The folder of a split that is not there is none, as in Roboflow's exports; its own words tell of what is left."""
     for name in ("red/1", "blue/2", "test/3"):
         draw(tmp_path / f"yolo/images/{name}.jpg")
+    write(tmp_path / "yolo/labels/red/1.txt", "0 0.5 0.5 0.25 0.5\n")
     write(tmp_path / "yolo/data.yaml", "train: ../images/red\nval: images/blue\ntest: ../missing/images\nnames: [cat]")
     main([str(tmp_path / "yolo"), "--out", str(tmp_path / "out")])
     lists = {path.name: path.read_text() for path in (tmp_path / "out/ImageSets/Main").iterdir()}
