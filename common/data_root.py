@@ -26,7 +26,7 @@ def resolve_data_root(data: str | None, needed: Collection[str]) -> tuple[Path, 
         UserError: the folder named does not exist, or `datasets/` holds only a part of what is needed.
     """
     if data is not None:
-        root = Path(data)
+        root = Path(data).expanduser()  # behind DATA= no shell but bash does so
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; expected the data root, see `make check-datasets`")
         return root, sample_seed(root) is not None

@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs; pictures go below it")
     arguments = parser.parse_args()
 
-    root, deep = arguments.root, arguments.deep
+    root, deep = arguments.root.expanduser(), arguments.deep
     if root.is_file():
         raise UserError(f"{root}: is a file, expected the folder of the data: give DATA=folder")
     if is_voc_folder(root) or (root / "JPEGImages").is_dir() or (root / "Annotations").is_dir():

@@ -26,6 +26,12 @@ def test_the_folder_named_is_taken_as_it_is(checkout: Path):
         resolve_data_root("nowhere", YEARS)
 
 
+def test_a_tilde_is_the_home_folder(checkout: Path, monkeypatch: pytest.MonkeyPatch):
+    (checkout / "photos").mkdir()
+    monkeypatch.setenv("HOME", str(checkout))
+    assert resolve_data_root("~/photos", YEARS) == (checkout / "photos", False)
+
+
 def test_official_data_wins_over_the_sample(checkout: Path):
     for name in YEARS:
         (checkout / "datasets" / name).mkdir()
