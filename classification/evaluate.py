@@ -29,6 +29,7 @@ from common.prediction import best_weights
 from common.run_folder import record_session
 
 CALIBRATION_BINS = 15
+MOST_NAMED = 40  # classes whose names have room beside the matrix
 
 
 class WithMirror(nn.Module):
@@ -168,19 +169,22 @@ def write_report(folder: Path, logits: Tensor, labels: Tensor, birds: list[Bird]
         table[column] = [class_names[label] for label in table[column]]
     write_table(folder / "confused_pairs.csv", table, index=False)
 
-    write_figure(folder / "confusion_matrix.png", _draw_confusion_matrix(matrix), dpi=120)
+    write_figure(folder / "confusion_matrix.png", _draw_confusion_matrix(matrix, class_names), dpi=120)
     write_figure(folder / "confused_pairs.png", _draw_pairs(pairs, birds, labels, class_names))
     write_figure(folder / "calibration.png", _draw_calibration(calibration(logits, labels), report))
     write_figure(folder / "per_class.png", _draw_per_class(accuracy[counts > 0], report))
     return report
 
 
-def _draw_confusion_matrix(matrix: np.ndarray) -> Figure:
+def _draw_confusion_matrix(matrix: np.ndarray, class_names: list[str]) -> Figure:
     figure = Figure(figsize=(8, 7), layout="constrained")
     axes = figure.subplots()
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     picture = axes.imshow(shares, cmap="magma_r", vmin=0, vmax=100, interpolation="nearest")
     axes.set(xlabel="predicted class", ylabel="true class", title="Confusion matrix")
+    if len(class_names) <= MOST_NAMED:
+        axes.set_xticks(range(len(class_names)), class_names, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(class_names)), class_names, parse_math=False)
     figure.colorbar(picture, ax=axes, label="% of the true class")
     return figure
 

@@ -92,7 +92,8 @@ def _results(runs: Runs) -> Iterator[Block]:
 def _over_seeds(value: Any, digits: int = 3, unit: str = "") -> str:
     """A figure, and of how many runs its mean and deviation are."""
     runs = f" ({value.number} runs)" if isinstance(value, Spread) else ""
-    return figure(value, digits) + (unit if value else "") + runs
+    written = figure(value, digits)
+    return written + (unit if written != NONE else "") + runs
 
 
 def _what_ran(runs: Runs) -> Iterator[Block]:
