@@ -14,7 +14,7 @@ from torch import nn
 from common.errors import UserError
 from common.exported import ExportedModel, is_exported
 from common.runtime import leave_cores
-from common.weights import LOCAL_WEIGHTS, load_state, locate_weights, read_checkpoint, weights_of
+from common.weights import load_state, local_file, locate_weights, read_checkpoint, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -114,9 +114,9 @@ def _build_timm(name: str, num_classes: int, from_hub: bool, drop_rate: float | 
 
 def _build_alexnet(num_classes: int, from_hub: bool, **dropout: float) -> nn.Module:
     weights = torchvision.models.AlexNet_Weights.IMAGENET1K_V1
-    local = LOCAL_WEIGHTS / weights.url.rpartition("/")[2]
-    model = torchvision.models.alexnet(weights=weights if from_hub and not local.is_file() else None, **dropout)
-    if from_hub and local.is_file():
+    local = local_file(weights.url) if from_hub else None
+    model = torchvision.models.alexnet(weights=weights if from_hub and local is None else None, **dropout)
+    if local is not None:
         load_state(model, weights_of(read_checkpoint(local)), local)
     model.classifier[6] = nn.Linear(model.classifier[6].in_features, num_classes)
     return model

@@ -22,6 +22,12 @@ LOCAL_WEIGHTS = Path("weights")
 """Where files of hubs are looked for before the hub is asked, under the names that they have there."""
 
 
+def local_file(url: str) -> Path | None:
+    """The file in `weights/` that serves for what a hub has at an address; None where there is none."""
+    path = LOCAL_WEIGHTS / url.rpartition("/")[2]
+    return path if path.is_file() else None
+
+
 def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     """Writes a checkpoint aside and renames it: `path` is always a whole file."""
     write_atomically(path, lambda file: torch.save(checkpoint, file))

@@ -235,17 +235,16 @@ def evaluate_voc(ground_truth: Sequence[dict], detections: Detections, class_nam
 
 
 def read_threshold(weights: Path) -> float:
-    """The threshold with the best F1 of all classes: in an exported file, or in the newest evaluation of other weights.
+    """The threshold with the best F1 of all classes: in an exported file, or in an evaluation of other weights.
 
-    That of a training lies beside them, that of `make eval-*` in the folder `evaluation` of their results.
+    That of their training, beside them, comes before that of `make eval-*`, in `evaluation/` of their results.
 
     Raises:
         UserError: there is none that has a threshold.
     """
-    evaluations = [weights.parent / "evaluation.json", folder_of(str(weights)) / "evaluation" / "evaluation.json"]
-    path = next((path for path in evaluations if path.is_file()), evaluations[0])
-    if is_exported(weights):
-        path = weights
+    path = weights if is_exported(weights) else weights.parent / "evaluation.json"
+    if not path.is_file() and (later := folder_of(str(weights)) / "evaluation" / "evaluation.json").is_file():
+        path = later
     try:
         content = read_card(path) if is_exported(weights) else json.loads(path.read_text())
         return float(content["threshold"])

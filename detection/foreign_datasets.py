@@ -19,6 +19,7 @@ from common.files import read_json
 from common.images import SUFFIXES, read_size
 from detection.voc_lists import UNDIVIDED, read_lines, tails
 
+UNLABELLED = "pictures without a file of labels, taken to have no object"  # a remark
 SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 NAME_FILES = ("classes.txt", "obj.names", "labels.txt")
 COCO_FORM = 'a data set in COCO\'s form, {"images": [...], "annotations": [...], "categories": [...]}'
@@ -146,11 +147,11 @@ def read_yolo(root: Path, remarks: Counter[str]) -> tuple[list[Picture], list[st
         objects = []
         labels = next(filter(Path.is_file, _label_files(path, root)), None)
         if labels is None:
-            remarks["pictures without a file of labels, taken to have no object"] += 1
+            remarks[UNLABELLED] += 1
         else:
             objects = list(_yolo_objects(labels, names, height, width, has_keypoints, remarks))
         pictures.append(Picture(path, splits[path], height, width, objects))
-    if remarks["pictures without a file of labels, taken to have no object"] == len(paths):
+    if remarks[UNLABELLED] == len(paths):
         raise UserError(
             f"{root}: none of the {len(paths)} pictures has a file of labels; expected NAME.txt beside NAME.jpg, or in "
             "labels/ where the picture is in images/"
@@ -175,7 +176,7 @@ def _yolo_pictures(root: Path) -> list[Path]:
 def _yolo_settings(root: Path) -> tuple[Path, dict[str, Any]]:
     """What `data.yaml`, or Darknet's `obj.data`, says, with its path; nothing where there is neither."""
     others = (path for path in sorted(root.glob("*.y*ml")) if not path.name.startswith("."))
-    if path := next((path for path in (*sorted(root.glob("data.y*ml")), *others)), None):
+    if path := next(iter([*sorted(root.glob("data.y*ml")), *others]), None):
         try:
             settings = yaml.load(path.read_text("utf-8-sig"), yaml.BaseLoader)  # names such as no stay what they are
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError):

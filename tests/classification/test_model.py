@@ -8,7 +8,6 @@ import safetensors.torch
 import torch
 import torchvision
 
-from classification import model as classification_model
 from classification.model import (
     PretrainedWeightsUnavailable,
     build_model,
@@ -18,6 +17,7 @@ from classification.model import (
     mean_and_std,
     parameter_groups,
 )
+from common import weights
 from common.errors import UserError
 from common.weights import read_checkpoint
 
@@ -133,7 +133,7 @@ def test_a_new_head_takes_no_class_for_certain(name, classes):
 
 
 def test_the_file_of_alexnet_in_weights_serves_for_the_hub(tmp_path, monkeypatch):
-    monkeypatch.setattr(classification_model, "LOCAL_WEIGHTS", tmp_path)
+    monkeypatch.setattr(weights, "LOCAL_WEIGHTS", tmp_path)
     torch.manual_seed(3)
     published = torchvision.models.alexnet()
     torch.save(published.state_dict(), tmp_path / "alexnet-owt-7be5be79.pth")
