@@ -28,7 +28,7 @@ weights = $(call option,--weights,WEIGHTS)
 start = $(if $(and $(value START),$(value WEIGHTS)),$(error START and WEIGHTS are two names of one variable: give one))$(call \
 	option,--start,$(if $(value START),START,WEIGHTS))
 out = $(call option,--out,OUT)
-resume = $(call switch,RESUME,--resume)
+run = $(call option,--name,RUN) $(call switch,RESUME,--resume)
 recipe = $(call option,--recipe,RECIPE) $(call option,--config,CONFIG)
 pretrained = $(call option,--pretrained,PRETRAINED)
 exif = $(call option,INPUT.EXIF,EXIF)
@@ -122,14 +122,14 @@ import-dataset: setup ## Makes a folder in VOC's layout of COCO's JSON or a fold
 	@$(PY) -m tools.import_dataset $(call quoted,FROM) $(call option,--images,IMAGES) $(out)
 
 .PHONY: check-datasets
-check-datasets: setup ## Tells which data is complete, broken or missing, and what mends it; draws some images of a folder of your own [DATA]
-	@$(PY) -m tools.check_datasets $(call option,--root,DATA)
+check-datasets: setup ## Tells which data is complete, broken or missing, and what mends it; draws some images of a folder of your own [DATA DEEP=1]
+	@$(PY) -m tools.check_datasets $(call option,--root,DATA) $(call switch,DEEP,--deep)
 
 ##@ Classification
 
 .PHONY: finetune
-finetune: setup ## Fine-tunes ResNet-18, or another network, on CUB-200-2011 [RECIPE=best|floor|study|alexnet|own.yaml MODEL LR EPOCHS PRETRAINED=1|0 WEIGHTS DATA NGPU RESUME=1 OPTS="key=value ..."]
-	@$(PY) -m tools.launch classification.train $(bird) $(call setting,epochs,EPOCHS) $(resume)
+finetune: setup ## Fine-tunes ResNet-18, or another network, on CUB-200-2011 [RECIPE=best|floor|study|alexnet|own.yaml MODEL LR EPOCHS PRETRAINED=1|0 WEIGHTS DATA NGPU RUN=name RESUME=1 OPTS="key=value ..."]
+	@$(PY) -m tools.launch classification.train $(bird) $(call setting,epochs,EPOCHS) $(run)
 
 .PHONY: sweep
 sweep: setup ## Trains every pair of a learning rate and a number of epochs [LRS="0.005 0.01 0.02" EPOCHS="20" RECIPE MODEL WEIGHTS DATA OPTS]
@@ -150,16 +150,16 @@ predict-bird: setup ## The five likeliest species on each photograph [IMAGES="a.
 ##@ Detection
 
 .PHONY: train-frcnn
-train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [START (or WEIGHTS)=coco|imagenet|random (or PRETRAINED=0)|file|run|hub name BACKBONE=timm name RECIPE=best|sgd|study|small|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 EXIF=stored OPTS="KEY VALUE ..."]
-	@$(detect) --model faster_rcnn $(pretrained) $(resume) $(exif) $(OPTS)
+train-frcnn: setup ## Trains Faster R-CNN R50-FPN on VOC07+12 [START (or WEIGHTS)=coco|imagenet|random (or PRETRAINED=0)|file|run|hub name BACKBONE=timm name RECIPE=best|sgd|study|small|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RUN=name RESUME=1 EXIF=stored OPTS="KEY VALUE ..."]
+	@$(detect) --model faster_rcnn $(pretrained) $(run) $(exif) $(OPTS)
 
 .PHONY: eval-frcnn
 eval-frcnn: setup ## Evaluates Faster R-CNN: class | gts | dets | recall | ap, PR and F1 curves, confusions [START (or WEIGHTS)=run|file|coco|hub name RECIPE CONFIG BACKBONE DATA NGPU TTA=1 EXIF=stored OPTS]
 	@$(detect) --model faster_rcnn --eval-only $(call switch,TTA,TEST.AUG.ENABLED True) $(exif) $(OPTS)
 
 .PHONY: train-yolov3
-train-yolov3: setup ## Trains YOLOv3 Darknet-53 on VOC07+12 [START (or WEIGHTS)=coco|imagenet|random (or PRETRAINED=0)|file|run|hub name BACKBONE=timm name RECIPE=best|study|small|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RESUME=1 EXIF=stored OPTS="KEY VALUE ..."]
-	@$(detect) --model yolov3 $(pretrained) $(resume) $(exif) $(OPTS)
+train-yolov3: setup ## Trains YOLOv3 Darknet-53 on VOC07+12 [START (or WEIGHTS)=coco|imagenet|random (or PRETRAINED=0)|file|run|hub name BACKBONE=timm name RECIPE=best|study|small|coco or CONFIG=own.yaml DATA NGPU NNODES NODE_RANK DIST_URL RUN=name RESUME=1 EXIF=stored OPTS="KEY VALUE ..."]
+	@$(detect) --model yolov3 $(pretrained) $(run) $(exif) $(OPTS)
 
 .PHONY: eval-yolov3
 eval-yolov3: setup ## Evaluates YOLOv3: class | gts | dets | recall | ap, PR and F1 curves, confusions [START (or WEIGHTS)=run|file|coco|hub name RECIPE CONFIG BACKBONE DATA NGPU TTA=1 EXIF=stored OPTS]

@@ -68,7 +68,7 @@ def main() -> None:
     """Reads the command line and trains; nothing is written before everything is built."""
     parser = argparse.ArgumentParser(description="Fine-tune a classifier on CUB-200-2011.")
     add_recipe_argument(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with the newest run of this name")
+    parser.add_argument("--resume", action="store_true", help="go on with that run, or the newest of the recipe")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("--name", help="name of the run folder, instead of the one made of model and recipe")
     arguments = parser.parse_intermixed_args()
@@ -79,8 +79,7 @@ def main() -> None:
     request = parse_request(arguments.recipe)
     run = None
     if arguments.resume:
-        names = [arguments.name] if arguments.name else request.run_names()
-        run = on_main_process(run_to_resume, arguments.output, names)
+        run = on_main_process(run_to_resume, arguments.output, request.run_names(), arguments.name)
     begun = run if run is not None and on_main_process(Path.is_file, run / "config.yaml") else None
     if begun is not None:
         path = begun / "config.yaml"

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import itertools
+import os
 import shlex
 import struct
 import warnings
@@ -41,6 +42,8 @@ UNTURNED = {
     8: Image.Transpose.ROTATE_270,
 }
 TURNED = UNTURNED | {6: UNTURNED[8], 8: UNTURNED[6]}
+# How a file of a form ends unless it was cut off; some whole ones have more behind it.
+ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 MOST_WORDS = 100  # of a name with blanks in it
 EXPECTED = "a whole JPEG, PNG, GIF, WebP, BMP or TIFF file"
 
@@ -127,10 +130,18 @@ def read_header(path: str | Path) -> Header:
     Raises:
         UserError: the file is missing, is no image, or has too many pixels.
     """
+    return _read_header(path)[0]
+
+
+def _read_header(path: str | Path) -> tuple[Header, bool]:
+    """The header, and whether the file seems to be cut off."""
     with _failures_named(path, MAX_PIXELS), contextlib.suppress(UnidentifiedImageError), Image.open(path) as picture:
         if picture.format in BY_PILLOW | BY_TORCHVISION:
-            return _header(picture)
-    return Header(*read_image(path).shape[1:])
+            header, end = _header(picture), ENDS.get(picture.format, b"")
+            assert picture.fp is not None, "an open file"
+            picture.fp.seek(-len(end), os.SEEK_END)
+            return header, picture.fp.read() != end
+    return Header(*read_image(path).shape[1:]), False
 
 
 def _header(picture: Image.Image) -> Header:
@@ -152,7 +163,7 @@ def read_headers(paths: Sequence[str | Path], decode: bool = False) -> list[Head
 
     Args:
         paths: the files.
-        decode: every pixel as well.
+        decode: every pixel as well. Without, those alone of a JPEG or PNG file that seems to be cut off.
     """
     with ThreadPoolExecutor() as pool:
         found = pool.map(partial(_attempt, decode), paths)
@@ -161,9 +172,10 @@ def read_headers(paths: Sequence[str | Path], decode: bool = False) -> list[Head
 
 def _attempt(decode: bool, path: str | Path) -> Header | str:
     try:
-        if decode:
+        header, seems_cut_off = _read_header(path)
+        if decode or seems_cut_off:
             read_image(path)
-        return read_header(path)
+        return header
     except UserError as error:
         return str(error).removeprefix(f"{path}: ")
 

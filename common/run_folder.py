@@ -49,7 +49,12 @@ def create_run_folder(root: Path, name: str) -> Path:
     Args:
         root: folder of all runs, usually `output`.
         name: name of the run, without a number.
+
+    Raises:
+        UserError: it is none of a folder.
     """
+    if Path(name).name != name:
+        raise UserError(f"RUN={name}: expected the name of a folder in {root}, not a path")
     root.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
@@ -61,14 +66,19 @@ def create_run_folder(root: Path, name: str) -> Path:
             number += 1
 
 
-def run_to_resume(root: Path, names: Iterable[str]) -> Path:
-    """The run folder of one of these names that was trained in last.
+def run_to_resume(root: Path, names: Iterable[str], name: str | None = None) -> Path:
+    """The run folder to go on in.
+
+    Args:
+        root: folder of all runs.
+        names: those that the run may have, without a number; of several the one that was trained in last.
+        name: of the very folder, where the user names one.
 
     Raises:
         UserError: there is none.
     """
-    names = list(names)
-    runs = [run for name in names for run in find_run_folders(root, name)]
+    names = [name] if name else list(names)
+    runs = [run for each in names for run in find_run_folders(root, each) if name in (None, run.name)]
     if not runs:
         raise UserError(
             f"{root / names[0]}: no run to resume; expected a folder of that name: start one without RESUME=1"

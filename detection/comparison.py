@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from detectron2.structures import BoxMode
 from torchvision.ops import box_iou
 
 from common.prediction import Prediction
@@ -16,8 +17,7 @@ SAME_PLACE_IOU = 0.5
 
 def to_objects(prediction: Prediction) -> list[dict]:
     """Objects as dicts of `class` (its name), `score` and `bbox` (x, y, width, height), best first."""
-    boxes = np.array(prediction.boxes)
-    boxes[:, 2:] -= boxes[:, :2]
+    boxes = BoxMode.convert(np.asarray(prediction.boxes), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
     rows = zip(prediction.names, prediction.scores.tolist(), boxes.tolist(), strict=True)
     return [{"class": name, "score": score, "bbox": box} for name, score, box in rows]
 
@@ -25,8 +25,7 @@ def to_objects(prediction: Prediction) -> list[dict]:
 def corners(objects: Sequence[dict]) -> torch.Tensor:
     """The boxes of objects as XYXY, float64, shape (N, 4)."""
     boxes = torch.tensor([found["bbox"] for found in objects], dtype=torch.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes
+    return BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
 
 
 def to_detections(found: Sequence[Sequence[dict]], class_names: Sequence[str]) -> Detections:

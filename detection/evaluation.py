@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from matplotlib.figure import Figure
 
@@ -330,11 +331,10 @@ class VOCEvaluator(DatasetEvaluator):
 
 def _coco_results(detections: Detections, records: Sequence[dict]) -> str:
     image_ids = np.array([record["image_id"] for record in records], dtype=object)
-    corner, size = detections.box[:, :2], detections.box[:, 2:] - detections.box[:, :2]
     table = {
         "image_id": image_ids[detections.image],
         "category_id": detections.category + 1,
-        "bbox": np.concatenate([corner, size], axis=1).tolist(),
+        "bbox": BoxMode.convert(detections.box, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist(),
         "score": detections.score,
     }
     # By pandas: the json module takes three times as long for half a million detections.

@@ -30,7 +30,7 @@ from detection.config import (
     value_of,
 )
 from detection.schedule import resolve_schedule, scale_to_processes
-from detection.starts import follow_weights, identify, resolve_start, set_classes, train_all, use_backbone
+from detection.starts import follow_weights, identify, resolve_start, run_of, set_classes, train_all, use_backbone
 from detection.voc import OFFICIAL_FOLDERS, default_test, default_train, register_voc
 from detection.voc_lists import present_splits
 from detection.voc_pictures import cached_headers, find_odd
@@ -142,6 +142,10 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     if args.backbone:
         use_backbone(cfg, args.backbone)
     start = resolve_start(args.start or ("imagenet" if args.pretrained else "random"), args.model)
+    if start and (run := run_of(start)) and not (args.config or args.backbone):
+        # The network is that of the run, whose weights fit no other; the recipe only says how it is trained.
+        cfg.MODEL = on_main_process(read_run_cfg, run).MODEL
+        check_meta_architecture(cfg, args.model, run)
     if start is not None:
         cfg.MODEL.WEIGHTS = start
         if not is_whole:
@@ -239,15 +243,15 @@ def _names(configuration: str, backbone: str | None, is_own: bool) -> list[str]:
 
 
 def newest_run(args: argparse.Namespace) -> Path:
-    """The newest run of this name or else of this model and recipe, on the data named or on any.
+    """The run of the name that is given, or else the newest of this model and recipe, on the data named or on any.
 
     Raises:
         UserError: there is none.
     """
-    names = [args.name] if args.name else run_names(args)
+    names = run_names(args)
     if args.data and len(names) > 1:
         names = [names[resolve_data_root(args.data, [])[1]]]
-    return run_to_resume(args.output, names)
+    return run_to_resume(args.output, names, args.name)
 
 
 def newest_detector(

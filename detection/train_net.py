@@ -136,7 +136,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--backbone", help="any network of timm with strides 8 to 32, of 4 too for Faster R-CNN")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("--name", help="name of the run folder, instead of that of the configuration")
-    parser.add_argument("--resume", action="store_true", help="go on with the newest run of this name")
+    parser.add_argument("--resume", action="store_true", help="go on with that run, or the newest of the recipe")
     parser.add_argument("--eval-only", action="store_true")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs over the configuration")
     return parser.parse_args(argv)

@@ -231,14 +231,15 @@ def _is_valid(arrays: Arrays) -> bool:
 
 
 def annotation_xml(file_name: str, height: int, width: int, objects: Sequence[tuple[str, Sequence[float]]]) -> str:
-    """The annotation of one image in VOC's XML, with whole pixels as VOC has them: what this module reads.
+    """The annotation of one image in VOC's XML: what this module reads.
 
     Args:
         file_name: name of the image in `JPEGImages/`.
         height: of the image, in pixels.
         width: of the image, in pixels.
         objects: name of the class, and box (x0, y0, x1, y1 in pixels counted from 0, inside the image). VOC counts
-            from 1 and includes the last pixel; a box less than a pixel wide becomes one of a pixel.
+            from 1 and includes the last pixel; a box less than a pixel wide becomes one of a pixel. Hundredths of a
+            pixel are kept, as VOC2012 has some too.
     """
     root = ElementTree.Element("annotation")
 
@@ -250,10 +251,10 @@ def annotation_xml(file_name: str, height: int, width: int, objects: Sequence[tu
     add(ElementTree.SubElement(root, "size"), width=width, height=height, depth=3)
     add(root, segmented=0)
     for name, (x0, y0, x1, y1) in objects:
-        left, top = min(round(x0) + 1, width), min(round(y0) + 1, height)
+        left, top = min(x0 + 1, width), min(y0 + 1, height)
         node = ElementTree.SubElement(root, "object")
         add(node, name=name, pose="Unspecified", truncated=0, difficult=0)
-        box = {"xmin": left, "ymin": top, "xmax": max(round(x1), left), "ymax": max(round(y1), top)}
-        add(ElementTree.SubElement(node, "bndbox"), **box)
+        box = {"xmin": left, "ymin": top, "xmax": max(x1, left), "ymax": max(y1, top)}
+        add(ElementTree.SubElement(node, "bndbox"), **{key: f"{round(side, 2):.9g}" for key, side in box.items()})
     ElementTree.indent(root, "\t")
     return ElementTree.tostring(root, encoding="unicode") + "\n"

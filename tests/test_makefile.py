@@ -100,6 +100,8 @@ def test_every_target_that_runs_python_sets_up_first() -> None:
             [],
         ),
         (["train-frcnn", "RESUME=0"], [], ["--resume"]),
+        (["train-yolov3", "RUN=my run", "RESUME=1"], ["--name my run --resume"], []),
+        (["finetune", "RUN=my run"], ["--name my run"], ["--resume"]),
         (["train-yolov3", "EXIF=stored", "OPTS=SEED 1"], ["INPUT.EXIF stored SEED 1"], []),
         (["eval-frcnn", "EXIF=stored"], ["--eval-only INPUT.EXIF stored"], []),
         (

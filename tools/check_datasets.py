@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from PIL import Image
 from tabulate import tabulate
 
@@ -26,10 +25,20 @@ from classification.cub import INDICES, is_folder_tree, read_cub, read_indices
 from common.errors import UserError, exits_on_user_error
 from common.files import write_picture
 from common.images import Header, read_headers
+from detection.config import get_cfg
 from detection.dataset_mapper import DatasetMapper
+from detection.experiment import check_datasets
 from detection.voc import default_test, default_train, load_voc_instances, register_voc
 from detection.voc_annotations import Annotations, annotation_folder, read_annotations
-from detection.voc_lists import find_pictures, image_folder, is_voc_folder, present_splits, read_ids, split_file
+from detection.voc_lists import (
+    IMAGE_SUFFIXES,
+    find_pictures,
+    image_folder,
+    is_voc_folder,
+    present_splits,
+    read_ids,
+    split_file,
+)
 from detection.voc_pictures import cached_headers, find_odd
 from tools.visualize_batches import draw_batch
 
@@ -115,10 +124,22 @@ def main() -> None:
             print(f"some of them with their boxes: {path}")
     if any(report.state != "complete" for reports in data_sets for report in reports):
         sys.exit(2)
-    if is_voc_folder(root):  # one's own: whether training takes its lists and classes too
+    if is_voc_folder(root):  # one's own: whether training takes its lists, classes and objects too
         register_voc(root)
-        for name in dict.fromkeys((*default_train(root), *default_test(root))):
-            DatasetCatalog.get(name)
+        cfg = get_cfg()
+        cfg.DATASETS.ROOT, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = str(root), default_train(root), default_test(root)
+        check_datasets(cfg)
+        if unlisted := unlisted_pictures(root):
+            print(f"\nnot used, since of no split or without annotation: {len(unlisted):,}, {unlisted[0]} first")
+
+
+def unlisted_pictures(folder: Path) -> list[str]:
+    """The pictures of a folder in VOC's layout, relative to it, that none of its splits has."""
+    images = image_folder(folder)
+    listed = {f"{images / image_id}" for split in present_splits(folder) for image_id in read_ids(folder, split)}
+    pictures = (path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    names = {str(path.relative_to(folder)) for path in pictures if str(path.with_suffix("")) not in listed}
+    return sorted(name for name in names if not any(part.startswith(".") for part in Path(name).parts))
 
 
 def draw_annotated(folder: Path, split: str, class_names: Sequence[str], title: str) -> np.ndarray | None:
@@ -234,7 +255,12 @@ def _check_annotations(
     report.found -= len(odd)
     report.summary = describe_objects(annotations)
     if not report.official and not odd:
-        report.picture = draw_annotated(folder, split, annotations.names.tolist(), report.name)
+        try:
+            report.picture = draw_annotated(folder, split, annotations.names.tolist(), report.name)
+        except UserError as error:  # of a picture whose header is sound
+            report.broken.append(str(error).removeprefix(f"{folder}{os.sep}"))
+            report.found -= 1
+            return
     if undecided:
         report.summary += (
             f"; EXIF turns or mirrors {len(undecided):,} images without a trace in their size, "

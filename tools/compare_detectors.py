@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 from PIL import Image
 from tqdm import tqdm
 
@@ -203,12 +204,11 @@ def _print_table(table: pd.DataFrame, floatfmt: str, last_rows: int = 0) -> None
         print(f"{left_out} more rows are in the files")
 
 
-@exits_on_user_error
-def main(argv: Sequence[str] | None = None) -> None:
-    """Compares, prints the tables and writes all files.
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line.
 
-    Args:
-        argv: the command line without the program's name; None takes that of the process.
+    Raises:
+        UserError: a value is out of its range, or contradicts another.
     """
     parser = argparse.ArgumentParser(prog="tools.compare_detectors", description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", help="files, folders or patterns; default: an annotated test split")
@@ -229,102 +229,167 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"LIMIT={args.limit}: expected 1 or more")
     if args.images and (args.split or args.data):
         raise UserError("IMAGES and SPLIT or DATA: expected either photographs or an annotated split; leave one out")
+    return args
 
-    records = [{"file_name": str(path)} for path in find_images(args.images)]
-    started = start_by_model(args.start)
-    frcnn, yolov3 = args.frcnn or started.get("faster_rcnn"), args.yolov3 or started.get("yolov3")
-    detectors = load_detectors(frcnn, yolov3, args.output, args.recipe)
-    names = [detector.name for detector in detectors]
-    for detector in detectors:
-        print(f"{detector.name}: {detector.weights}")
-    split, class_names = None, detectors[0].class_names
-    if not records:
-        split, records, class_names = read_split(detectors, args.data, args.split, args.limit)
-    # A class has one name, that of the data: a sofa is a couch.
+
+def name_alike(detectors: Sequence[Detector], class_names: Sequence[str]) -> list[str]:
+    """Gives a class one name in all detectors, that of `class_names`: a sofa is a couch.
+
+    Returns:
+        `class_names`, and behind them what else a detector knows.
+    """
     for detector in detectors:
         detector.class_names = in_words_of(class_names, detector.class_names)
-    class_names = list(dict.fromkeys([*class_names, *(name for each in detectors for name in each.class_names)]))
-    colors = class_colors(class_names)
-    folder = args.out or args.output / ("comparison" if split is None else "errors")
-    paths = [Path(record["file_name"]) for record in records]
-    names_of_pictures = [f"pictures/{name}.png" for name in unique_names(paths)]
-    of_split = ["errors.csv", "errors.json", "errors.png"] if split is not None else []
-    tables = ["photographs.csv", "objects.csv", "comparison.json", *of_split]
-    reserve_results(folder, [*tables, *names_of_pictures], paths)
+    return list(dict.fromkeys([*class_names, *(name for each in detectors for name in each.class_names)]))
 
+
+def compare_photographs(
+    detectors: Sequence[Detector],
+    records: Sequence[dict],
+    class_names: Sequence[str],
+    score: float,
+    folder: Path,
+    pictures: Sequence[str],
+    left_out: LeftOut,
+) -> tuple[list[dict], dict[str, list[list[dict]]]]:
+    """Runs both detectors on every photograph and writes pictures: of annotated ones at most 20, where they differ.
+
+    Args:
+        detectors: both.
+        records: dataset dicts of the photographs; those of a split have `annotations`.
+        class_names: of all that is annotated or found.
+        score: what is compared and drawn has at least this one.
+        folder: of the results.
+        pictures: the file of each picture in it.
+        left_out: is told of photographs that cannot be read.
+
+    Returns:
+        A dict a photograph: `file_name`, `milliseconds` by detector, `objects` as `compare` pairs them, and `picture`
+        where there is one; and by detector all objects that it found in each photograph.
+
+    Raises:
+        UserError: no photograph can be read, or one of a split cannot, whose figures would be those of another one.
+    """
+    colors = class_colors(class_names)
     photographs: list[dict] = []
-    found_by: dict[str, list[list[dict]]] = {name: [] for name in names}
-    pictures = 0
-    progress = tqdm(records, unit="image", disable=None)
-    left_out = LeftOut(len(records), progress)
-    for number, record in enumerate(progress):
+    found_by: dict[str, list[list[dict]]] = {detector.name: [] for detector in detectors}
+    drawn = 0
+    for number, record in enumerate(records):
+        left_out.progress.update()
         try:
             image = detectors[0].read(record)
         except UserError as error:
-            if split is not None:
-                raise  # without it the figures would be of another split
+            if "annotations" in record:
+                raise
             left_out(number, error)
             continue
         if not photographs:
             for detector in detectors:
                 detect(detector, image)  # the first pass through a network is slow
-        results = {detector.name: detect(detector, image) for detector in detectors}
-        shown = {name: [box for box in objects if box["score"] >= args.score] for name, (objects, _) in results.items()}
-        photograph: dict = {
-            "file_name": str(paths[number]),
-            "milliseconds": {name: milliseconds for name, (_, milliseconds) in results.items()},
-            "objects": compare(shown),
-        }
+        shown, milliseconds = {}, {}
+        for detector in detectors:
+            objects, milliseconds[detector.name] = detect(detector, image)
+            found_by[detector.name].append(objects)
+            shown[detector.name] = [found for found in objects if found["score"] >= score]
+        pairs = compare(shown)
+        photograph: dict = {"file_name": record["file_name"], "milliseconds": milliseconds, "objects": pairs}
         photographs.append(photograph)
-
-        is_agreed = all(pair["agreement"] == "both" for pair in photograph["objects"])
-        if split is not None:
-            for name, (objects, _) in results.items():
-                found_by[name].append(objects)
+        if "annotations" in record:
             shown = {"annotated": _annotated(record, class_names), **shown}
-        if split is None or (not is_agreed and pictures < MAX_PICTURES):
-            pictures += 1
-            photograph["picture"] = names_of_pictures[number]
-            drawn = Image.fromarray(picture(image, shown, photograph["milliseconds"], colors))
-            write_picture(folder / photograph["picture"], drawn)
+            if drawn == MAX_PICTURES or all(pair["agreement"] == "both" for pair in pairs):
+                continue
+        drawn += 1
+        photograph["picture"] = pictures[number]
+        write_picture(folder / pictures[number], Image.fromarray(picture(image, shown, milliseconds, colors)))
     left_out.refuse_none_left()
+    return photographs, found_by
 
-    table = photographs_table(photographs, names)
-    if split is None:
-        _print_objects(photographs, names)
-        _print_table(table.assign(photograph=[Path(name).name for name in table["photograph"]]), ".0f", last_rows=1)
-    else:
-        _print_table(table.tail(1), ".0f")
-    write_table(folder / "photographs.csv", table, **CSV)
-    write_table(folder / "objects.csv", objects_table(photographs, names), **CSV)
-    weights = {detector.name: detector.weights for detector in detectors}
-    comparison: dict = {"weights": weights, "split": split, "score": args.score, "machine": machine()}
 
-    if split is not None:
-        detections = {name: to_detections(found, class_names) for name, found in found_by.items()}
-        analyses = {name: analyse_errors(records, found, class_names) for name, found in detections.items()}
-        resampled = {name: resample_ap(records, found, len(class_names))["AP50"] for name, found in detections.items()}
-        comparison["ap50"], ahead = compare_ap50({name: a.ap50 for name, a in analyses.items()}, resampled)
-        print(f"Errors on {split} ({len(records)} photographs), all detections whatever their score; the cost is the")
-        print("rise of AP50 if errors of this kind alone were mended, so that costs do not add up:")
-        _print_table(errors_table(analyses), ".3f")
-        print("AP50 " + ", ".join(f"{name} {analysis.ap50:.3f}" for name, analysis in analyses.items()))
-        print(ahead)
-        write_table(folder / "errors.csv", errors_table(analyses), **CSV)
-        errors = {"split": split, "photographs": len(records)} | {name: asdict(a) for name, a in analyses.items()}
-        write_json(folder / "errors.json", errors)
-        write_figure(folder / "errors.png", plot_errors(analyses))
-    write_json(folder / "comparison.json", comparison | {"photographs": photographs})
-    print(f"{pictures} pictures, tables and comparison.json are in {folder}")
-    left_out.refuse_any()
+def compare_errors(
+    records: Sequence[dict], found_by: dict[str, list[list[dict]]], class_names: Sequence[str], split: str, folder: Path
+) -> dict:
+    """Sorts the errors of both detectors on an annotated split by their kind, prints and writes them.
+
+    Args:
+        records: dataset dicts of the split.
+        found_by: by detector all objects that it found in each photograph.
+        class_names: of all that is annotated or found.
+        split: its name.
+        folder: of the results.
+
+    Returns:
+        Which is ahead, see `compare_ap50`.
+    """
+    detections = {name: to_detections(found, class_names) for name, found in found_by.items()}
+    analyses = {name: analyse_errors(records, found, class_names) for name, found in detections.items()}
+    resampled = {name: resample_ap(records, found, len(class_names))["AP50"] for name, found in detections.items()}
+    figures, ahead = compare_ap50({name: analysis.ap50 for name, analysis in analyses.items()}, resampled)
+    print(f"Errors on {split} ({len(records)} photographs), all detections whatever their score; the cost is the")
+    print("rise of AP50 if errors of this kind alone were mended, so that costs do not add up:")
+    _print_table(errors_table(analyses), ".3f")
+    print("AP50 " + ", ".join(f"{name} {analysis.ap50:.3f}" for name, analysis in analyses.items()))
+    print(ahead)
+    write_table(folder / "errors.csv", errors_table(analyses), **CSV)
+    errors = {"split": split, "photographs": len(records)} | {name: asdict(a) for name, a in analyses.items()}
+    write_json(folder / "errors.json", errors)
+    write_figure(folder / "errors.png", plot_errors(analyses))
+    return figures
 
 
 def _annotated(record: dict, class_names: Sequence[str]) -> list[dict]:
     objects = []
     for annotation in record["annotations"]:
-        x0, y0, x1, y1 = annotation["bbox"]
-        objects.append({"class": class_names[annotation["category_id"]], "bbox": [x0, y0, x1 - x0, y1 - y0]})
+        bbox = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)
+        objects.append({"class": class_names[annotation["category_id"]], "bbox": bbox})
     return objects
+
+
+@exits_on_user_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compares, prints the tables and writes all files.
+
+    Args:
+        argv: the command line without the program's name; None takes that of the process.
+    """
+    args = parse_args(argv)
+    records = [{"file_name": str(path)} for path in find_images(args.images)]
+    started = start_by_model(args.start)
+    frcnn, yolov3 = args.frcnn or started.get("faster_rcnn"), args.yolov3 or started.get("yolov3")
+    detectors = load_detectors(frcnn, yolov3, args.output, args.recipe)
+    weights = {detector.name: detector.weights for detector in detectors}
+    for name, source in weights.items():
+        print(f"{name}: {source}")
+    split, class_names = None, detectors[0].class_names
+    if not records:
+        split, records, class_names = read_split(detectors, args.data, args.split, args.limit)
+    class_names = name_alike(detectors, class_names)
+
+    folder = args.out or args.output / ("comparison" if split is None else "errors")
+    paths = [Path(record["file_name"]) for record in records]
+    pictures = [f"pictures/{name}.png" for name in unique_names(paths)]
+    of_split = ["errors.csv", "errors.json", "errors.png"] if split is not None else []
+    reserve_results(folder, ["photographs.csv", "objects.csv", "comparison.json", *of_split, *pictures], paths)
+
+    with tqdm(total=len(records), unit="image", disable=None) as progress:
+        left_out = LeftOut(len(records), progress)
+        photographs, found_by = compare_photographs(
+            detectors, records, class_names, args.score, folder, pictures, left_out
+        )
+    table = photographs_table(photographs, list(weights))
+    if split is None:
+        _print_objects(photographs, list(weights))
+        _print_table(table.assign(photograph=[Path(name).name for name in table["photograph"]]), ".0f", last_rows=1)
+    else:
+        _print_table(table.tail(1), ".0f")
+    write_table(folder / "photographs.csv", table, **CSV)
+    write_table(folder / "objects.csv", objects_table(photographs, list(weights)), **CSV)
+    comparison: dict = {"weights": weights, "split": split, "score": args.score, "machine": machine()}
+    if split is not None:
+        comparison["ap50"] = compare_errors(records, found_by, class_names, split, folder)
+    write_json(folder / "comparison.json", comparison | {"photographs": photographs})
+    drawn = sum("picture" in photograph for photograph in photographs)
+    print(f"{drawn} pictures, tables and comparison.json are in {folder}")
+    left_out.refuse_any()
 
 
 if __name__ == "__main__":

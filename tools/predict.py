@@ -1,9 +1,10 @@
 """Uses a trained model on photographs and videos: `make predict WEIGHTS=output/RUN IMAGES="a.jpg dir/ clip.mp4"`.
 
 Any model of the project is recognised by its checkpoint. Into the folder of the results go an annotated picture or
-video of each file and `predictions.json`, a list in COCO's result form, pixels counted from 0:
-`{"image_id": "street", "category_id": 12, "category": "dog", "bbox": [x, y, width, height], "score": 0.9}`. A frame of
-a video is an image of its own, `street_000042`. The bird classifier gives five entries an image, which have no box.
+video of each file and `predictions.json`, a list in COCO's result form, pixels counted from 0: `{"image_id": "street",
+"file_name": "photos/street.jpg", "category_id": 12, "category": "dog", "bbox": [x, y, width, height], "score": 0.9}`.
+A frame of a video is an image of its own, `street_000042`. The bird classifier gives five entries an image, which have
+no box.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from detectron2.structures import BoxMode
 from PIL import Image
 from tqdm import tqdm
 
@@ -87,17 +89,17 @@ def draw(model: Detector | BirdClassifier, picture: Picture, prediction: Predict
     return picture.pixels
 
 
-def to_entries(image_id: str, prediction: Prediction, class_names: Sequence[str]) -> list[str]:
-    """The entries of `predictions.json` for an image, one JSON object each."""
+def to_entries(image_id: str, path: Path, prediction: Prediction, class_names: Sequence[str]) -> list[str]:
+    """The entries of `predictions.json` for an image or a frame of a file, one JSON object each."""
     boxes: list = [None] * len(prediction)
     if prediction.boxes is not None:
-        corner, size = prediction.boxes[:, :2], prediction.boxes[:, 2:] - prediction.boxes[:, :2]
-        boxes = np.hstack([corner, size]).round(2).tolist()
+        boxes = BoxMode.convert(prediction.boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).round(2).tolist()
     number = {name: place for place, name in enumerate(class_names, start=1)}
     return [
         json.dumps(
             {
                 "image_id": image_id,
+                "file_name": str(path),
                 "category_id": number[name],
                 "category": name,
                 **({"bbox": box} if box else {}),
@@ -225,7 +227,7 @@ def predict_files(
         left_out = LeftOut(len(paths), progress)
         for index, picture, prediction in model.stream([paths[i] for i in photographs], keep, left_out):
             place, prediction = photographs[index], prediction.above(score)
-            entries[place] = to_entries(names[place], prediction, model.class_names)
+            entries[place] = to_entries(names[place], paths[place], prediction, model.class_names)
             if has_pictures:
                 writers.submit(partial(_draw_jpeg, model, picture, prediction, results[place]))
             if has_voc_xml:
@@ -240,7 +242,8 @@ def predict_files(
                 with VideoFile(results[place], frame_rate(path)) as video:
                     for number, picture, prediction in model.stream(read_frames(path, left_out.warn), keep):
                         prediction = prediction.above(score)
-                        entries[place] += to_entries(f"{names[place]}_{number:06d}", prediction, model.class_names)
+                        image_id = f"{names[place]}_{number:06d}"
+                        entries[place] += to_entries(image_id, path, prediction, model.class_names)
                         if has_pictures:
                             writers.submit(partial(draw, model, picture, prediction), then=video.write)
                         progress.update()

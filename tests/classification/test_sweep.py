@@ -1,4 +1,5 @@
 import json
+import subprocess
 import time
 
 import pandas as pd
@@ -19,6 +20,18 @@ def sweep(run_main, tiny_root, tmp_path, monkeypatch):
     return lambda *arguments: run_main(main, *arguments, f"data={tiny_root}", "--output", str(tmp_path))
 
 
+@pytest.fixture
+def trials_are_forked(fork_server, monkeypatch):
+    """Each trial is a process of its own still, but one that has everything imported."""
+
+    def run(command, **_):
+        code, printed = fork_server(*command[2:])
+        return subprocess.CompletedProcess(command, code, stderr=printed)
+
+    monkeypatch.setattr("classification.sweep.subprocess.run", run)
+
+
+@pytest.mark.usefixtures("trials_are_forked")
 def test_the_grid_is_a_line_a_trial_a_table_and_a_map_and_goes_on_where_it_was(sweep, tmp_path):
     grid = ["grid", *SETTINGS, "pretrained=0"]
     code, said, complaint = sweep(*grid, "--lrs", "1e-9", "--epochs", "2")
@@ -71,6 +84,7 @@ def test_a_sweep_whose_settings_cannot_be_read_is_left_alone(sweep, tmp_path):
     assert said.startswith(f"{folder}-2\n")
 
 
+@pytest.mark.usefixtures("trials_are_forked")
 def test_pretrained_and_random_are_compared_with_equal_settings(sweep, tmp_path):
     torch.save(build_model("test_resnet", 10).state_dict(), tmp_path / "weights.pth")
     recipe = tmp_path / "own.yaml"
@@ -86,6 +100,7 @@ def test_pretrained_and_random_are_compared_with_equal_settings(sweep, tmp_path)
     assert Image.open(folder / "comparison.png").size[0] > 300
 
 
+@pytest.mark.usefixtures("trials_are_forked")
 def test_a_recipe_that_trains_on_all_images_is_compared_on_held_out_ones(sweep, tmp_path):
     code, said, complaint = sweep(
         "grid", *SETTINGS, "pretrained=0", "choose=last", "--lrs", "0.01 0.05", "--epochs", "1"

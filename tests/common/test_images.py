@@ -265,11 +265,17 @@ def test_headers_of_many_files_with_what_is_wrong_with_each(tmp_path: Path) -> N
     gradient().save(tmp_path / "b.jpg", format="PPM")
     (tmp_path / "c.jpg").write_text("<!doctype html><title>Sign in</title>")
     (tmp_path / "d.jpg").touch()
-    gradient().save(tmp_path / "e.jpg")
-    (tmp_path / "e.jpg").write_bytes((tmp_path / "e.jpg").read_bytes()[:-20])
-    paths = [tmp_path / name for name in ("a.png", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg")]
-    sound, of_another_form, page, empty, cut, missing = read_headers(paths)
-    assert sound == cut == (40, 60, 1)
+    for name in ("e.bmp", "g.jpg", "h.png"):
+        gradient().save(tmp_path / name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-60])
+    gradient().save(tmp_path / "i.jpg")
+    (tmp_path / "i.jpg").write_bytes((tmp_path / "i.jpg").read_bytes() + b"of the camera's own")
+    paths = [
+        tmp_path / name for name in ("a.png", "b.jpg", "c.jpg", "d.jpg", "e.bmp", "f.jpg", "g.jpg", "h.png", "i.jpg")
+    ]
+    sound, of_another_form, page, empty, cut, missing, cut_jpeg, cut_png, longer = read_headers(paths)
+    assert sound == cut == longer == (40, 60, 1)
+    assert all("truncated" in str(reason) for reason in (cut_jpeg, cut_png))
     assert [str(reason).partition(" (")[0] for reason in (of_another_form, empty)] == ["cannot be read as an image"] * 2
     assert page == "is a web page, expected the file that its link leads to: fetch that"
     assert str(missing).startswith("no such file")
@@ -277,7 +283,7 @@ def test_headers_of_many_files_with_what_is_wrong_with_each(tmp_path: Path) -> N
     with pytest.raises(UserError) as error:
         refuse_unreadable(paths)
     assert str(error.value).startswith(f"{paths[1]}: cannot be read as an image")
-    assert str(error.value).endswith(f"; 3 more cannot be taken: {paths[2]}, {paths[3]}, {paths[5]}")
+    assert str(error.value).endswith(f"; 5 more cannot be taken: {', '.join(map(str, (*paths[2:4], *paths[5:8])))}")
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,13 @@ def test_the_run_trained_in_last_is_resumed(tmp_path: Path) -> None:
     assert run_to_resume(tmp_path, ["run"]).name == "run-10"
     create_run_folder(tmp_path, "run")  # killed before its first row
     assert run_to_resume(tmp_path, ["run"]).name == "run-3"
+    assert run_to_resume(tmp_path, [], "run").name == "run"
+
+
+def test_a_run_is_no_path(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="RUN=birds/night: expected the name of a folder in"):
+        create_run_folder(tmp_path, "birds/night")
+    assert not any(tmp_path.iterdir())
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_settings_of_the_optimizer_take_effect(detector, copied: Path) -> None:
     """One iteration on from the same checkpoint, twice: what differs is what the settings make of SGD."""
     before = [(weight, momentum) for weight, momentum, _ in weights_with_momentum(copied)]
     common = ("SOLVER.MAX_ITER", "13", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", "0", "TEST.EVAL_PERIOD", "0")
-    other = copied.parent.with_name("other") / NAME
+    other = copied.parent.with_name("other settings") / NAME
     shutil.copytree(copied, other)
     assert resume(detector, copied, *common)[0] == 0
     changed = ("SOLVER.BASE_LR", "0.003", "SOLVER.WEIGHT_DECAY", "0.1", "SOLVER.MOMENTUM", "0.5", "TEST.PATIENCE", "7")

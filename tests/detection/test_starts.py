@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
@@ -29,7 +30,7 @@ from detection.starts import foreign_cfg, identify, read_leaf, resolve_start, se
 from detection.train_net import parse_args
 from detection.voc import VOC_CLASSES, load_voc_instances
 from detection.yolov3.darknet_weights import write_darknet_weights
-from tests.detection.runs import assert_one_line
+from tests.detection.runs import NAME, assert_one_line
 from tools import convert_darknet
 
 OWN = ["dog", "zebra fish", "couch"]  # two of COCO's and one that no one knows
@@ -376,6 +377,18 @@ def test_darknets_backbone_is_computed_as_darknet_does(tmp_path: Path, voc_folde
     assert experiment.cfg.MODEL.PIXEL_STD == [255.0] * 3
 
 
+def test_a_run_lends_its_network_and_the_recipe_its_way_of_training(detector, trained: Path) -> None:
+    """The narrow network of the run is named nowhere on this command line."""
+    pairs = zip(detector.opts[::2], detector.opts[1::2], strict=True)
+    opts = [word for key, value in pairs if not key.startswith("MODEL.") for word in (key, value)]
+    flags = ("--data", str(detector.data), "--start", str(trained))
+    code, printed = detector.later("lent", *flags, opts=(*opts, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()"))
+    assert code == 0, printed
+    old, new = (yaml.safe_load((run / "config.yaml").read_text()) for run in (trained, detector.output / "lent" / NAME))
+    assert new["MODEL"] == {**old["MODEL"], "WEIGHTS": str(trained / "model_best.pth")}
+    assert new["SOLVER"]["MAX_ITER"] == 2
+
+
 def test_contradictions_are_refused(detector, trained: Path, coco_file: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("_BASE_: faster_rcnn_R_50_FPN.yaml\nMODEL: {WEIGHTS: ''}\n")
@@ -386,6 +399,7 @@ def test_contradictions_are_refused(detector, trained: Path, coco_file: Path, tm
         ((*run, "--recipe", "study"), f"{trained}: has a configuration of its own; leave RECIPE"),
         ((*run, "--backbone", "resnet18"), f"{trained}: has a configuration of its own; leave RECIPE"),
         (("--start", str(coco_file)), "MODEL.META_ARCHITECTURE is YOLOv3, expected FasterRCNN"),
+        (("--model", "yolov3", "--start", str(trained)), f"{trained}: MODEL.META_ARCHITECTURE is FasterRCNN, expected"),
         ((*whole, "--backbone", "resnet18"), "is a whole detector; leave BACKBONE=resnet18 out"),
         (("--start", "imagenet", "--pretrained", "0"), "START=imagenet and PRETRAINED=0: expected one of them"),
         (("--eval-only", "--start", str(coco_file)), "MODEL.META_ARCHITECTURE is YOLOv3, expected FasterRCNN"),

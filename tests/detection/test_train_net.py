@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from tests.conftest import end_well
 from tests.detection.runs import NAME, assert_one_line, assert_same, rows, wait_for_rows
@@ -163,13 +164,26 @@ def test_mistakes_end_in_one_line(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_truncated_image_ends_in_one_line(detector, voc_folder: Path, tmp_path: Path, workers: int) -> None:
-    """In a worker of the data loader as well, where the error crosses a process."""
+    """In a worker of the data loader as well, where the error crosses a process; a BMP file does not look cut off."""
     data = tmp_path / "data"
     shutil.copytree(voc_folder, data)
-    image = data / "JPEGImages" / "trainval_3.jpg"
+    jpeg = data / "JPEGImages" / "trainval_3.jpg"
+    image = jpeg.with_suffix(".bmp")
+    Image.open(jpeg).save(image)
+    jpeg.unlink()
     image.write_bytes(image.read_bytes()[:-300])
     outcome = detector("truncated", "--data", str(data), opts=("DATALOADER.NUM_WORKERS", str(workers)))
     assert_one_line(outcome, f"{image}: cannot be read as an image", "truncated")
+    assert (detector.output / "truncated").exists()
+
+
+def test_truncated_jpegs_are_refused_before_anything_is_written(detector, voc_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(voc_folder, data)
+    image = data / "JPEGImages" / "test_3.jpg"  # which training would read at its first evaluation
+    image.write_bytes(image.read_bytes()[:-300])
+    assert_one_line(detector("cut off", "--data", str(data)), f"{image}: cannot be read as an image", "truncated")
+    assert not (detector.output / "cut off").exists()
 
 
 def test_other_classes_end_in_one_line(detector, trained: Path, voc_folder: Path, tmp_path: Path) -> None:

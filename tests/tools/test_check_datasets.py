@@ -136,9 +136,14 @@ def test_index_files_of_birds_are_read_as_training_reads_them(root):
     assert states(root, "cub") == [("complete", 2, 2), ("incomplete", 3, 4)]
 
 
-def test_a_cut_photograph_is_found_by_a_deep_check_only(root):
-    path = root / "VOC2007" / "JPEGImages" / "000005.jpg"
-    path.write_bytes(path.read_bytes()[:-10])  # behind its header
+def test_a_cut_photograph_is_found_by_its_end_or_by_a_deep_check(root):
+    jpeg = root / "VOC2007" / "JPEGImages" / "000005.jpg"
+    bitmap = jpeg.with_suffix(".bmp")
+    Image.open(jpeg).save(bitmap)
+    jpeg.write_bytes(jpeg.read_bytes()[:-10])  # behind its header
+    assert states(root, "voc2007")[1] == ("broken", 1, 2)
+    jpeg.unlink()
+    bitmap.write_bytes(bitmap.read_bytes()[:-10])
     assert states(root, "voc2007")[1] == ("complete", 2, 2)
     assert states(root, "voc2007", deep=True)[1] == ("broken", 1, 2)
 
@@ -178,13 +183,35 @@ OF_A_CAT = ANNOTATION.replace("</size>", f"</size>{OBJECT.format('cat', 30)}")
 
 def test_a_root_that_is_one_folder_in_voc_layout(run, tmp_path):
     write_voc(tmp_path, {"train": ["a", "b"], "val": ["c"]})
-    (tmp_path / "Annotations/a.xml").write_text(OF_A_CAT)
+    for name in "ac":
+        (tmp_path / f"Annotations/{name}.xml").write_text(OF_A_CAT)
+    (tmp_path / "JPEGImages/.hidden.jpg").touch()
     code, printed = run("--root", str(tmp_path))
     assert code == 0
+    assert "not used" not in printed
     assert [line.split()[1:] for line in printed.splitlines()[2:4]] == [
         ["train", "complete", "2", "of", "2"],
         ["val", "complete", "1", "of", "1"],
     ]
+    for name in ("new.PNG", "a.jpeg"):  # the second is another picture of an image that has one
+        Image.new("RGB", (40, 30), "teal").save(tmp_path / "JPEGImages" / name)
+    code, printed = run("--root", str(tmp_path))
+    assert code == 0
+    assert "not used, since of no split or without annotation: 1, JPEGImages/new.PNG first" in printed
+
+
+def test_a_drawn_picture_that_is_broken_leaves_the_table(run, tmp_path):
+    write_voc(tmp_path, {"train": ["a", "b"], "val": ["c"]})
+    for name in "ac":
+        (tmp_path / f"Annotations/{name}.xml").write_text(OF_A_CAT)
+    bitmap = tmp_path / "JPEGImages/c.bmp"
+    Image.open(tmp_path / "JPEGImages/c.jpg").save(bitmap)
+    bitmap.write_bytes(bitmap.read_bytes()[:-10])
+    (tmp_path / "JPEGImages/c.jpg").unlink()
+    code, printed = run("--root", str(tmp_path))
+    assert code == 2
+    assert [line.split()[1:3] for line in printed.splitlines()[2:4]] == [["train", "complete"], ["val", "broken"]]
+    assert "JPEGImages/c.bmp: cannot be read as an image" in printed
 
 
 @pytest.mark.parametrize(
@@ -192,6 +219,7 @@ def test_a_root_that_is_one_folder_in_voc_layout(run, tmp_path):
     [
         ({"trainval": ["a", "b"]}, "", "lists of trainval found; expected"),
         ({"train": ["a", "b"], "val": ["c"]}, "bird\ndog\n", "unknown class 'cat'; expected one of bird, dog"),
+        ({"train": ["a", "b"], "val": ["c"]}, "cat\n", "voc_val has no object to be found"),
     ],
 )
 def test_a_folder_that_training_would_not_take_is_not_well(run, tmp_path, capsys, splits, labels, complaint):
@@ -208,11 +236,11 @@ def test_annotations_beside_the_images_in_flat_folders(run, tmp_path):
     for file in ("train/a b", "train/c", "valid/a b"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         Image.new("RGB", (40, 30), "teal").save(tmp_path / f"{file}.jpg")
-        (tmp_path / f"{file}.xml").write_text(OF_A_CAT if file == "train/c" else ANNOTATION)
+        (tmp_path / f"{file}.xml").write_text(ANNOTATION if file == "train/a b" else OF_A_CAT)
     code, printed = run("--root", str(tmp_path))
     assert code == 0
     assert "train: 1 objects (cat 1); 1 small, 0 middle-sized, 0 large; 1 of 2 images without" in printed
-    assert "val: 0 objects (none); 0 small, 0 middle-sized, 0 large; 1 of 1 images without" in printed
+    assert "val: 1 objects (cat 1); 1 small, 0 middle-sized, 0 large; 0 of 1 images without" in printed
     (tmp_path / "valid/a b.jpg").unlink()
     code, printed = run("--root", str(tmp_path))
     assert code == 2
@@ -221,6 +249,7 @@ def test_annotations_beside_the_images_in_flat_folders(run, tmp_path):
 
 def test_objects_of_ones_own_folder_are_counted_and_a_wrong_annotation_is_named(run, tmp_path):
     write_voc(tmp_path, {"train": ["a photo 1", "b"], "val": ["c"]})
+    (tmp_path / "Annotations/c.xml").write_text(OF_A_CAT)
     (tmp_path / "ImageSets/Main/train.txt").write_bytes(b"\xef\xbb\xbfa photo 1\r\nb -1\r\n")
     (tmp_path / "JPEGImages/b.jpg").rename(tmp_path / "JPEGImages/b.Jpg")
     # 30 x 30 and 40 x 30 pixels, on either side of 32 x 32.
@@ -234,7 +263,6 @@ def test_objects_of_ones_own_folder_are_counted_and_a_wrong_annotation_is_named(
         np.argwhere(np.abs(drawn - 255 * class_colors(["cat", "dog"])["cat"]).max(axis=2) < 5), axis=0
     )
     assert height / width == pytest.approx(30 / 40, abs=0.02)
-    assert not (tmp_path / "out" / "check" / f"{tmp_path.name}-val.png").exists()
     assert "train: 3 objects (cat 2, dog 1); 1 small, 2 middle-sized, 0 large; 1 of 2 images without objects" in printed
     (tmp_path / "Annotations/c.xml").write_text(ANNOTATION.replace(">40<", ">no<"))
     code, printed = run("--root", str(tmp_path))

@@ -79,11 +79,11 @@ def test_yolo_beside_its_pictures_without_splits_is_what_the_check_calls_complet
     for number in range(5):
         draw(root / f"{number}.png")
         write(root / f"{number}.txt", f"{number % 2} 0.5 0.5 0.5 0.5\n")
-    (root / "4.txt").unlink()
+    (root / "3.txt").unlink()
     main([str(root), "--out", str(out)])
     assert "1 pictures without a file of labels, taken to have no object" in capsys.readouterr().out
     assert {**boxes(out, "train"), **boxes(out, "val")} == {
-        str(number): [] if number == 4 else [(("cat", "dog")[number % 2], [16, 12, 48, 36])] for number in range(5)
+        str(number): [] if number == 3 else [(("cat", "dog")[number % 2], [16, 12, 48, 36])] for number in range(5)
     }
     monkeypatch.setattr("sys.argv", ["check_datasets", "--root", str(out)])
     check_datasets.main()
@@ -182,8 +182,8 @@ def test_from_voc_to_coco_and_back(tmp_path: Path) -> None:
     before: dict[str, dict[str, list]] = {"train": {}, "test": {}}
     for split, count in (("train", 6), ("test", 3)):
         for number in range(count):
-            low = rng.integers(0, (30, 20), (number, 2))
-            corners = np.hstack([low, low + rng.integers(1, (34, 28), (number, 2))]).astype(float).tolist()
+            low = rng.integers(0, (120, 80), (number, 2)) / 4
+            corners = np.hstack([low, low + rng.integers(4, (136, 112), (number, 2)) / 4]).tolist()
             before[split][f"{split} {number}"] = [(("cat", "dog")[n % 2], corner) for n, corner in enumerate(corners)]
     voc, photos = tmp_path / "voc", tmp_path / "photos"
     for split, images in before.items():
@@ -230,9 +230,10 @@ def test_what_coco_holds_beside_boxes_is_counted_and_said(tmp_path: Path, capsys
     ):
         assert line in said.splitlines()
     (tmp_path / "out/ImageSets/Main/default.txt").rename(tmp_path / "out/ImageSets/Main/train.txt")
-    assert boxes(tmp_path / "out", "train") == {
-        "a": [("dog", [1, 3, 11, 13]), ("dog", [0, 5, 7, 15]), ("dog", [2, 6, 20, 30])]
-    }
+    found = boxes(tmp_path / "out", "train")["a"]
+    assert [name for name, _ in found] == ["dog"] * 3
+    expected = [[1.2, 2.7, 11.2, 12.7], [0, 5, 7, 15], [2, 6, 20, 30]]
+    np.testing.assert_allclose([box for _, box in found], expected, atol=1e-9)
 
 
 def test_nothing_is_overwritten_and_pictures_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
