@@ -14,6 +14,9 @@ endif
 
 export NGPU NNODES NODE_RANK DIST_URL DEBUG DETECTRON2
 
+# Some shells export these with another meaning.
+$(foreach name,HOST PORT,$(if $(filter environment,$(origin $(name))),$(eval $(name) :=)))
+
 # The text of a variable as one word of the shell, whatever it holds: no $ in it is make's, no blank or & the shell's.
 quoted = $(if $(value $1),'$(subst ','\'',$(value $1))')
 # Options that are given only when their variable is.

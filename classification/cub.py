@@ -127,8 +127,12 @@ def _classes_with_images(folder: Path) -> list[str]:
 
 
 def _is_class(folder: Path) -> bool:
-    """Whether a folder is one of photographs, and none that a program has put there."""
-    return folder.is_dir() and not folder.name.startswith((".", "@", "__MACOSX"))
+    return folder.is_dir() and not _is_of_a_program(folder.name)
+
+
+def _is_of_a_program(name: str) -> bool:
+    """Whether a folder of this name holds what a program has put there, such as thumbnails, and no photographs."""
+    return name.startswith((".", "@", "__MACOSX"))
 
 
 def _is_image(path: Path) -> bool:
@@ -162,6 +166,7 @@ def _read_folders(root: Path) -> Cub:
             for label, name in enumerate(names)
             if (part / name).is_dir()
             for path in sorted(filter(_is_image, (part / name).rglob("*")))
+            if not any(map(_is_of_a_program, path.relative_to(part).parts[:-1]))
         ]
         if not birds:
             raise UserError(f"{part}: no images; expected a folder of them ({', '.join(sorted(SUFFIXES))}) a class")

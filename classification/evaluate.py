@@ -19,7 +19,7 @@ from classification.cub import FOLDER, Bird, read_cub
 from classification.data_loader import build_test_loader
 from classification.engine import BatchAugmentation, predict_logits
 from classification.model import load_classifier
-from classification.predict import data_of_run, newest_weights
+from classification.predict import data_of_run, newest_classifier
 from classification.train import start_process
 from common.data_root import data_facts, resolve_data_root
 from common.errors import UserError, exits_on_user_error
@@ -249,7 +249,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     device = start_process()
-    weights = arguments.weights or newest_weights(Path("output"))
+    weights = arguments.weights or newest_classifier(Path("output"))
     if weights is None:
         raise UserError("output: no trained classifier in it; expected WEIGHTS=path, or run make finetune first")
     weights = best_weights(weights)

@@ -14,7 +14,7 @@ from torch import nn
 from common.errors import UserError
 from common.exported import ExportedModel, is_exported
 from common.runtime import leave_cores
-from common.weights import load_state, local_file, locate_weights, read_checkpoint, weights_of
+from common.weights import LOCAL_WEIGHTS, load_state, local_file, locate_weights, read_checkpoint, weights_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +53,12 @@ def build_model(
             model = _build_timm(name, num_classes, from_hub, drop_rate)
     except OSError as error:
         logger.debug("The hub said: %s", error)
+        url = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url
+        file = LOCAL_WEIGHTS / (url.rpartition("/")[2] if name == ALEXNET else f"{name}.safetensors")
         raise PretrainedWeightsUnavailable(
             f"{name}: its ImageNet weights cannot be had from the hub ({type(error).__name__});"
-            " give a file, WEIGHTS=<path of a .pth or .safetensors>, or start at random, PRETRAINED=0"
+            f" put the file here as {file}, name one (WEIGHTS=<path of a .pth or .safetensors>),"
+            " or start at random, PRETRAINED=0"
         ) from None
     if weights is not None:
         load_weights(model, weights)

@@ -17,12 +17,13 @@ from common.prediction import Prediction, Predictor, best_weights
 from common.run_folder import read_metrics
 
 
-def newest_weights(output: Path) -> Path | None:
+def newest_classifier(output: Path) -> Path | None:
     """`model_best.pth` of the newest classifier that was trained for its own sake, on whatever data; None without one.
 
     A run that another one started from was only its beginning. Of the runs of a sweep or a comparison the best counts.
     """
-    folders = sorted({*output.glob("*/model_best.pth"), *output.glob("*/*/model_best.pth")})
+    # The runs of a sweep lie one folder deeper than others, all of the demo and of a study one deeper still.
+    folders = sorted(path for parents in ("*", "*/*", "*/*/*") for path in output.glob(f"{parents}/model_best.pth"))
     recipes = {path: recipe for path in folders if (recipe := _recipe_beside(path))}
     beginnings = {Path(recipe.weights).resolve().parent for recipe in recipes.values() if recipe.weights}
     groups: dict[Path, list[Path]] = defaultdict(list)

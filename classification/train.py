@@ -23,7 +23,7 @@ from common.errors import UserError, exits_on_user_error
 from common.images import refuse_unreadable
 from common.log import RunLog
 from common.processes import is_main_process, join_processes, leave_processes, on_main_process, world_size
-from common.run_folder import create_run_folder, record_session, run_to_resume
+from common.run_folder import create_run_folder, record_session, refuse_taken_name, run_to_resume
 from common.runtime import default_device, keep_freed_memory
 
 logger = logging.getLogger("classification.train")  # it runs as __main__
@@ -79,18 +79,23 @@ def main() -> None:
     request = parse_request(arguments.recipe)
     run = None
     if arguments.resume:
-        run = on_main_process(run_to_resume, arguments.output, request.run_names(), arguments.name)
+        names = on_main_process(request.run_names)
+        run = on_main_process(run_to_resume, arguments.output, names, arguments.name)
+    elif arguments.name:
+        on_main_process(refuse_taken_name, arguments.output, arguments.name)
     begun = run if run is not None and on_main_process(Path.is_file, run / "config.yaml") else None
     if begun is not None:
         path = begun / "config.yaml"
         before = on_main_process(load_recipe, path)
         recipe = on_main_process(load_recipe, path, request.changes)
+        root, is_sample = on_main_process(resolve_data_root, recipe.data, [FOLDER])
+        if is_sample and not before.weights and not before.pretrained:  # as when it began, without the hub
+            recipe = dataclasses.replace(recipe, pretrained=False)
         if changed := differences(before, recipe, MAY_CHANGE):
             raise UserError(
                 f"{run}: asked for is {', '.join(changed)}: another network, or another training stream, which no"
                 " resumed run can have; leave it out, or start a new run without RESUME=1"
             )
-        root, is_sample = on_main_process(resolve_data_root, recipe.data, [FOLDER])
     else:
         path, recipe, root, is_sample = resolve(request)
     cub = read_cub(root)
@@ -157,9 +162,10 @@ class Request:
         return Path(name) if name.endswith(".yaml") else RECIPES / f"{name}.yaml"
 
     def run_names(self) -> list[str]:
-        """Names that the runs asked for may have, on whatever data and from whatever start."""
+        """Names that the runs asked for may have, on the data named or on any, and from whatever start."""
         names = []
-        for is_sample in (True, False):
+        data = self.setting("data")
+        for is_sample in (resolve_data_root(data, [FOLDER])[1],) if data else (True, False):
             path = self.recipe_file(is_sample)
             model = self.setting("model")
             recipe = load_recipe(path, [f"model={model}"] if model else [])
@@ -191,6 +197,7 @@ def resolve(request: Request) -> tuple[Path, Recipe, Path, bool]:
     root, is_sample = on_main_process(resolve_data_root, request.setting("data"), [FOLDER])
     path = request.recipe_file(is_sample)
     recipe = load_recipe(path, request.changes)
+    recipe = dataclasses.replace(recipe, data=str(root))  # as later commands on the run will take it
     return path, scale_to_processes(recipe, request.changes, world_size()), root, is_sample
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from common.errors import Interrupted, UserError
 from common.launch import end_with_parent
-from common.runtime import default_device
+from common.runtime import compute_alike, default_device, fastest_precision
 
 T = TypeVar("T")
 
@@ -47,6 +47,10 @@ def join_processes() -> None:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", device_id=device)
+    if world_size() > int(os.environ["LOCAL_WORLD_SIZE"]):
+        precisions = [""] * world_size()
+        dist.all_gather_object(precisions, fastest_precision(device))
+        compute_alike(precisions)
 
 
 def leave_processes() -> None:

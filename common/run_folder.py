@@ -7,7 +7,7 @@
     results.csv        the same as a table, one row an iteration
     results.png        losses, accuracies or APs, and learning rate
     results_per_class.png  of a detector, the AP of each class at every evaluation
-    model_best.pth     the weights with the best validation figure
+    model_best.pth     the weights with the best validation figure, or those of the last epoch where a recipe says so
     evaluation.json    of a detector, what those weights reach; also .csv and .md; detections.json, confusion.csv,
                        f1_curves.csv, and pictures: pr_curves.png, f1_curves.png, confusion.png
     model_last.pth     the newest complete checkpoint, from which a run resumes
@@ -50,11 +50,7 @@ def create_run_folder(root: Path, name: str) -> Path:
         root: folder of all runs, usually `output`.
         name: name of the run, without a number.
 
-    Raises:
-        UserError: it is none of a folder.
     """
-    if Path(name).name != name:
-        raise UserError(f"RUN={name}: expected the name of a folder in {root}, not a path")
     root.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
@@ -64,6 +60,18 @@ def create_run_folder(root: Path, name: str) -> Path:
             return run
         except FileExistsError:
             number += 1
+
+
+def refuse_taken_name(root: Path, name: str) -> None:
+    """Refuses a name that the user gives a new run, where the run could not have it.
+
+    Raises:
+        UserError: it is a path, or there is a run of that name.
+    """
+    if Path(name).name != name:
+        raise UserError(f"RUN={name}: expected the name of a folder in {root}, not a path")
+    if (root / name).exists():
+        raise UserError(f"{root / name}: is there already; RESUME=1 goes on in it, or name another one with RUN=")
 
 
 def run_to_resume(root: Path, names: Iterable[str], name: str | None = None) -> Path:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 
 import torch
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 _settling = threading.Lock()
 # Convolutions in float16 give NaN on these: github.com/pytorch/pytorch/issues/77955.
 NAN_IN_HALF = re.compile(r"\b(GTX 16[356]0|T(400|500|550|600|1000|1200|2000))\b")
+_of_all_machines = ""  # the precision of GPUs that train together on several
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -95,8 +96,10 @@ def fastest_precision(device: torch.device) -> str:
     """The type in which a device multiplies matrices fastest: `bfloat16`, `float16` or `float32`.
 
     GPUs have bfloat16 in hardware from compute capability 8.0 on, float16 from 7.0 on (V100, T4, RTX 20). Those that
-    train together on a machine, which may be unlike, all take what the oldest of them has.
+    train together, which may be unlike, all take what the oldest of them has.
     """
+    if device.type == "cuda" and _of_all_machines:
+        return _of_all_machines
     if device.type == "cuda":
         together = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         gpus = [torch.device("cuda", number) for number in range(together)] if together > 1 else [device]
@@ -107,6 +110,12 @@ def fastest_precision(device: torch.device) -> str:
         return "float16" if oldest >= (7, 0) and is_sound else "float32"
     capabilities = torch.cpu.get_capabilities()
     return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
+
+
+def compute_alike(precisions: Collection[str]) -> None:
+    """Makes the least of what several machines compute in that of the GPUs of this one."""
+    global _of_all_machines
+    _of_all_machines = max(precisions, key=list(PRECISIONS).index)
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:

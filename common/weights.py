@@ -19,7 +19,10 @@ from common.errors import UserError
 from common.files import write_atomically, wrong_download
 
 LOCAL_WEIGHTS = Path("weights")
-"""Where files of hubs are looked for before the hub is asked, under the names that they have there."""
+"""Where files of hubs are looked for before the hub is asked, under the names that they have there.
+
+Those of timm, which are all called alike there, have the name of the model here.
+"""
 
 
 def local_file(url: str) -> Path | None:

@@ -57,6 +57,10 @@ from detection.starts import folder_of
 
 logger = logging.getLogger(__name__)
 
+WRITTEN = (
+    *("evaluation.json", "evaluation.csv", "evaluation.md", "pr_curves.png"),
+    *("f1_curves.csv", "f1_curves.png", "confusion.csv", "confusion.png"),
+)
 METRICS = ("AP50_11point", "AP50", "AP75", "AP")
 BEST = ("F1", "threshold")
 FALLBACK_THRESHOLD = 0.5  # of the confusion matrix where nothing is found
@@ -114,7 +118,7 @@ class Evaluation:
         return "\n\n".join([texts[0], LEGEND, *spread, texts[1]])
 
     def write(self, folder: Path) -> None:
-        """Writes the figures and pictures into `folder`, which is made if missing.
+        """Writes the figures and pictures, `WRITTEN`, into `folder`, which is made if missing.
 
         `evaluation.json` (null where a figure is nan), `evaluation.csv` and `.md`, `pr_curves.png`, and as a table and
         a picture each `confusion` and `f1_curves`.

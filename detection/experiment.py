@@ -191,8 +191,10 @@ def resumed_experiment(args: argparse.Namespace, run: Path) -> Experiment:
         UserError: an option would change the network or the training stream, which a resumed run cannot.
     """
     recipe = on_main_process(read_run_cfg, run)
+    check_meta_architecture(recipe, args.model, run)
     recipe.MODEL.DEVICE = default_device()
-    recipe.DATASETS.ROOT = args.data or recipe.DATASETS.ROOT
+    if args.data:
+        recipe.DATASETS.ROOT = str(resolve_data_root(args.data, [])[0])
     register_voc(Path(recipe.DATASETS.ROOT))
     cfg = recipe.clone()
     if args.start and resolve_start(args.start, args.model) not in (None, recipe.MODEL.WEIGHTS):

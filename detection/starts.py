@@ -8,6 +8,7 @@ holds, not by its name.
 import functools
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -98,9 +99,11 @@ def resolve_detector(start: str, model: str) -> str:
 
 
 def run_of(weights: str) -> Path | None:
-    """The run folder that `MODEL.WEIGHTS` lies in; None where it is no file of a run of this project."""
-    folder = Path(weights).parent
-    return folder if (folder / "config.yaml").is_file() else None
+    """The run folder that `MODEL.WEIGHTS` lies in; None where it is no file of a run of a detector."""
+    config = Path(weights).with_name("config.yaml") if weights else Path()
+    # That of a classifier, whose weights a backbone starts from, names its model.
+    is_of_detector = config.is_file() and not re.search("^model:", config.read_text(errors="replace"), re.MULTILINE)
+    return config.parent if is_of_detector else None
 
 
 def read_leaf(leaf: str, options: Sequence[str] = ()) -> CfgNode:
@@ -180,7 +183,7 @@ def foreign_cfg(weights: str, options: Sequence[str] = ()) -> CfgNode:
     if found is None:
         is_there = "://" in weights or Path(weights).exists()
         reason = (
-            "no whole detector that is known, and no config.yaml of a run lies beside it"
+            "no whole detector that is known, and no config.yaml of a detector's run lies beside it"
             if is_there
             else "no such file"
         )

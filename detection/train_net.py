@@ -15,7 +15,7 @@ from common.errors import UserError, exits_on_user_error
 from common.files import write_text
 from common.log import RunLog
 from common.processes import is_main_process, join_processes, leave_processes, on_main_process
-from common.run_folder import create_run_folder, write_results
+from common.run_folder import create_run_folder, refuse_taken_name, write_results
 from common.runtime import default_device, keep_freed_memory
 from detection.config import LEAF, RECIPES, RecordingCfg, blamed_on, refuse_unread
 from detection.experiment import (
@@ -47,6 +47,8 @@ def train(args: argparse.Namespace, log: RunLog) -> Path:
     Returns:
         The run folder.
     """
+    if args.name and not args.resume:
+        on_main_process(refuse_taken_name, args.output, args.name)
     run = on_main_process(newest_run, args) if args.resume else None
     begun = run if run is not None and on_main_process(Path.exists, run / "config.yaml") else None
     experiment = resumed_experiment(args, begun) if begun is not None else new_experiment(args)

@@ -22,7 +22,7 @@ def cached_headers(dirname: Path, split: str, files: Sequence[str]) -> list[Head
     """
     names = [file.removeprefix(f"{dirname}{os.sep}") for file in files]
     keys = list(zip(names, file_states(list(files)), strict=True))
-    arrays = load_cache(dirname, f"{split}-pictures", _is_valid)
+    arrays = load_cache(dirname, f"{split}-headers", _is_valid)
     known: dict[tuple, Header | str] = dict(_rows(arrays) if arrays else ())
     new = [(file, key) for file, key in zip(files, keys, strict=True) if key not in known]
     found = read_headers([file for file, _ in new])
@@ -35,7 +35,7 @@ def cached_headers(dirname: Path, split: str, files: Sequence[str]) -> list[Head
             if isinstance(header, Header) and isinstance(state, tuple)
         ]
         rows = np.array([(*state, *header) for _, state, header in kept], dtype=HEADER)
-        save_cache(dirname, f"{split}-pictures", {"names": np.array([name for name, *_ in kept]), "headers": rows})
+        save_cache(dirname, f"{split}-headers", {"names": np.array([name for name, *_ in kept]), "headers": rows})
     return headers
 
 

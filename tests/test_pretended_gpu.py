@@ -366,10 +366,16 @@ def test_torch_cuda_answers_as_long_as_it_lasts():
 RANK = """
 import os, torch, torch.distributed as dist
 from torch import nn
+from common.processes import join_processes
+from common.runtime import fastest_precision
 from tests.test_pretended_gpu import small_net
 rank = int(os.environ["LOCAL_RANK"])
-torch.cuda.set_device(rank)
-dist.init_process_group("nccl")
+capability = [(8, 0), (7, 5)][rank]
+torch.cuda.get_device_capability = lambda device=None: capability
+os.environ["LOCAL_WORLD_SIZE"] = "1"  # as on two machines
+assert fastest_precision(torch.device("cuda", rank)) == ["bfloat16", "float16"][rank]
+join_processes()
+assert fastest_precision(torch.device("cuda", rank)) == "float16"
 model = nn.parallel.DistributedDataParallel(small_net()[4:].to("cuda"), device_ids=[rank])
 images = torch.arange(256.0).view(2, 128)[rank : rank + 1].to("cuda")
 model(images).sum().backward()
@@ -386,7 +392,7 @@ dist.destroy_process_group()
 """
 
 
-def test_two_processes_have_a_gpu_each_and_nccl_refuses_the_cpu(tmp_path):
+def test_two_processes_have_a_gpu_each_and_a_precision_and_nccl_refuses_the_cpu(tmp_path):
     path = os.pathsep.join([str(ROOT / "tests/pretended_gpu/machine"), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": path, "PRETENDED_GPUS": "2", "OMP_NUM_THREADS": "1"}
     launch = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]

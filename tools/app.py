@@ -15,7 +15,7 @@ import torch
 from detectron2.structures import Instances
 from gradio.components import Component
 
-from classification.predict import BirdClassifier, newest_weights
+from classification.predict import BirdClassifier, newest_classifier
 from common.data_root import SAMPLE
 from common.errors import UserError, exits_on_user_error
 from common.images import read_image
@@ -52,7 +52,7 @@ class Models(NamedTuple):
 def newest_models(output: Path) -> dict[str, str]:
     """Weights of the newest run of each model that there is, by its name."""
     detectors = {name: newest_detector(output, model) for name, model in DETECTORS.items()}
-    found = {**detectors, BIRDS: newest_weights(output)}
+    found = {**detectors, BIRDS: newest_classifier(output)}
     return {name: str(path) for name, path in found.items() if path}
 
 

@@ -3,9 +3,9 @@
     python -m tools.check_datasets [voc2007 voc2012 cub] --root datasets [--deep]     # make check-datasets
 
 The lists of a data set say which files it must have. Lists, names, annotations and the headers of pictures are read by
-what reads them for training; no picture is decoded (but for `--deep`). A root that is itself a folder in VOC's layout,
-with any classes and lists, is checked alike, its objects are counted by class and size, and a few of its images drawn
-with their boxes; so are folders of birds, one a class, but for boxes.
+what reads them for training; of the pictures those are decoded that seem to be cut off, and all with `--deep`. A root
+that is itself a folder in VOC's layout, with any classes and lists, is checked alike, its objects are counted by class
+and size, and a few of its images drawn with their boxes; so are folders of birds, one a class, but for boxes.
 """
 
 import argparse
@@ -215,7 +215,7 @@ def check_voc(folder: Path, splits: dict[str, int] | dict[str, None], deep: bool
             ids = read_ids(folder, split)
         except UserError as error:
             name = str(path.relative_to(folder))
-            if path.is_file():
+            if path.is_file() or split in present_splits(folder):
                 report.broken.append(str(error).replace(str(path), name, 1))
             else:
                 report.missing.append(name)

@@ -21,6 +21,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from tqdm import tqdm
 
+from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
 from common.files import write_figure, write_json, write_picture, write_table
 from common.images import find_images
@@ -96,12 +97,12 @@ def read_split(
             "expected the same data: name the one to compare on with DATA=, or photographs with IMAGES="
         )
     cfg = detectors[0].cfg.clone()
-    cfg.DATASETS.ROOT = data or roots[0]
+    cfg.DATASETS.ROOT = str(resolve_data_root(data, [])[0]) if data else roots[0]
     register_voc(Path(cfg.DATASETS.ROOT))
     if split is not None:
         cfg.DATASETS.TEST = (split,)
     elif data is not None:
-        cfg.DATASETS.TEST = default_test(Path(data))
+        cfg.DATASETS.TEST = default_test(Path(cfg.DATASETS.ROOT))
     check_datasets(cfg, ["TEST"])
     classes = list(MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes)
     for detector in detectors:

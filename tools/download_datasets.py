@@ -79,10 +79,10 @@ def main() -> None:
     parser.add_argument("names", nargs="*", type=data_set_name, help=f"{', '.join(OFFICIAL_SPLITS)}; default: all")
     parser.add_argument("--root", type=Path, default=Path("datasets"), help="default: %(default)s")
     parser.add_argument("--mirror", default="", help="address or folder that holds the archives instead")
-    parser.add_argument("--keep-archives", action="store_true", help="keep the archives after unpacking them")
     arguments = parser.parse_args()
     try:
-        download(arguments.names or list(ARCHIVES), arguments.root, arguments.mirror, arguments.keep_archives)
+        # Behind DATA= no shell but bash replaces a ~.
+        download(arguments.names or list(ARCHIVES), arguments.root.expanduser(), arguments.mirror)
     except KeyboardInterrupt:
         raise UserError("interrupted; the same command goes on with it") from None
     except OSError as error:
@@ -91,14 +91,13 @@ def main() -> None:
         ) from error
 
 
-def download(names: list[str], root: Path, mirror: str = "", keep_archives: bool = False) -> None:
+def download(names: list[str], root: Path, mirror: str = "") -> None:
     """Brings official data sets to completeness below a root.
 
     Args:
         names: keys of `ARCHIVES`.
         root: folder that will hold `VOC2007/`, `VOC2012/` and `CUB_200_2011/`.
         mirror: address or folder that holds the archives; empty for the official addresses.
-        keep_archives: keep the archives in `root/archives` after unpacking them.
 
     Raises:
         UserError: no connection, a wrong checksum, no space, or another data set in the place of an official one.
@@ -118,9 +117,8 @@ def download(names: list[str], root: Path, mirror: str = "", keep_archives: bool
         for report in check_official(root, name):
             if report.state != "complete":
                 raise UserError(f"{folder}: {report.name} is {report.state} after unpacking ({report.remark})")
-        if not keep_archives:
-            for path in paths:
-                path.unlink()
+        for path in paths:
+            path.unlink()
         print(f"{folder}: complete")
     if archives.is_dir() and not any(archives.iterdir()):
         archives.rmdir()
@@ -150,7 +148,7 @@ def _check_space(root: Path, archives: Path, wanted: list[Archive]) -> None:
     if needed > free:
         raise UserError(
             f"{root}: {free / 1e9:.1f} GB free, but archives and files take {needed / 1e9:.1f} GB; make space, "
-            "or fetch one data set at a time by its name"
+            "or fetch one data set at a time: python -m tools.download_datasets voc2007"
         )
 
 

@@ -39,6 +39,7 @@ from detection import train_net
 from detection.config import blamed_on
 from detection.experiment import new_experiment
 from detection.trainer import Trainer
+from tools.plan import estimate_key
 
 TIMED = 1.5  # seconds, at least, of steps that are timed
 FEW = 8  # images a step where there is no GPU, so that a large network takes seconds too
@@ -205,7 +206,7 @@ def main() -> None:
     logging.disable(logging.WARNING)  # what a training says of itself, it will say when it runs
     known: dict[str, Any] = read_json(args.file, "an object of stages: delete it") if args.file.exists() else {}
     for name, arguments in args.stages.items():
-        key = " ".join(arguments)
+        key = estimate_key(arguments)
         if key not in known:
             try:
                 known[key] = estimate(arguments)._asdict()

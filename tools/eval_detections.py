@@ -15,7 +15,7 @@ from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
 from detection.bootstrap import interval, resample_ap
 from detection.detection_files import read_detections, write_submission
-from detection.evaluation import evaluate_voc
+from detection.evaluation import WRITTEN, evaluate_voc
 from detection.voc import OFFICIAL_FOLDERS, SPLITS, default_test, register_voc
 from detection.voc_lists import read_ids
 
@@ -62,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{len(detections.score)} detections on {split}, {len(records)} images of {root}/", end="")
     print(" (the drawn sample)" if is_sample else "")
     out = args.out or (args.detections if args.detections.is_dir() else args.detections.parent)
+    written = {(out / name).resolve() for name in WRITTEN}
+    for source in filter(None, (args.detections, args.annotations)):
+        if source.resolve() in written:
+            raise UserError(f"{source}: would be overwritten by the results; name another folder for them with OUT=")
     try:
         if args.submission:
             image_ids = [record["image_id"] for record in records]

@@ -1,7 +1,7 @@
 """Makes a folder in VOC's layout of a data set of COCO's or YOLO's form: `make import-dataset FROM=... OUT=folder`.
 
     python -m tools.import_dataset instances_train.json instances_val.json --images photos --out folder
-    python -m tools.import_dataset folder_of_yolo --out folder
+    python -m tools.import_dataset folder_of_yolo another --out folder
 
 COCO: one JSON file a split, or a folder whose `train/`, `valid/` and `test/` hold one each. YOLO: a folder with
 `data.yaml`, or with `classes.txt` (`obj.names`), whose images have a text file of their name beside them or in
@@ -89,20 +89,17 @@ def _named(text: str) -> list[Path]:
     return [Path(text)]
 
 
-def _coco_files(sources: Sequence[Path]) -> dict[Path, str]:
-    """The JSON files that are meant, named or in a folder, with the split of each, which their names tell.
+def _coco_files(source: Path) -> dict[Path, str]:
+    """The JSON files that a source is or holds, with the split of each, which their names tell; none of YOLO's form.
 
     That of Roboflow's, which are all called alike, the folder tells that they lie in.
     """
-    files = {}
-    for source in (source for source in sources if source.is_file()):
-        of_folder = SPLIT_WORDS.get(source.absolute().parent.name.lower(), UNDIVIDED)
+    if source.is_file():
         split = split_of(Path(source.stem))
-        files[source] = of_folder if split == UNDIVIDED else split
-    for source in (source for source in sources if source.is_dir() and not is_yolo(source)):
-        found = sorted([*source.glob("*.json"), *source.glob("*/*.json")])
-        files |= {path: split_of(path.relative_to(source).with_suffix("")) for path in found}
-    return files
+        of_folder = SPLIT_WORDS.get(source.absolute().parent.name.lower(), UNDIVIDED)
+        return {source: of_folder if split == UNDIVIDED else split}
+    found = [] if is_yolo(source) else sorted([*source.glob("*.json"), *source.glob("*/*.json")])
+    return {path: split_of(path.relative_to(source).with_suffix("")) for path in found}
 
 
 @exits_on_user_error
@@ -116,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: see `read_coco`, `read_yolo` and `write_voc`.
     """
     parser = argparse.ArgumentParser(prog="tools.import_dataset", description=__doc__.splitlines()[0])
-    parser.add_argument("sources", nargs="*", help="COCO's JSON files, or a folder of COCO's or YOLO's form")
+    parser.add_argument("sources", nargs="*", help="COCO's JSON files, or folders of COCO's or YOLO's form")
     parser.add_argument("--images", type=Path, help="folder of COCO's pictures")
     parser.add_argument("--out", type=Path, help="the folder to make")
     args = parser.parse_args(argv)
@@ -128,13 +125,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     remarks: Counter[str] = Counter()
     pictures: list[Picture] = []
     names: list[str] = []
-    if files := _coco_files(sources):
-        for path, split in files.items():
-            more, classes = read_coco(path, split, args.images, remarks)
+    for source in sources:
+        files = _coco_files(source)
+        read = [read_coco(path, split, args.images, remarks) for path, split in files.items()]
+        for more, classes in read or [read_yolo(source, remarks)]:
             pictures += more
             names += classes
-    else:
-        pictures, names = read_yolo(sources[0], remarks)
     if not pictures:
         raise UserError(f"{sources[0]}: names no picture; expected {COCO_FORM}")
     splits = Counter(picture.split for picture in pictures)

@@ -13,9 +13,10 @@ Also `start`, of a training: as START of detectors and WEIGHTS of birds, or the 
 DATA; and `images`, photographs for the commands that take them: without any in it, those of IMAGES.
 """
 
+import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,6 +100,12 @@ class Stage:
     images: int | None = None
 
 
+def estimate_key(arguments: Sequence[str]) -> str:
+    """What the estimate of a training is kept under: its arguments, and on how many GPUs where that is given."""
+    gpus = os.environ.get("NGPU")
+    return " ".join([*arguments, f"NGPU={gpus}"] if gpus else arguments)
+
+
 def read_entries(path: Path) -> list[Entry]:
     """Reads a list of runs.
 
@@ -113,6 +120,7 @@ def read_entries(path: Path) -> list[Entry]:
         raise UserError(f"{path}: is no YAML ({' '.join(str(error).split())[:160]})") from None
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
         raise UserError(f"{path}: expected a list of runs, each with name and command, see tools/studies/study.yaml")
+    names = {str(item.get("name")) for item in items}
     entries: list[Entry] = []
     for number, item in enumerate(items, start=1):
         where = f"{path}: item {number}"
@@ -124,12 +132,12 @@ def read_entries(path: Path) -> list[Entry]:
             known = ", ".join(Entry.__dataclass_fields__)
             raise UserError(f"{where}: {key + ': ' if key else ''}{reason}; the keys are: {known}") from None
         assert isinstance(entry, Entry), "it is merged into one"
-        _check(entry, entries, where)
+        _check(entry, entries, names, where)
         entries.append(entry)
     return entries
 
 
-def _check(entry: Entry, before: Sequence[Entry], where: str) -> None:
+def _check(entry: Entry, before: Sequence[Entry], names: Collection[str], where: str) -> None:
     if not re.fullmatch(r"\w[\w.-]*", entry.name):
         raise UserError(f"{where}: name {entry.name!r}: expected letters, digits, dots, - and _, as of a folder")
     where = f"{where}, {entry.name}"
@@ -146,6 +154,8 @@ def _check(entry: Entry, before: Sequence[Entry], where: str) -> None:
         if source is None or source.is_of_birds != command.is_of_birds:
             kind = "birds" if command.is_of_birds else "detectors"
             raise UserError(f"{where}: of {name}: expected a training of {kind} that stands above it")
+    if entry.start and _parts(entry.start)[0] in names and _parts(entry.start)[0] not in trained:
+        raise UserError(f"{where}: start {entry.start}: expected a training that stands above it")
     for key in ("recipe", "config", "start", "seeds"):
         if command.number_of and getattr(entry, key) is not None:
             raise UserError(f"{where}: {key}: {entry.command} trains nothing; the runs that it is of say it")

@@ -205,9 +205,9 @@ def predict_files(
     Raises:
         UserError: a file could not be read; the others are done.
     """
-    videos = [path for path in paths if is_video(path)]
+    videos = {path for path in paths if is_video(path)}
     names = unique_names(paths, videos)
-    results = [out / f"{name}{'.mp4' if is_video(path) else '.jpg'}" for path, name in zip(paths, names, strict=True)]
+    results = [out / f"{name}{'.mp4' if path in videos else '.jpg'}" for path, name in zip(paths, names, strict=True)]
     annotations = out / "Annotations"
     files = ["predictions.json"]
     if has_pictures:
@@ -220,8 +220,8 @@ def predict_files(
 
     entries: list[list[str]] = [[] for _ in paths]
     keep = Picture if has_voc_xml or has_pictures else lambda pixels: None
-    photographs = [place for place, path in enumerate(paths) if not is_video(path)]
-    total = sum(count_frames(path) if is_video(path) else 1 for path in paths)
+    photographs = [place for place, path in enumerate(paths) if path not in videos]
+    total = sum(count_frames(path) if path in videos else 1 for path in paths)
     annotated_videos = 0
     with tqdm(total=total, unit="image", disable=None, smoothing=0.05) as progress, Writers() as writers:
         left_out = LeftOut(len(paths), progress)
@@ -236,7 +236,7 @@ def predict_files(
             progress.update()
 
         for place, path in enumerate(paths):
-            if not is_video(path):
+            if path not in videos:
                 continue
             try:
                 with VideoFile(results[place], frame_rate(path)) as video:

@@ -32,7 +32,7 @@ from common.images import find_images
 from common.processes import ENDS_WITH_PARENT
 from common.run_folder import METRICS, read_metrics
 from detection.voc_lists import OFFICIAL_FOLDERS, is_voc_folder
-from tools.plan import COMMANDS, Entry, Stage, list_stages, read_entries
+from tools.plan import COMMANDS, Entry, Stage, estimate_key, list_stages, read_entries
 from tools.report.document import duration
 
 STUDIES = Path(__file__).parent / "studies"
@@ -119,14 +119,14 @@ def read_plan(path: Path, output: Path, data: Path, **given: Any) -> list[Stage]
         if not stage.of:
             first.setdefault(stage.entry, stage.arguments)
     known = _read_json(output / ESTIMATES)
-    if any(" ".join(arguments) not in known for arguments in first.values()):
+    if any(estimate_key(arguments) not in known for arguments in first.values()):
         print("Timing a few steps of each training ...", flush=True)
         output.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-W", "ignore", "-m", "tools.estimate", str(output / ESTIMATES), json.dumps(first)]
         if code := subprocess.run(command, check=False, **ENDS_WITH_PARENT).returncode:
             sys.exit(code)
         known = _read_json(output / ESTIMATES)
-    estimates = {entry: known[" ".join(arguments)] for entry, arguments in first.items()}
+    estimates = {entry: known[estimate_key(arguments)] for entry, arguments in first.items()}
 
     def seconds(stage: Stage) -> float:
         if not stage.of:
@@ -304,9 +304,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = args.study or STUDIES / "study.yaml"
     output = args.output or Path("output") / path.stem
     stages = read_plan(
-        path, output, args.data, recipe=args.recipe, fallback=None if args.study else "study", start=args.start,
-        seeds=_seeds(args.seeds), images=list(map(str, find_images(args.images))),
-    )  # fmt: skip
+        path,
+        output,
+        args.data.expanduser(),  # behind DATA= no shell but bash does so
+        recipe=args.recipe,
+        fallback=None if args.study else "study",
+        start=args.start,
+        seeds=_seeds(args.seeds),
+        images=list(map(str, find_images(args.images))),
+    )
     if not args.plan:
         run_stages(stages, output, devices())
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
 from common.files import write_figure, write_json, write_picture, write_table
-from common.images import find_images, read_image
+from common.images import find_images
 from common.prediction import Prediction, parse_score
 from common.results import LeftOut, reserve_results, unique_names
 from detection.config import RECIPES
@@ -104,7 +104,7 @@ def main() -> None:
     if args.topk < 1:
         raise UserError(f"TOPK={args.topk}: expected 1 or more")
 
-    paths = find_images(args.images)
+    entries: list[dict] = [{"file_name": str(path)} for path in find_images(args.images)]
     weights = args.start or newest_detector(args.output, "faster_rcnn", args.recipe, args.config)
     if weights is None:
         if args.config or args.data or not resolve_data_root(None, OFFICIAL_FOLDERS.values())[1]:
@@ -128,23 +128,24 @@ def main() -> None:
     folder = detector.folder / "proposals"
 
     measured: list[dict] = []
-    if not paths:
+    if not entries:
         use_test_data(cfg, args.data)
-        entries = [entry for name in cfg.DATASETS.TEST for entry in DatasetCatalog.get(name)]
-        with_objects = [entry for entry in entries if entry["annotations"]]
+        tested = [entry for name in cfg.DATASETS.TEST for entry in DatasetCatalog.get(name)]
+        with_objects = [entry for entry in tested if entry["annotations"]]
         order = np.random.default_rng(CHOICE_SEED).permutation(len(with_objects))
-        paths = [Path(with_objects[index]["file_name"]) for index in order[:4]]
+        entries = [with_objects[index] for index in order[:4]]
         measured = [with_objects[index] for index in order[: args.recall_images]]
 
+    paths = [Path(entry["file_name"]) for entry in entries]
     names = [f"{name}.png" for name in unique_names(paths)]
     reserve_results(folder, ["proposals.json", "recall.csv", "recall.png", *names], paths)
     records: list[dict] = []
     colors = class_colors(detector.class_names)
-    progress = tqdm(paths, unit="image", desc="pictures", disable=None)
-    left_out = LeftOut(len(paths), progress)
-    for number, (path, name) in enumerate(zip(progress, names, strict=True)):
+    progress = tqdm(entries, unit="image", desc="pictures", disable=None)
+    left_out = LeftOut(len(entries), progress)
+    for number, (entry, name) in enumerate(zip(progress, names, strict=True)):
         try:
-            image = read_image(path)
+            image = detector.read(entry)
         except UserError as error:
             left_out(number, error)
             continue
@@ -154,7 +155,7 @@ def main() -> None:
         boxes = proposals.proposal_boxes.tensor
         records.append(
             {
-                "file_name": str(path),
+                "file_name": entry["file_name"],
                 "picture": name,
                 "height": proposals.image_size[0],
                 "width": proposals.image_size[1],

@@ -9,7 +9,7 @@ import torch
 
 from classification import evaluate, train
 from classification.model import build_model, describe
-from classification.predict import BirdClassifier, data_of_run, newest_weights
+from classification.predict import BirdClassifier, data_of_run, newest_classifier
 from classification.recipe import Recipe, save_recipe
 from common.run_folder import append_metrics
 from tests.classification.runs import TINY, goes_on, train_in, words
@@ -34,11 +34,11 @@ def add_run(tmp_path):
 
 
 def test_the_newest_run_counts(add_run, tmp_path):
-    assert newest_weights(tmp_path / "output") is None
+    assert newest_classifier(tmp_path / "output") is None
     add_run("resnet18-best", 2, top1=90)
     newest = add_run("resnet18-study-random", 3, pretrained=False)
     add_run("alexnet-study", 1)
-    assert newest_weights(tmp_path / "output") == newest
+    assert newest_classifier(tmp_path / "output") == newest
 
 
 def test_a_detector_is_none(add_run, tmp_path):
@@ -46,7 +46,7 @@ def test_a_detector_is_none(add_run, tmp_path):
     detector = add_run("yolov3_darknet53", 2)
     (detector.parent / "config.yaml").write_text("MODEL:\n  META_ARCHITECTURE: YOLOv3\n")
     add_run("bare", 3).with_name("config.yaml").unlink()
-    assert newest_weights(tmp_path / "output") == bird
+    assert newest_classifier(tmp_path / "output") == bird
 
 
 @pytest.mark.parametrize("file", ["model_best.pth", "model_last.pth"])
@@ -55,23 +55,30 @@ def test_what_another_run_began_with_does_not_count(add_run, tmp_path, file, pla
     newest = add_run(place, 2, weights=str(tmp_path / "output" / "other-birds" / file))
     add_run("other-birds", 3)  # extended later, say
     add_run("first", 1)
-    assert newest_weights(tmp_path / "output") == newest
+    assert newest_classifier(tmp_path / "output") == newest
 
 
 def test_a_trial_of_a_sweep_that_another_run_began_with_does_not_count(add_run, tmp_path):
     best = add_run("sweep/lr0.1", 1, top1=80)
     second = add_run("sweep/lr0.2", 4, top1=70)
     add_run("resnet18-best", 2, weights=str(best))
-    assert newest_weights(tmp_path / "output") == second
+    assert newest_classifier(tmp_path / "output") == second
+
+
+def test_of_a_whole_study_the_best_counts_and_not_its_beginnings(add_run, tmp_path):
+    beginning = add_run("demo/other-birds-seed0", 1, top1=90)
+    add_run("demo/pretraining-seed0/random", 2, top1=20)
+    best = add_run("demo/pretraining-seed0/pretrained", 2, top1=60, weights=str(beginning))
+    assert newest_classifier(tmp_path / "output") == best
 
 
 def test_of_a_sweep_the_best_trial_counts(add_run, tmp_path):
     add_run("resnet18-best", 4, top1=99)
     best = add_run("resnet18-best-grid/lr0.02-epochs5", 3, top1=80)
     add_run("resnet18-best-grid/lr0.01-epochs5", 5, top1=70)
-    assert newest_weights(tmp_path / "output") == best
+    assert newest_classifier(tmp_path / "output") == best
     add_run("resnet18-best-2", 6, top1=1)
-    assert newest_weights(tmp_path / "output").parent.name == "resnet18-best-2"
+    assert newest_classifier(tmp_path / "output").parent.name == "resnet18-best-2"
 
 
 @pytest.fixture(scope="module", params=[0.0, 0.9], ids=["weights", "averaged weights"])

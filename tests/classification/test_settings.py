@@ -12,9 +12,11 @@ import torch
 
 from classification import evaluate, sweep, train
 from classification.model import build_model
+from classification.predict import data_of_run
 from classification.recipe import Recipe, load_recipe
 from classification.run import build_trainer
 from common.run_folder import read_metrics
+from tests.birds import draw_birds
 from tests.classification.runs import assert_same_runs, ended, goes_on, start, words
 
 
@@ -121,6 +123,39 @@ def test_the_newest_run_of_recipe_and_model_is_resumed(finished, tmp_path, run_m
     code, _, complaint = run_main(train.main, "best", "model=test_resnet", "--resume", "--output", str(tmp_path))
     assert code == 2
     assert "no run to resume" in complaint
+
+
+def test_the_data_narrows_which_run_is_resumed(finished, kept_root, tmp_path, run_main):
+    """One on the sample, which is newer, is not meant where other data is named."""
+    for seconds, name in enumerate(("test_resnet-study-random", "test_resnet-study-sample-random")):
+        shutil.copytree(finished, tmp_path / name)
+        os.utime(tmp_path / name / "metrics.json", (seconds, seconds))
+    arguments = ["study", "model=test_resnet", f"data={kept_root}", "--resume", "--output", str(tmp_path)]
+    code, said, _ = run_main(train.main, *arguments)
+    assert code == 0
+    assert f"{tmp_path / 'test_resnet-study-random'}: " in said
+
+
+def test_a_run_keeps_where_its_data_was(tmp_path, run_main, monkeypatch):
+    """Also where none was named: later there may be other data in its place."""
+    monkeypatch.chdir(tmp_path)
+    draw_birds(Path("datasets"))
+    arguments = ["study", "model=test_resnet", "pretrained=0", "image_size=32", "batch_size=8", "epochs=1", "workers=0"]
+    assert run_main(train.main, *arguments)[0] == 0
+    assert data_of_run(tmp_path / "output" / "test_resnet-study-random" / "model_best.pth") == "datasets"
+
+
+def test_a_sample_run_that_began_without_the_hub_goes_on_without_it(finished, kept_root, tmp_path, run_main):
+    shutil.copytree(finished, tmp_path / "run")
+    data = shutil.copytree(kept_root, tmp_path / "sample")
+    words = ["study", "model=test_resnet", "pretrained=true", f"data={data}", "epochs=3", "--resume"]
+    words += ["--output", str(tmp_path), "--name", "run"]
+    code, _, complaint = run_main(train.main, *words)
+    assert code == 2 and "pretrained: False -> True" in complaint
+    (data / "sample.json").write_text('{"seed": 0}')
+    code, said, complaint = run_main(train.main, *words)
+    assert code == 0, complaint
+    assert "Resumed at iteration 6" in said
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from common.run_folder import (
     read_metrics,
     read_sessions,
     record_session,
+    refuse_taken_name,
     run_to_resume,
     truncate_metrics,
     write_results,
@@ -61,10 +62,14 @@ def test_the_run_trained_in_last_is_resumed(tmp_path: Path) -> None:
     assert run_to_resume(tmp_path, [], "run").name == "run"
 
 
-def test_a_run_is_no_path(tmp_path: Path) -> None:
+def test_a_run_has_a_name_of_its_own(tmp_path: Path) -> None:
+    refuse_taken_name(tmp_path / "nowhere", "night")
     with pytest.raises(UserError, match="RUN=birds/night: expected the name of a folder in"):
-        create_run_folder(tmp_path, "birds/night")
-    assert not any(tmp_path.iterdir())
+        refuse_taken_name(tmp_path, "birds/night")
+    create_run_folder(tmp_path, "night")
+    refuse_taken_name(tmp_path, "night-2")
+    with pytest.raises(UserError, match=f"{tmp_path / 'night'}: is there already; RESUME=1 goes on"):
+        refuse_taken_name(tmp_path, "night")
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

@@ -389,17 +389,36 @@ def test_a_run_lends_its_network_and_the_recipe_its_way_of_training(detector, tr
     assert new["SOLVER"]["MAX_ITER"] == 2
 
 
+def test_a_classifiers_run_fills_a_backbone_and_lends_no_network(voc_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "resnet50-best"
+    run.mkdir()
+    (run / "config.yaml").write_text("model: resnet50\nimage_size: 448\n")
+    network = torchvision.models.resnet50(num_classes=3)
+    save_checkpoint(run / "model_best.pth", {"model": network.state_dict(), "model_name": "resnet50"})
+    words = ["--model", "faster_rcnn", "--recipe", "study", "--data", str(voc_folder), "--start", str(run)]
+    experiment = new_experiment(parse_args(words))
+    assert experiment.cfg.MODEL.RPN.SMOOTH_L1_BETA == 0.0  # as the study has it
+    experiment.resolve()
+    experiment.cfg.MODEL.DEVICE = "cpu"
+    model = build_model(experiment.cfg)
+    load_initial_weights(model, experiment.cfg)
+    stem = model.backbone.bottom_up.stem.conv1.weight
+    assert torch.equal(stem, network.conv1.weight)
+
+
 def test_contradictions_are_refused(detector, trained: Path, coco_file: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("_BASE_: faster_rcnn_R_50_FPN.yaml\nMODEL: {WEIGHTS: ''}\n")
     whole = ("--model", "yolov3", "--start", str(coco_file))
     run = ("--eval-only", "--start", str(trained))
+    resumed = ("--output", str(trained.parent), "--name", trained.name, "--resume")
     for flags, expected in (
         ((*whole, "--eval-only", "--recipe", "study"), "has a configuration of its own; leave RECIPE"),
         ((*run, "--recipe", "study"), f"{trained}: has a configuration of its own; leave RECIPE"),
         ((*run, "--backbone", "resnet18"), f"{trained}: has a configuration of its own; leave RECIPE"),
         (("--start", str(coco_file)), "MODEL.META_ARCHITECTURE is YOLOv3, expected FasterRCNN"),
         (("--model", "yolov3", "--start", str(trained)), f"{trained}: MODEL.META_ARCHITECTURE is FasterRCNN, expected"),
+        (("--model", "yolov3", *resumed), f"{trained}: MODEL.META_ARCHITECTURE is FasterRCNN, expected YOLOv3"),
         ((*whole, "--backbone", "resnet18"), "is a whole detector; leave BACKBONE=resnet18 out"),
         (("--start", "imagenet", "--pretrained", "0"), "START=imagenet and PRETRAINED=0: expected one of them"),
         (("--eval-only", "--start", str(coco_file)), "MODEL.META_ARCHITECTURE is YOLOv3, expected FasterRCNN"),

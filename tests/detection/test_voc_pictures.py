@@ -172,7 +172,7 @@ def test_headers_are_read_once_and_again_when_their_file_has_changed(folder: Pat
 def test_a_damaged_cache_is_built_anew(folder: Path, damage: str) -> None:
     files = pictures(folder)
     expected = cached_headers(folder, "train", files)
-    cache = folder / ".voc_cache/train-pictures.npz"
+    cache = folder / ".voc_cache/train-headers.npz"
     whole = cache.read_bytes()
     if damage == "cut":
         cache.write_bytes(whole[: len(whole) // 2])

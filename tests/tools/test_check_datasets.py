@@ -220,6 +220,7 @@ def test_a_drawn_picture_that_is_broken_leaves_the_table(run, tmp_path):
         ({"trainval": ["a", "b"]}, "", "lists of trainval found; expected"),
         ({"train": ["a", "b"], "val": ["c"]}, "bird\ndog\n", "unknown class 'cat'; expected one of bird, dog"),
         ({"train": ["a", "b"], "val": ["c"]}, "cat\n", "voc_val has no object to be found"),
+        ({}, "", "one image, expected two or more, to train on and to test on"),
     ],
 )
 def test_a_folder_that_training_would_not_take_is_not_well(run, tmp_path, capsys, splits, labels, complaint):

@@ -12,6 +12,7 @@ from detectron2.evaluation.pascal_voc_evaluation import voc_eval
 
 from common.errors import UserError
 from detection.detection_files import read_detections
+from detection.evaluation import WRITTEN
 from detection.voc import VOC_CLASSES
 from tools.eval_detections import main
 
@@ -95,10 +96,7 @@ def test_scores_a_file_end_to_end(data: Path, tmp_path: Path):
         "0.667",
         "0.600",
     ]
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "mine.json", "evaluation.json", "evaluation.csv", "evaluation.md", "pr_curves.png",
-        "confusion.csv", "confusion.png", "f1_curves.csv", "f1_curves.png",
-    }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.json", *WRITTEN}
 
 
 def test_out_names_the_folder_of_the_results(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -191,6 +189,17 @@ def test_missing_files_splits_and_folders_are_told(data: Path, tmp_path: Path, c
             main(arguments)
         error = capsys.readouterr().err
         assert exit_.value.code == 2 and found in error and error.count("\n") == 1
+
+
+def test_detections_are_not_overwritten_by_what_they_score(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    path = tmp_path / "evaluation.json"
+    path.write_text("[]")
+    words = [str(path), "--data", str(data), "--split", "voc07_test"]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert f"error: {path}: would be overwritten by the results" in capsys.readouterr().err
+    assert path.read_text() == "[]"
+    main([*words, "--out", str(tmp_path / "results")])
 
 
 FOUND = [  # image, class, score, x0, y0, x1, y1

@@ -90,6 +90,21 @@ def test_yolo_beside_its_pictures_without_splits_is_what_the_check_calls_complet
     assert "4 of 4" in capsys.readouterr().out
 
 
+def test_several_folders_of_either_form_become_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources = [tmp_path / name for name in ("one", "two", "three")]
+    for source, names in zip(sources[:2], ("cat\ndog\n", "dog\n"), strict=True):
+        write(source / "classes.txt", names)
+        draw(source / "a.jpg")
+        write(source / "a.txt", "0 0.5 0.5 0.5 0.5\n")
+    draw(sources[2] / "b.jpg")
+    write(sources[2] / "notes.json", coco(["b.jpg"], [{"image_id": 10, "category_id": 6, "bbox": [1, 2, 3, 4]}]))
+    main([" ".join(map(str, sources)), "--out", str(tmp_path / "out")])
+    assert "3 pictures (default 3), 2 classes (cat, dog)" in capsys.readouterr().out
+    found = boxes(tmp_path / "out", "train") | boxes(tmp_path / "out", "val")
+    middle = [16, 12, 48, 36]
+    assert found == {"a": [("cat", middle)], "a-2": [("dog", middle)], "b": [("dog", [1, 2, 4, 6])]}
+
+
 @pytest.mark.parametrize("has_labels", [False, True])
 def test_the_form_of_a_folder_with_names_of_classes_and_a_json_file(tmp_path: Path, has_labels: bool) -> None:
     """Label Studio's YOLO export has notes in JSON; a data set of COCO's form may list its classes as text."""

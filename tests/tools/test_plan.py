@@ -113,6 +113,8 @@ def test_photographs_are_those_of_the_list_or_those_given_or_the_item_is_left_ou
         ("- {name: a, command: eval-frcnn, of: [b]}", "of b: expected a training of detectors that stands above it"),
         ("- {name: a, command: finetune}\n- {name: b, command: eval-frcnn, of: [a]}", "of a: expected a training of d"),
         ("- {name: a, command: finetune}\n- {name: b, command: finetune, of: [a]}", "of names 1 runs; finetune exp"),
+        ("- {name: a, command: finetune, start: a}", "a: start a: expected a training that stands above it"),
+        ("- {name: a, command: finetune, start: b/c}\n- {name: b, command: sweep}", "start b/c: expected a training"),
         (
             "- {name: a, command: finetune}\n- {name: b, command: eval-classifier, of: [a], recipe: best}",
             "recipe: eval-classifier trains nothing",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from classification.predict import BirdClassifier, newest_weights
+from classification.predict import BirdClassifier, newest_classifier
 from common.images import read_image
 from detection.dataset_mapper import DatasetMapper
 from detection.modeling import load_detector
@@ -391,7 +391,7 @@ def test_what_a_user_gets_wrong_is_one_line(output, photographs, broken, tmp_pat
         (bird, "IMAGES is not given"),
         ([photograph, "--weights", tmp_path / "nowhere.pth"], "nowhere.pth: no such file"),
         ([photograph, "--weights", tmp_path], "holds no model_best.pth"),
-        ([photograph, "--weights", bare], "no config.yaml of a run lies beside it"),
+        ([photograph, "--weights", bare], "no config.yaml of a detector's run lies beside it"),
         ([photograph, *bird, "--voc-xml"], "is a classifier, which finds no boxes"),
         ([photograph, *bird, "--score", 0.5], "is a classifier, which names five species"),
         ([photograph, *bird, "--score", 2], "SCORE=2: expected a number from 0 to 1, or best"),
@@ -408,5 +408,5 @@ def test_what_a_user_gets_wrong_is_one_line(output, photographs, broken, tmp_pat
 
 
 def test_newest_classifier_is_found_among_detectors(output, tmp_path):
-    assert newest_weights(output) == output / BIRD / "model_best.pth"
-    assert newest_weights(tmp_path) is None
+    assert newest_classifier(output) == output / BIRD / "model_best.pth"
+    assert newest_classifier(tmp_path) is None
