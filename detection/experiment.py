@@ -299,9 +299,11 @@ def use_test_data(cfg: CfgNode, data: str | None, given: Collection[str] = ()) -
         UserError: the data is not there.
     """
     if data or not cfg.DATASETS.ROOT:
-        root, _ = on_main_process(resolve_data_root, data, OFFICIAL_FOLDERS.values())
+        is_default = "DATASETS.TEST" not in given
+        needed = [OFFICIAL_FOLDERS["voc07"]] if is_default else None
+        root, _ = on_main_process(resolve_data_root, data, [*OFFICIAL_FOLDERS.values()], needed)
         cfg.DATASETS.ROOT = str(root)
-        if "DATASETS.TEST" not in given:
+        if is_default:
             cfg.DATASETS.TEST = default_test(root)
     register_voc(Path(cfg.DATASETS.ROOT))
 

@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder for the results (default: that of the detections)")
     args = parser.parse_args(argv)
 
-    needed = [folder for prefix, folder in OFFICIAL_FOLDERS.items() if (args.split or prefix).startswith(prefix)]
-    root, is_sample = resolve_data_root(args.data, needed)
+    needed = OFFICIAL_FOLDERS["voc12" if (args.split or "").startswith("voc12") else "voc07"]
+    root, is_sample = resolve_data_root(args.data, OFFICIAL_FOLDERS.values(), [needed])
     register_voc(root)
     split = args.split or default_test(root)[0]
     known = sorted(

@@ -51,3 +51,7 @@ def test_half_of_the_official_data_is_an_error(checkout: Path):
     with pytest.raises(UserError, match=r"VOC2012 is missing.*make check-datasets.*make datasets") as error:
         resolve_data_root(None, YEARS)
     assert "\n" not in str(error.value)
+    # But where the other half is not needed; and the sample never stands in for one that is.
+    assert resolve_data_root(None, YEARS, ["VOC2007"]) == (Path("datasets"), False)
+    with pytest.raises(UserError, match="VOC2012 is missing, expected VOC2012: see"):
+        resolve_data_root(None, YEARS, ["VOC2012"])
