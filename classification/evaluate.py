@@ -158,7 +158,7 @@ def write_report(folder: Path, logits: Tensor, labels: Tensor, birds: list[Bird]
     matrix = confusion_matrix(predicted, labels, len(class_names))
     write_table(folder / "confusion_matrix.csv", pd.DataFrame(matrix, index=class_names, columns=class_names))
     counts = matrix.sum(1)
-    accuracy = 100 * np.diag(matrix) / np.maximum(counts, 1)
+    accuracy = np.divide(100 * np.diag(matrix), counts, out=np.full(len(counts), np.nan), where=counts > 0)
     per_class = pd.DataFrame({"class": class_names, "images": counts, "accuracy": accuracy})
     per_class = per_class.sort_values("accuracy", kind="stable")
     write_table(folder / "per_class.csv", per_class, index=False, float_format="%.2f")

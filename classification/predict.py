@@ -48,7 +48,10 @@ def _recipe_beside(weights: Path) -> Recipe | None:
 
 
 def _validation_top1(weights: Path) -> float:
-    return max((row["validation_top1"] for row in read_metrics(weights.parent)), default=0.0)
+    """Of the epoch whose weights were kept."""
+    figures = [row["validation_top1"] for row in read_metrics(weights.parent)] or [0.0]
+    recipe = _recipe_beside(weights)
+    return figures[-1] if recipe and recipe.choose == "last" else max(figures)
 
 
 class BirdClassifier(Predictor):

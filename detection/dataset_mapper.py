@@ -99,13 +99,19 @@ class DatasetMapper:
         """Training reads the `_TRAIN` keys and augments, unless told otherwise; inference reads the `_TEST` keys.
 
         Raises:
-            UserError: a size is below 1, or an augmentation is unknown.
+            UserError: a size is below 1, or limited by another one, or an augmentation is unknown.
         """
         if not (is_train if augment is None else augment):
+            min_size, max_size = (at_least_one(cfg, f"INPUT.{end}_SIZE_TEST") for end in ("MIN", "MAX"))
+            if min_size > max_size:
+                raise UserError(
+                    f"INPUT.MIN_SIZE_TEST {min_size}: more than INPUT.MAX_SIZE_TEST {max_size}, which would limit it; "
+                    "give both"
+                )
             return {
                 "augmentations": [],
-                "min_sizes": [at_least_one(cfg, "INPUT.MIN_SIZE_TEST")],
-                "max_size": at_least_one(cfg, "INPUT.MAX_SIZE_TEST"),
+                "min_sizes": [min_size],
+                "max_size": max_size,
                 "with_annotations": is_train,
                 "exif": cfg.INPUT.EXIF,
             }
@@ -238,4 +244,5 @@ def _read(dataset_dict: dict, expected: tuple[int, int], turned: bool, shrink: i
 def _fit(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
     """Height and width with a short side of `min_size`, or if that is too long, a long side of `max_size`."""
     scale = min(min_size / min(height, width), max_size / max(height, width))
-    return max(int(height * scale), 1), max(int(width * scale), 1)
+    # Whole pixels, as torchvision counts them, but that no rounding of the quotient takes one from the side that fits.
+    return max(int(height * scale + 1e-6), 1), max(int(width * scale + 1e-6), 1)

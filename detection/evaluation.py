@@ -9,6 +9,7 @@ from 0, `[xmin - 1, ymin - 1, xmax, ymax]`, so that the plain `xmax - xmin` is t
 A class without ground truth to find has no recall: its figures are nan, and the means leave it out.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -240,25 +241,25 @@ def evaluate_voc(ground_truth: Sequence[dict], detections: Detections, class_nam
 
 
 def read_threshold(weights: Path) -> float:
-    """The threshold with the best F1 of all classes: in an exported file, or in an evaluation of other weights.
+    """The threshold with the best F1 of all classes: in an exported file, or in an evaluation of the weights.
 
-    That of their training, beside them, comes before that of `make eval-*`, in `evaluation/` of their results.
+    That of their training, in the file or beside them, comes before that of `make eval-*`, in `evaluation/` of their
+    results.
 
     Raises:
         UserError: there is none that has a threshold.
     """
-    path = weights if is_exported(weights) else weights.parent / "evaluation.json"
-    if not path.is_file() and (later := folder_of(str(weights)) / "evaluation" / "evaluation.json").is_file():
-        path = later
-    try:
-        content = read_card(path) if is_exported(weights) else json.loads(path.read_text())
-        return float(content["threshold"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found = "no such file" if isinstance(error, FileNotFoundError) else "holds no threshold"
-        raise UserError(
-            f"{path}: {found}; expected that of the evaluation of these weights, which training and make eval-* write: "
-            "give a number as the score"
-        ) from error
+    first = weights if is_exported(weights) else weights.parent / "evaluation.json"
+    places = [path for path in (first, folder_of(str(weights)) / "evaluation" / "evaluation.json") if path.is_file()]
+    for path in places:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            content = read_card(path) if is_exported(path) else json.loads(path.read_text())
+            return float(content["threshold"])
+    found = f"{places[-1]}: holds no threshold" if places else f"{first}: no such file"
+    raise UserError(
+        f"{found}; expected that of the evaluation of these weights, which training and make eval-* write: give a "
+        "number as the score"
+    )
 
 
 class VOCEvaluator(DatasetEvaluator):

@@ -41,8 +41,8 @@ FROM_DATA = ("MODEL.CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.YOLOV3.NUM_C
 # What a resumed run may change: neither the network nor what stands at a position of the training stream, nor which
 # parameters share a group of the optimizer. Beginnings of names end in a dot or a _.
 MAY_CHANGE = (
-    *("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.GAMMA", "SOLVER.STEPS", "SOLVER.MAX_"),
-    "SOLVER.WEIGHT_DECAY",
+    *("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.GAMMA", "SOLVER.STEPS", "SOLVER.STEPS_EPOCHS"),
+    *("SOLVER.MAX_", "SOLVER.WEIGHT_DECAY"),
     *("SOLVER.WARMUP_", "SOLVER.LR_SCHEDULER_NAME", "SOLVER.CLIP_GRADIENTS.", "SOLVER.ACCUMULATE"),
     *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "SOLVER.BASE_LR_END", "SOLVER.NUM_DECAYS"),
     *("SOLVER.RESCALE_INTERVAL", "TEST.", "DATASETS.TEST", "DATASETS.ROOT", "DATALOADER.NUM_WORKERS"),
@@ -61,13 +61,21 @@ class Experiment:
         cfg: the configuration.
         name: of the run, without a number.
         recipe: the configuration before the user changed it.
-        given: keys that the user has set.
+        options: keys that OPTS sets.
+        leaf: where there is a file of the user's own, what it makes of the recipe before OPTS, and the keys that it
+            sets.
     """
 
     cfg: CfgNode
     name: str
     recipe: CfgNode
-    given: list[str] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+    leaf: tuple[CfgNode, list[str]] | None = None
+
+    @property
+    def given(self) -> list[str]:
+        """All keys that the user has set."""
+        return [*(self.leaf[1] if self.leaf else ()), *self.options]
 
     def resolve(self) -> None:
         """Takes the classes from the data, and fits the schedule to it.
@@ -80,7 +88,7 @@ class Experiment:
         set_classes(cfg, MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
         on_main_process(check_pictures, cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
         num_images = sum(len(DatasetCatalog.get(dataset)) for dataset in cfg.DATASETS.TRAIN)
-        resolve_schedule(cfg, self.recipe, self.given, num_images)
+        resolve_schedule(cfg, self.recipe, self.options, num_images, self.leaf)
         if cfg.SOLVER.IMS_PER_BATCH % (world_size() * at_least_one(cfg, "SOLVER.ACCUMULATE")):
             raise UserError(
                 f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: expected a multiple of the {world_size()} "
@@ -163,11 +171,12 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     cfg = scale_to_processes(cfg, processes)
     if "MODEL.DEVICE" not in given:
         cfg.MODEL.DEVICE = default_device()
-    given += _merge_options(cfg, args.opts)
+    leaf = (cfg.clone(), given) if args.config else None
+    options = _merge_options(cfg, args.opts)
     check_meta_architecture(cfg, args.model, "OPTS")
     if not cfg.MODEL.WEIGHTS:
-        train_all(cfg, given)
-    return Experiment(cfg, run_names(args)[is_sample and not args.config], recipe, given)
+        train_all(cfg, [*given, *options])
+    return Experiment(cfg, run_names(args)[is_sample and not args.config], recipe, options, leaf)
 
 
 def configuration_file(args: argparse.Namespace) -> tuple[Path, bool]:

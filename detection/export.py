@@ -73,7 +73,8 @@ def exportable_detector(weights: str, model: str = "faster_rcnn", size: int | No
     Args:
         weights: see `detection.modeling.load_detector`.
         model: which detector "coco" means.
-        size: short side of the images it will see, in pixels; None: as it was trained. The long side grows along.
+        size: `INPUT.MIN_SIZE_TEST` of the images it will see, in pixels; None: as it was trained. The limit of the
+            long side grows along; where both are equal, as YOLOv3 has them, it is the long side.
 
     Raises:
         UserError: weights are missing or broken, or the size is too small.

@@ -119,7 +119,7 @@ def map_boxes(scene: Scene, height: int, width: int) -> np.ndarray:
 
 
 def paint(scene: Scene, height: int, width: int, interpolation: str = "bilinear") -> np.ndarray:
-    """What is in view, resized, antialiased where it shrinks.
+    """What is in view, resized, antialiased where it shrinks unless to the nearest pixels.
 
     Args:
         scene: the scene.
@@ -160,7 +160,10 @@ def paint(scene: Scene, height: int, width: int, interpolation: str = "bilinear"
 
 
 def _resize(source: Tensor, target: np.ndarray, interpolation: str) -> None:
-    """Resizes `source`, (3, H, W), into `target`, (H', W', 3); the faster of two where both give the same."""
+    """Resizes `source`, (3, H, W), into `target`, (H', W', 3).
+
+    By OpenCV, which is faster; where it shrinks by torchvision, which antialiases.
+    """
     size, (height, width) = source.shape[1:], target.shape[:2]
     if interpolation == "nearest" or (height >= size[0] and width >= size[1]):
         pixels = source.permute(1, 2, 0).numpy()

@@ -9,6 +9,8 @@ from detectron2.engine import DefaultTrainer
 from common.averaging import horizon_scaled
 from common.errors import UserError
 
+WARMUP = ("SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_EPOCHS")
+
 
 def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
     """The recipe with batch, rate, lengths in iterations and averaging scaled to so many processes.
@@ -31,18 +33,25 @@ def scale_to_processes(cfg: CfgNode, processes: int) -> CfgNode:
     return scaled
 
 
-def resolve_schedule(cfg: CfgNode, recipe: CfgNode, given: Collection[str], num_images: int) -> None:
+def resolve_schedule(
+    cfg: CfgNode,
+    recipe: CfgNode,
+    given: Collection[str],
+    num_images: int,
+    leaf: tuple[CfgNode, Collection[str]] | None = None,
+) -> None:
     """Writes all lengths in iterations, in place, beside those in epochs.
 
     A run that is shorter or longer than its recipe is the same recipe, shorter or longer: the steps of the rate, the
     warm-up and the closing phase keep their shares of it unless they are given. The average of the weights forgets as
-    fast, counted in images, as in the recipe.
+    fast, counted in images, as in the recipe. A file of the user's own is in this the recipe of what it sets.
 
     Args:
         cfg: the configuration of the run, with its batch.
         recipe: the configuration before the user changed it.
-        given: keys that the user has set.
+        given: keys that the user has set over it.
         num_images: images in one pass over the training data.
+        leaf: what a file of the user's own makes of the recipe before those keys, and the keys that the file sets.
 
     Raises:
         UserError: a length or the batch is none.
@@ -50,10 +59,14 @@ def resolve_schedule(cfg: CfgNode, recipe: CfgNode, given: Collection[str], num_
     for key in ("IMS_PER_BATCH", "CHECKPOINT_PERIOD", "LOG_PERIOD"):
         if cfg.SOLVER[key] < 1:
             raise UserError(f"SOLVER.{key} {cfg.SOLVER[key]}: expected 1 or more")
-    if "SOLVER.EMA_DECAY" not in given:
-        cfg.SOLVER.EMA_DECAY = horizon_scaled(
-            recipe.SOLVER.EMA_DECAY, cfg.SOLVER.IMS_PER_BATCH, recipe.SOLVER.IMS_PER_BATCH
-        )
+    layers = [(cfg, given), *([leaf] if leaf else [])]
+
+    def written_for(*keys: str) -> CfgNode:
+        """The configuration that one of these keys was last set in."""
+        return next((node for node, own in layers if not set(keys).isdisjoint(own)), recipe)
+
+    before = written_for("SOLVER.EMA_DECAY").SOLVER
+    cfg.SOLVER.EMA_DECAY = horizon_scaled(before.EMA_DECAY, cfg.SOLVER.IMS_PER_BATCH, before.IMS_PER_BATCH)
 
     def iterations(epochs: float) -> int:
         return max(1, math.ceil(epochs * num_images / cfg.SOLVER.IMS_PER_BATCH))
@@ -66,17 +79,20 @@ def resolve_schedule(cfg: CfgNode, recipe: CfgNode, given: Collection[str], num_
         raise UserError(
             f"SOLVER.MAX_EPOCHS {cfg.SOLVER.MAX_EPOCHS:g}, SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: expected more than 0"
         )
-    if not {"SOLVER.MAX_ITER", "SOLVER.MAX_EPOCHS"}.isdisjoint(given):
-        share = cfg.SOLVER.MAX_ITER / length(recipe)
-        if {"SOLVER.STEPS", "SOLVER.STEPS_EPOCHS"}.isdisjoint(given):
-            cfg.SOLVER.STEPS = tuple(round(step * share) for step in cfg.SOLVER.STEPS)
-            cfg.SOLVER.STEPS_EPOCHS = [epochs * share for epochs in cfg.SOLVER.STEPS_EPOCHS]
-        if {"SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_EPOCHS"}.isdisjoint(given):
-            cfg.SOLVER.WARMUP_ITERS = math.ceil(cfg.SOLVER.WARMUP_ITERS * share)
-            cfg.SOLVER.WARMUP_EPOCHS *= share
-        if {"INPUT.CLOSE_ITERS", "INPUT.CLOSE_EPOCHS"}.isdisjoint(given):
-            cfg.INPUT.CLOSE_ITERS = math.ceil(cfg.INPUT.CLOSE_ITERS * share)
-            cfg.INPUT.CLOSE_EPOCHS *= share
+
+    def share(*keys: str) -> float:
+        """How much longer the run is than the one that lengths of these keys were written for."""
+        return cfg.SOLVER.MAX_ITER / length(written_for(*keys))
+
+    steps = share("SOLVER.STEPS", "SOLVER.STEPS_EPOCHS")
+    cfg.SOLVER.STEPS = tuple(round(step * steps) for step in cfg.SOLVER.STEPS)
+    cfg.SOLVER.STEPS_EPOCHS = [epochs * steps for epochs in cfg.SOLVER.STEPS_EPOCHS]
+    warmup = share(*WARMUP)
+    cfg.SOLVER.WARMUP_ITERS = math.ceil(cfg.SOLVER.WARMUP_ITERS * warmup)
+    cfg.SOLVER.WARMUP_EPOCHS *= warmup
+    close = share("INPUT.CLOSE_ITERS", "INPUT.CLOSE_EPOCHS")
+    cfg.INPUT.CLOSE_ITERS = math.ceil(cfg.INPUT.CLOSE_ITERS * close)
+    cfg.INPUT.CLOSE_EPOCHS *= close
 
     if cfg.SOLVER.STEPS_EPOCHS:
         cfg.SOLVER.STEPS = tuple(iterations(epochs) for epochs in cfg.SOLVER.STEPS_EPOCHS)
@@ -84,7 +100,9 @@ def resolve_schedule(cfg: CfgNode, recipe: CfgNode, given: Collection[str], num_
     cfg.SOLVER.STEPS = tuple(sorted({step for step in cfg.SOLVER.STEPS if 0 < step < cfg.SOLVER.MAX_ITER}))
     if cfg.SOLVER.WARMUP_EPOCHS:
         # Of a recipe's two lengths the shorter counts: on few images the one in iterations would be the whole run.
-        limit = cfg.SOLVER.MAX_ITER if "SOLVER.WARMUP_EPOCHS" in given else cfg.SOLVER.WARMUP_ITERS
+        # Where the one in epochs was set later, without the other, it alone counts.
+        last_set = next((set(WARMUP) & {*own} for _, own in layers if set(WARMUP) & {*own}), WARMUP)
+        limit = cfg.SOLVER.WARMUP_ITERS if WARMUP[0] in last_set else cfg.SOLVER.MAX_ITER
         cfg.SOLVER.WARMUP_ITERS = min(iterations(cfg.SOLVER.WARMUP_EPOCHS), limit)
     cfg.SOLVER.WARMUP_ITERS = min(cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER)
     if cfg.INPUT.CLOSE_EPOCHS:

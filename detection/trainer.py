@@ -280,7 +280,7 @@ class Evaluator:
     """Measures a detector on `cfg.DATASETS.TEST`; all processes take part.
 
     Attributes:
-        labelled_loader: evenly spaced test images with their annotations, `TEST.VALIDATION_LOSS_IMAGES` of them.
+        labelled_loader: evenly spaced test images with their annotations, `TEST.VALIDATION_LOSS_IMAGES` of them or all.
         per_class: name of each class that has objects -> its `METRIC` in the last evaluation, on rank 0.
     """
 
@@ -290,10 +290,10 @@ class Evaluator:
         self.evaluators = {name: VOCEvaluator(name) for name in entries}
         self.per_class: dict[str, float] = {}
         together = [entry for part in entries.values() for entry in part]
-        wanted = cfg.TEST.VALIDATION_LOSS_IMAGES
+        wanted = min(cfg.TEST.VALIDATION_LOSS_IMAGES, len(together))
         self.labelled_loader: Iterable[list[dict]] = []
         if wanted:
-            chosen = together[:: -(-len(together) // wanted)]
+            chosen = [together[place * len(together) // wanted] for place in range(wanted)]
             self.labelled_loader = build_test_loader(cfg, chosen, with_annotations=True)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -16,6 +16,8 @@ from detection.data_loader import build_training_stream
 from detection.drawing import Picture, beside, class_colors
 from detection.experiment import new_experiment
 
+MAX_IMAGES = 16  # drawn of a batch
+
 
 def draw_batch(batch: Sequence[dict], classes: Sequence[str], title: str) -> np.ndarray:
     """A grid of the images of a batch, all padded to one size at their right and lower edges, uint8 (H, W, 3), RGB.
@@ -57,12 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     choice.add_argument("--config", type=Path, help="a YAML of your own over those of detection/configs")
     parser.add_argument("--data", help="data root, or one folder in VOC layout; default datasets/, else the sample")
     parser.add_argument("--batches", type=int, default=2, help="number of batches, from the first on")
-    parser.add_argument("--images", type=int, default=16, help="images drawn of each batch at most")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("opts", nargs="*", help="KEY VALUE pairs over the configuration")
     args = parser.parse_args(argv, argparse.Namespace(start=None, backbone=None, pretrained=0))
-    if args.batches < 1 or args.images < 1:
-        raise UserError(f"--batches {args.batches} --images {args.images}: expected 1 or more of each")
+    if args.batches < 1:
+        raise UserError(f"BATCHES={args.batches}: expected 1 or more")
 
     experiment = new_experiment(args)
     experiment.resolve()
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = args.output / "batches" / name
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(args.batches):
-        batch = [stream[number * size + place] for place in range(min(size, args.images))]
+        batch = [stream[number * size + place] for place in range(min(size, MAX_IMAGES))]
         drawn = Image.fromarray(draw_batch(batch, cfg.MODEL.CLASSES, f"{name}, batch {number}"))
         path = folder / f"{number:03d}.png"
         write_picture(path, drawn)

@@ -34,6 +34,7 @@ from detection.proposals import proposal_recall, record_proposals, to_original
 from detection.voc import OFFICIAL_FOLDERS
 
 CHOICE_SEED = 0
+RECALL_IMAGES = 100  # test images that recall is measured on
 COLORMAP = colormaps["plasma"]  # of objectness
 
 
@@ -99,7 +100,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("--topk", type=int, default=100, help="proposals drawn")
     parser.add_argument("--score", type=parse_score, default=0.5, help="detections drawn have at least this score")
-    parser.add_argument("--recall-images", type=int, default=100, help="test images that recall is measured on")
     args = parser.parse_args()
     if args.topk < 1:
         raise UserError(f"TOPK={args.topk}: expected 1 or more")
@@ -134,7 +134,7 @@ def main() -> None:
         with_objects = [entry for entry in tested if entry["annotations"]]
         order = np.random.default_rng(CHOICE_SEED).permutation(len(with_objects))
         entries = [with_objects[index] for index in order[:4]]
-        measured = [with_objects[index] for index in order[: args.recall_images]]
+        measured = [with_objects[index] for index in order[:RECALL_IMAGES]]
 
     paths = [Path(entry["file_name"]) for entry in entries]
     names = [f"{name}.png" for name in unique_names(paths)]

@@ -14,7 +14,7 @@ from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor
 
 from common.runtime import to_device
-from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform, shape_iou
+from detection.yolov3.anchors import SCALE_CLAMP, YOLOAnchorGenerator, YOLOBox2BoxTransform, shape_iou
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,8 @@ def _find_ignored_among_near(
     owners, near = _near_predictions(boxes, grid, thresh)
     slots = (images * len(grid.anchors)).index_select(0, owners) + near
     for axis in (0, 1):
-        log_ratios = deltas[:, 2 + axis].index_select(0, slots) + log_anchors[:, axis].index_select(0, near)
+        log_sizes = deltas[:, 2 + axis].index_select(0, slots).clamp_(max=SCALE_CLAMP)
+        log_ratios = log_sizes + log_anchors[:, axis].index_select(0, near)
         log_ratios -= log_boxes[:, axis].index_select(0, owners)
         similar = (log_ratios.abs() < 1e-3 - math.log(thresh)).nonzero()[:, 0]
         owners, near, slots = owners[similar], near[similar], slots[similar]

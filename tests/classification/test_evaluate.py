@@ -108,6 +108,19 @@ def test_photographs_that_cannot_be_read_are_named_before_anything_is_measured(t
     assert not (checkpoint.parent / "evaluation").exists()
 
 
+def test_a_class_without_test_images_has_no_accuracy(tiny_root, checkpoint, tmp_path, run_main):
+    index = tiny_root / "CUB_200_2011" / "train_test_split.txt"
+    lines = [line.split() for line in index.read_text().splitlines()]
+    index.write_text("".join(f"{number} {1 if int(number) <= 8 else part}\n" for number, part in lines))
+    code, _, complaint = run_main(
+        evaluate.main, str(checkpoint), "--data", str(tiny_root), "--output", str(tmp_path / "out")
+    )
+    assert code == 0, complaint
+    *others, last = pd.read_csv(tmp_path / "out" / "per_class.csv").to_dict("records")
+    assert (last["class"], last["images"]) == ("Red Bird", 0) and np.isnan(last["accuracy"])
+    assert all(row["images"] == 2 and row["accuracy"] >= 0 for row in others)
+
+
 def test_the_same_classes_numbered_otherwise_are_known_by_their_names(tiny_root, checkpoint, tmp_path, run_main):
     """The same photographs of the same species: the same figures, whatever number a species has in the data."""
     index = tiny_root / "CUB_200_2011"

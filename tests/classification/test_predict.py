@@ -65,6 +65,13 @@ def test_a_trial_of_a_sweep_that_another_run_began_with_does_not_count(add_run, 
     assert newest_classifier(tmp_path / "output") == second
 
 
+def test_of_recipes_that_keep_the_last_epoch_that_one_counts(add_run, tmp_path):
+    """It is ten points below the best epoch of each."""
+    best = add_run("grid/lr0.1", 1, top1=60, choose="best")
+    add_run("grid/lr0.2", 2, top1=65, choose="last")
+    assert newest_classifier(tmp_path / "output") == best
+
+
 def test_of_a_whole_study_the_best_counts_and_not_its_beginnings(add_run, tmp_path):
     beginning = add_run("demo/other-birds-seed0", 1, top1=90)
     add_run("demo/pretraining-seed0/random", 2, top1=20)

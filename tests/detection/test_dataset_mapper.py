@@ -166,6 +166,27 @@ def test_sizes_that_leave_nothing_of_an_image_are_refused(key: str, value: objec
         DatasetMapper(cfg, is_train)
 
 
+@pytest.mark.parametrize("size", [416, 608, 800])
+def test_the_side_that_is_fitted_is_exact(size: int) -> None:
+    """Whatever the quotient of the sides is rounded to; the other one keeps whole pixels."""
+    cfg = get_cfg()
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = size, size
+    of_long_side = DatasetMapper(cfg, False)
+    cfg.INPUT.MAX_SIZE_TEST = 10**6
+    of_short_side = DatasetMapper(cfg, False)
+    for side in range(1, 2001):
+        assert of_short_side.test_size(side, 3 * side) == (size, 3 * size)
+        assert of_long_side.test_size(side, 2 * side) == (size // 2, size)
+        assert of_short_side.test_size(side, side + 1)[1] == size * (side + 1) // side
+
+
+def test_a_short_side_beyond_the_limit_of_the_long_one_is_refused() -> None:
+    cfg = get_cfg()
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 608, 416
+    with pytest.raises(UserError, match=r"^INPUT\.MIN_SIZE_TEST 608: more than INPUT\.MAX_SIZE_TEST 416"):
+        DatasetMapper(cfg, False)
+
+
 def test_size_mismatch(tmp_path: Path) -> None:
     entry = paint(tmp_path / "image.png") | {"height": 160, "width": 120}
     with pytest.raises(UserError, match=r"image\.png: image is 160x120, its annotation says 120x160"):

@@ -97,7 +97,7 @@ VALID = {
     "INPUT.MIN_SIZE_TRAIN": (40,),
     "INPUT.MAX_SIZE_TRAIN": 56,
     "INPUT.MIN_SIZE_TEST": 48,
-    "INPUT.MAX_SIZE_TEST": 56,
+    "INPUT.MAX_SIZE_TEST": 80,
     "INPUT.AUGMENTATIONS": ["RandomPhotometricDistort"],
     "INPUT.SQUARE_SIZES_TRAIN": [64],
     "INPUT.INTERPOLATIONS": ["nearest"],

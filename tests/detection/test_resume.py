@@ -147,6 +147,7 @@ def test_given_steps_are_taken_as_given(detector, copied: Path) -> None:
         ("DATASETS.TRAIN ('voc_test',)", "DATASETS.TRAIN was ('voc_trainval',)"),
         ("MODEL.META_ARCHITECTURE YOLOv3", "MODEL.META_ARCHITECTURE was FasterRCNN"),
         ("SOLVER.MAX_ITER 2", "iterations are done, asked for are 2"),
+        ("SOLVER.STEPS_EPOCHS [0.5] SOLVER.MAX_ITER 2", "iterations are done, asked for are 2"),
         ("SOLVER.BASE_LRR 1", "Non-existent"),
         ("SOLVER.MAX_ITER 20 SOLVER.LR_SCHEDULER_NAME Nonsense", "Unknown LR scheduler"),
         ("SOLVER.MAX_ITER 20 DATASETS.TEST ('voc_val',)", "no such file"),

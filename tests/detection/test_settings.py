@@ -33,11 +33,11 @@ def scheduled(leaf: str, *options: str, processes: int = 4, path: Path | None = 
     resolved = []
     for given_path, given_options in ((None, ()), (path, options)):
         cfg = get_cfg()
-        bases, given = merge_file(cfg, given_path or CONFIGS / f"{leaf}.yaml")
+        bases, of_leaf = merge_file(cfg, given_path or CONFIGS / f"{leaf}.yaml")
         recipe = scale_to_processes(bases if given_path else cfg.clone(), processes)
         cfg = scale_to_processes(cfg, processes)
-        given = [*(given if given_path else []), *merge_options(cfg, given_options)]
-        resolve_schedule(cfg, recipe, given, VOC0712)
+        own = (cfg.clone(), of_leaf) if given_path else None
+        resolve_schedule(cfg, recipe, merge_options(cfg, given_options), VOC0712, own)
         resolved.append(cfg)
     return resolved[0], resolved[1]
 
@@ -111,6 +111,29 @@ def test_leaf_of_ones_own_is_as_short_as_options(tmp_path: Path, length: str) ->
     _, cfg = scheduled("faster_rcnn_R_50_FPN", path=path)
     assert cfg.SOLVER.MAX_ITER == expected.SOLVER.MAX_ITER == math.ceil(5 * VOC0712 / 16)
     assert shares(cfg) == pytest.approx(shares(expected), abs=1e-3)
+
+
+@pytest.mark.parametrize("options", ["", "SOLVER.MAX_EPOCHS 20", "SOLVER.MAX_ITER 3000", "SOLVER.IMS_PER_BATCH 32"])
+@pytest.mark.parametrize("leaf", ["faster_rcnn_R_50_FPN_study", "yolov3_darknet53", "yolov3_tiny_coco"])
+def test_a_copy_of_a_recipe_is_that_recipe(leaf: str, options: str) -> None:
+    """Its lengths are written for its own, and not given once and for all."""
+    _, expected = scheduled(leaf, *options.split())
+    _, cfg = scheduled(leaf, *options.split(), path=CONFIGS / f"{leaf}.yaml")
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR":
+        cfg.SOLVER.STEPS = expected.SOLVER.STEPS  # which a cosine has none of
+    assert cfg == expected
+
+
+def test_options_win_over_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("_BASE_: faster_rcnn_R_50_FPN.yaml\nSOLVER: {WARMUP_ITERS: 7, STEPS: [100]}\n")
+    epoch = math.ceil(VOC0712 / 16)
+    _, cfg = scheduled("faster_rcnn_R_50_FPN", path=path)
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.STEPS) == (7, (100,))
+    _, cfg = scheduled("faster_rcnn_R_50_FPN", "SOLVER.WARMUP_EPOCHS", "1.0", "SOLVER.STEPS", "(50,)", path=path)
+    assert (epoch, (50,)) == (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.STEPS)
+    _, cfg = scheduled("faster_rcnn_R_50_FPN", "SOLVER.MAX_EPOCHS", "29", path=path)  # twice as long
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.STEPS) == (14, (200,))
 
 
 def horizon(cfg: CfgNode) -> float:

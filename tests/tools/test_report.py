@@ -28,7 +28,7 @@ from detection.matching import Detections
 from tests.tools.scenes import TINY, TINY_FRCNN, TINY_YOLOV3, draw_voc
 from tools import compare_detectors, visualize_proposals
 from tools.report.__main__ import main
-from tools.report.document import BROWSERS
+from tools.report.document import BROWSERS, NONE
 from tools.report.study import CLASSES, STUDY
 
 
@@ -591,6 +591,50 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row_with_mean_and_deviatio
     (row,) = make(copy, tmp_path / "again").table("images", "top-1, %", "top-5, %")
     assert row[1] in (f"{report['top1']:.2f}", f"{report['top1'] + 5:.2f}")
     assert "2 runs that differ in their seed alone (0, 1)" in section(tmp_path / "report" / "index.html", "detectors")
+
+
+def test_seeds_are_averaged_where_they_were_measured_alike(copy: Path, tmp_path: Path) -> None:
+    second_seed(copy)
+    folders = [copy / f"faster_rcnn_R_50_FPN-seed{seed}" / "evaluation" for seed in (0, 1)]
+    for folder in folders:  # a class without an object to find
+        figures = json.loads((folder / "evaluation.json").read_text())
+        figures["per_class"]["blue"] |= {"gts": 0, "recall": None, "AP50_11point": None, "AP50": None}
+        (folder / "evaluation.json").write_text(json.dumps(figures))
+    sessions = json.loads((folders[0] / "environment.json").read_text())
+
+    def faster_rcnn(page: Page) -> dict[str, list[str]]:
+        tables = [table for table in page.tables if table[0][-2:] == ["ap, 11 points", "ap, area"]]
+        return {row[0]: row for row in tables[0][1:]}
+
+    blue = faster_rcnn(make(copy, tmp_path / "one"))["blue"]
+    assert blue[1] == "0" and blue[3:] == [NONE] * 3
+    # The other seed on other data is no second figure of the same.
+    (folders[1] / "environment.json").write_text(json.dumps([{**sessions[-1], "data": "elsewhere"}]))
+    ap = json.loads((folders[0] / "evaluation.json").read_text())["AP50_11point"]
+    assert faster_rcnn(make(copy, tmp_path / "two"))["mAP"][4] == f"{ap:.3f}"
+
+
+def test_an_evaluation_of_birds_elsewhere_is_told_of_its_run(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where all paths are relative."""
+    images = json.loads((copy / "finetuned/evaluation/report.json").read_text())["images"]
+    (copy / "finetuned/evaluation").rename(copy / "mine")
+    monkeypatch.chdir(copy.parent)
+    sessions = [{"weights": f"{copy.name}/finetuned/model_best.pth"}]
+    (copy / "mine/environment.json").write_text(json.dumps(sessions))
+    page = make(Path(copy.name), tmp_path / "report")
+    assert [row[0] for row in page.table("images", "top-1, %", "top-5, %")] == [str(images)]
+
+
+def test_photographs_compared_by_other_detectors_say_nothing_of_the_two(copy: Path, tmp_path: Path) -> None:
+    path = copy / "comparison" / "comparison.json"
+    make(copy, tmp_path / "one")
+    said = "photographs from outside, at score"
+    assert said in (tmp_path / "one" / "index.html").read_text()
+    path.write_text(path.read_text().replace("Faster R-CNN", "YOLOv3 1").replace('YOLOv3"', 'YOLOv3 2"'))
+    make(copy, tmp_path / "two")
+    assert said not in (tmp_path / "two" / "index.html").read_text()
 
 
 def test_runs_of_one_network_that_differ_in_more_stand_side_by_side_by_class(copy: Path, tmp_path: Path) -> None:

@@ -79,9 +79,10 @@ def _evaluation(runs: Runs, run: Run, path: Path) -> Iterator[Block]:
     columns = {"images": "images", "top1": "top-1, %", "top5": "top-5, %", "mean_class_accuracy": "mean of classes, %",
                "calibration_error": "calibration error, %", "loss": "loss"}  # fmt: skip
     # Of a twin the same evaluation, not one with test-time augmentation or of exported weights.
-    name = path.relative_to(run.path) if path.is_relative_to(run.path) else path
-    twins = run.twins if name != path else [run]
-    reports = {twin: report for twin in twins if (report := runs.attempt(_report, twin.path / name))}
+    paths = {run: path}
+    if path.is_relative_to(run.path):
+        paths = {twin: twin.path / path.relative_to(run.path) for twin in run.twins}
+    reports = {twin: report for twin, each in paths.items() if (report := runs.attempt(_report, each))}
     figures = {key: spread([float(report[key]) for report in reports.values()]) for key in columns}
     figures |= {"images": int(reports[run]["images"]), "loss": figure(figures["loss"], digits=3)}
     caption = f"Evaluation in {runs.name(path.parent)}.{of_seeds([*reports])}"

@@ -33,8 +33,8 @@ def by_class(runs: Runs) -> Iterator[Block | Missing]:
         caption = f"{run.network} on {_split(run, evaluation)}: {weights}{state}."
         table = run.by_class.rename(columns={"AP50_11point": "ap, 11 points", "AP50": "ap, area"})
         table = table.rename_axis("class").reset_index()
-        tables.append(Table(table, caption + of_seeds(run.twins), digits=3, strong=[len(table) - 1]))
-    are_wide = any(len(run.twins) > 1 for run, _ in runs.evaluated)
+        tables.append(Table(table, caption + of_seeds(run.comparable), digits=3, strong=[len(table) - 1]))
+    are_wide = any(len(run.comparable) > 1 for run, _ in runs.evaluated)
     yield from tables if are_wide else [tables]
     for name in TARGETS:
         kinds = [run for run in runs.different if run.network == name and run.evaluation][:MAX_KINDS]
@@ -126,11 +126,7 @@ def errors(runs: Runs, path: Path) -> Iterator[Block]:
 
 def _split(run: Run, evaluation: Evaluation) -> str:
     """What a detector was evaluated on."""
-    if is_voc07_test(evaluation):
-        return "VOC07 test"
-    session = evaluation.session or (run.sessions or [{}])[-1]
-    splits = session.get("test") or run.config.get("DATASETS", {}).get("TEST") or []
-    return f"{', '.join(map(str, splits))} of {run.data(session)}"
+    return "VOC07 test" if is_voc07_test(evaluation) else run.tested_on
 
 
 def _slug(run: Run) -> str:

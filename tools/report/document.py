@@ -132,7 +132,8 @@ class Spread:
 
 
 def spread(values: Sequence[Any]) -> Any:
-    """Of several numbers their `Spread`, of one this number itself, of none None."""
+    """Of several numbers their `Spread`, without nan; of one this number itself, of none None."""
+    values = [value for value in values if not isinstance(value, float) or not math.isnan(value)] or values[:1]
     if len(values) < 2:
         return values[0] if values else None
     return Spread(statistics.mean(values), statistics.stdev(values), len(values))

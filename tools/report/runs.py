@@ -90,9 +90,21 @@ class Run:
         return spread([twin.result[key] for twin in self.twins if twin.result])
 
     @property
+    def tested_on(self) -> str:
+        """The splits and the data of a detector's evaluation."""
+        session = (self.evaluation.session if self.evaluation else {}) or (self.sessions or [{}])[-1]
+        splits = session.get("test") or self.config.get("DATASETS", {}).get("TEST") or []
+        return f"{', '.join(map(str, splits))} of {self.data(session)}"
+
+    @property
+    def comparable(self) -> list["Run"]:
+        """Of a detector and its twins those that were evaluated on the same data as it."""
+        return [twin for twin in self.twins if twin.evaluation and twin.tested_on == self.tested_on]
+
+    @property
     def by_class(self) -> pd.DataFrame:
-        """The table of a detector's evaluation; if it has twins, a `Spread` in every cell and the mean of `dets`."""
-        tables = [twin.evaluation.table for twin in self.twins if twin.evaluation]
+        """The table of a detector's evaluation; of several comparable ones spreads, and the mean of `dets`."""
+        tables = [twin.evaluation.table for twin in self.comparable if twin.evaluation]
 
         def cell(row: Any, column: Any) -> Any:
             values = [table.at[row, column] for table in tables]

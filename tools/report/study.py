@@ -85,7 +85,7 @@ def _classes(detector: Run | None) -> Table:
     caption += (
         ", ours beside the study's (11 points), the class that is furthest ahead first. gts agree in every class."
     )
-    caption += of_seeds(detector.twins)
+    caption += of_seeds(detector.comparable)
     return Table(table.reset_index(), caption, digits=3, strong=[len(CLASSES)], differences=["difference"])
 
 
@@ -160,14 +160,14 @@ def _yolov3_behind(runs: Runs) -> str:
     where = "VOC07 test" if all(is_voc07_test(found) for _, found in runs.evaluated) else data.pop()
     return (
         f"mAP (11 points) of YOLOv3 is {figure(yolov3, 3)}, of Faster R-CNN {figure(frcnn, 3)}: YOLOv3 is "
-        f"{_apart(mean(yolov3) - mean(frcnn), 3)} on {where}.{of_seeds(evaluated['YOLOv3'].twins)}"
+        f"{_apart(mean(yolov3) - mean(frcnn), 3)} on {where}.{of_seeds(evaluated['YOLOv3'].comparable)}"
     )
 
 
 def _outside(runs: Runs) -> str:
     def count(path: Path) -> list[str]:
         comparison = json.loads(path.read_text())
-        if comparison["split"] is not None:
+        if comparison["split"] is not None or {*comparison["weights"]} != {"Faster R-CNN", "YOLOv3"}:
             return []
         photographs = comparison["photographs"]
         kinds = Counter(pair["agreement"] for photograph in photographs for pair in photograph["objects"])

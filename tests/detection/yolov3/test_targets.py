@@ -111,6 +111,7 @@ def test_ignored_are_exactly_those_with_a_high_iou(grid, thresh):
     transform = YOLOBox2BoxTransform()
     deltas = torch.randn(3, len(grid.anchors), 4, generator=generator)
     deltas[:, :, :2] *= 10  # predicted centres in the corners of their cells
+    deltas[:, ::7, 2:] += 5  # beyond the largest boxes that there are
     targets = assign(grid, scenes, deltas, thresh)
     for image, instances in enumerate(scenes):
         places = torch.cat([deltas[image, :, :2].sigmoid(), deltas[image, :, 2:]], dim=1)
