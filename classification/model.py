@@ -11,7 +11,7 @@ import torchvision
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
 from torch import nn
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.exported import ExportedModel, is_exported
 from common.runtime import leave_cores
 from common.weights import LOCAL_WEIGHTS, load_state, local_file, locate_weights, read_checkpoint, weights_of
@@ -93,7 +93,7 @@ def check_image_size(name: str, model: nn.Module, image_size: int) -> None:
         with torch.no_grad():
             model.eval()(parameter.new_zeros(1, 3, image_size, image_size))
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"image_size={image_size}: {name} takes none so small ({reason}); expected more") from error
     finally:
         model.train(was_training)

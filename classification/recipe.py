@@ -14,7 +14,7 @@ from timm.optim import get_optimizer_info, list_optimizers
 from yaml import YAMLError
 
 from common.averaging import horizon_scaled
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.files import write_text
 from common.runtime import PRECISIONS
 
@@ -181,7 +181,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         assert isinstance(recipe, Recipe) and isinstance(written, Recipe), "both are merged into a Recipe"
     except (OmegaConfBaseException, YAMLError, TypeError, UnicodeDecodeError, RecursionError) as error:
         key = getattr(error, "full_key", None)
-        line = str(error).splitlines()[0]
+        line = first_line(error)
         known = ", ".join(setting.name for setting in dataclasses.fields(Recipe))
         wish = "expected another type" if hasattr(Recipe, str(key)) else f"the settings are: {known}"
         raise UserError(f"{path} {' '.join(overrides)}: {key + ': ' if key else ''}{line}; {wish}") from None

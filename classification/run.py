@@ -30,7 +30,7 @@ from common.files import write_json
 from common.processes import deferred_interrupt, is_main_process, on_main_process, world_size
 from common.run_folder import append_metrics, truncate_metrics, write_results
 from common.stream import derive_seed
-from common.weights import read_checkpoint, read_last, save_checkpoint
+from common.weights import is_finite, read_checkpoint, read_last, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Run:
         self.iterations = stream.epoch_length // recipe.batch_size
         self.trainer = build_trainer(recipe, model, self.iterations, self.card)
         self.best = Best(recipe.patience)
-        self.best_row: dict[str, float] = {}
+        self.kept_row: dict[str, float] = {}
         # Tells the images of one training from those of another, wherever they lie.
         self.data = derive_seed(*(f"{bird.path.parent.name}/{bird.path.name}" for bird in train_birds))
         last = on_main_process(read_last, resumed) if resumed else None
@@ -86,8 +86,13 @@ class Run:
                     " name their folder with DATA=, or start a new run without RESUME=1"
                 )
             self.trainer.load_state_dict(last)
+            if self.trainer.iteration > recipe.epochs * self.iterations:
+                raise UserError(
+                    f"{resumed}: {self.trainer.iteration / self.iterations:g} epochs are done, asked for are "
+                    f"{recipe.epochs}; give at least as many, or leave them out"
+                )
             self.best.load_state_dict(last["best"])
-            self.best_row = last["best_row"]
+            self.kept_row = last["best_row"]
         self.loader = build_training_loader(
             recipe, stream, range(self.trainer.iteration, recipe.epochs * self.iterations), device
         )
@@ -155,6 +160,7 @@ class Run:
 
             try:
                 row = self.trainer.train(batches, left, step_done)
+                self._check_weights()
             except FloatingPointError as error:
                 lower = f"lower the rate, LR={self.recipe.lr / 4:g}"
                 raise UserError(f"{run}: {error}: the run diverged; {lower}") from None
@@ -163,7 +169,7 @@ class Run:
             is_best = self.best.update(row["validation_top1"], epoch)
             is_kept = is_best or self.recipe.choose == "last"
             if is_kept:
-                self.best_row = {"epoch": epoch, **{key: row[key] for key in row if key.startswith("validation_")}}
+                self.kept_row = {"epoch": epoch, **{key: row[key] for key in row if key.startswith("validation_")}}
             if writer:  # in the main process
                 # Rows before the checkpoint, the best before the last: what a kill loses is then done again in full.
                 row = {"iteration": self.trainer.iteration - 1, "epoch": epoch, **row}
@@ -172,17 +178,22 @@ class Run:
                 for key, value in row.items():
                     writer.add_scalar(key, value, row["iteration"])
                 if is_kept:
-                    best = {**self.card, **self.best_row, "model": self.model.state_dict()}
+                    best = {**self.card, **self.kept_row, "model": self.model.state_dict()}
                     save_checkpoint(run / "model_best.pth", best)
         if is_main_process():
             self._save_last(run)
             _log_epoch(row, self.recipe.epochs, is_best)
 
     def _save_last(self, run: Path) -> None:
-        if not torch.isfinite(self.trainer.sums).all():  # no run could go on from such weights
+        if not torch.isfinite(self.trainer.sums).all():
             raise FloatingPointError(f"the training loss is no number before iteration {self.trainer.iteration}")
-        state = {**self.card, **self.trainer.state_dict(), "best": self.best.state_dict(), "best_row": self.best_row}
+        self._check_weights()
+        state = {**self.card, **self.trainer.state_dict(), "best": self.best.state_dict(), "best_row": self.kept_row}
         save_checkpoint(run / "model_last.pth", {**state, "data": self.data})
+
+    def _check_weights(self) -> None:
+        if not is_finite(self.model):  # no run could go on from such ones
+            raise FloatingPointError(f"a weight is no number after iteration {self.trainer.iteration}")
 
     def _interrupted(self, run: Path) -> Interrupted:
         return Interrupted(f"{run} is saved after iteration {self.trainer.iteration}; RESUME=1 goes on there")
@@ -200,7 +211,7 @@ class Run:
             "validated_on": self.validated_on,
             "test_images": len(self.cub.test),
             "classes": len(self.cub.class_names),
-            **self.best_row,
+            **self.kept_row,
             **{key: getattr(self.recipe, key) for key in _NAMED_IN_RESULT},
         }
         if is_main_process():

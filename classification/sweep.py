@@ -291,6 +291,9 @@ def _numbers(kind: type) -> Callable[[str], list]:
 def _sweep_folder(root: Path, name: str, recipe: Recipe) -> Path:
     """The newest folder of this sweep if its trials had the same settings, else a new one."""
     for folder in find_run_folders(root, name)[-1:]:
+        if not any(folder.iterdir()):  # killed as soon as it was made
+            save_recipe(recipe, folder / "config.yaml")
+            return folder
         with contextlib.suppress(UserError):  # begun by another version, or not written to its end
             if not differences(load_recipe(folder / "config.yaml"), recipe):
                 return folder

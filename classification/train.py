@@ -156,6 +156,10 @@ class Request:
         given = [change.partition("=")[2] for change in self.changes if change.startswith(f"{key}=")]
         return given[-1] if given else None
 
+    def data(self) -> str | None:
+        """The data root that is named, here or in the recipe; None without one."""
+        return self.setting("data") or (load_recipe(self.recipe_file(False)).data if self.recipe else None)
+
     def recipe_file(self, is_sample: bool) -> Path:
         """The file of the recipe, or of the one that is taken on such data where none is named."""
         name = self.recipe or ("sample" if is_sample else "best")
@@ -164,7 +168,7 @@ class Request:
     def run_names(self) -> list[str]:
         """Names that the runs asked for may have, on the data named or on any, and from whatever start."""
         names = []
-        data = self.setting("data")
+        data = self.data()
         for is_sample in (resolve_data_root(data, [FOLDER])[1],) if data else (True, False):
             path = self.recipe_file(is_sample)
             model = self.setting("model")
@@ -194,7 +198,7 @@ def resolve(request: Request) -> tuple[Path, Recipe, Path, bool]:
     Returns:
         The recipe's file, the recipe with its changes, the data root, and whether that is the drawn sample.
     """
-    root, is_sample = on_main_process(resolve_data_root, request.setting("data"), [FOLDER])
+    root, is_sample = on_main_process(resolve_data_root, request.data(), [FOLDER])
     path = request.recipe_file(is_sample)
     recipe = load_recipe(path, request.changes)
     recipe = dataclasses.replace(recipe, data=str(root))  # as later commands on the run will take it

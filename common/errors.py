@@ -21,6 +21,11 @@ class UserError(Exception):
     """Something the user can mend. One line: the file, what was found, what was expected, what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says of an error, or, where it says nothing, of which kind the error is."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, answered by saving what can be saved first; the message says how to go on."""
 

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.files import MAX_PIXELS, wrong_download
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of pictures below MAX_PIXELS, which are taken
@@ -62,6 +62,11 @@ class Header(NamedTuple):
     orientation: int = 1
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.height, self.width
+
+    @property
     def stored(self) -> tuple[int, int]:
         """Height and width of the pixels as they are stored."""
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
@@ -72,7 +77,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, turned: bool = Tr
 
     Args:
         path: the file.
-        max_pixels: that it may unfold to.
+        max_pixels: the most decoded pixels that are accepted.
         turned: as its EXIF tag says; without, as it is stored.
 
     Returns:
@@ -120,8 +125,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
     Raises:
         UserError: see `read_header`.
     """
-    header = read_header(path)
-    return header.height, header.width
+    return read_header(path).size
 
 
 def read_header(path: str | Path) -> Header:
@@ -153,9 +157,11 @@ def _header(picture: Image.Image) -> Header:
         else:
             exif = picture.getexif()
     orientation = exif.get(ExifTags.Base.Orientation)
-    header = Header(picture.height, picture.width, orientation if orientation in UNTURNED else 1)
-    # Of a TIFF Pillow itself tells the size as it is shown.
-    return header if picture.format == "TIFF" else Header(*header.stored, header.orientation)
+    orientation = orientation if orientation in UNTURNED else 1
+    height, width = picture.height, picture.width
+    if orientation >= 5 and picture.format != "TIFF":  # of which Pillow itself tells the size as it is shown
+        height, width = width, height
+    return Header(height, width, orientation)
 
 
 def read_headers(paths: Sequence[str | Path], decode: bool = False) -> list[Header | str]:
@@ -223,7 +229,7 @@ def _failures_named(path: str | Path, max_pixels: int) -> Iterator[None]:
         if reason := wrong_download(Path(path)):
             raise UserError(f"{path}: {reason}") from error
         # torchvision's message starts with the place in its source, and goes on with advice to those who call it.
-        reason = str(error).splitlines()[0].split(", ", 2)[-1].partition(". ")[0]
+        reason = first_line(error).split(", ", 2)[-1].partition(". ")[0]
         raise UserError(f"{path}: cannot be read as an image ({reason}); expected {EXPECTED}") from error
 
 
@@ -246,10 +252,10 @@ def read_shrunk_image(path: str | Path, shrink: int, turned: bool = True) -> tup
             data = Path(path).read_bytes()
             with Image.open(io.BytesIO(data)) as picture:
                 header = _header(picture)
-                height, width = header[:2] if turned else header.stored
+                height, width = header.size if turned else header.stored
                 # OpenCV takes a file that ends too early for a whole one.
-                is_whole = data.endswith(b"\xff\xd9")
-                is_plain = picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L")
+                is_whole = data.endswith(ENDS["JPEG"])
+                is_plain = picture.format in BY_TORCHVISION and picture.mode in ("RGB", "L")
             if is_plain and is_whole:
                 ignored = 0 if turned else cv2.IMREAD_IGNORE_ORIENTATION
                 small = cv2.imdecode(np.frombuffer(data, np.uint8), SHRUNK[shrink] | ignored)

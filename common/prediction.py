@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.images import read_image, to_rgb
 from common.runtime import compute_alone
 from common.threads import available_cores
@@ -132,7 +132,7 @@ class Predictor(ABC):
             try:
                 return self.prepare(pixels), keep(pixels)
             except (ValueError, RuntimeError, ArithmeticError) as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = first_line(error)
                 name = image if isinstance(image, str | os.PathLike) else "image"
                 raise UserError(f"{name}: cannot be prepared for the network ({reason}); replace it") from error
 

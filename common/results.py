@@ -89,7 +89,7 @@ class LeftOut:
         """Says something else of a file."""
         self.progress.write(f"warning: {text}", file=sys.stderr)
 
-    def refuse_none_left(self) -> None:
+    def raise_if_all(self) -> None:
         """Before anything is written that would look like a result.
 
         Raises:
@@ -98,7 +98,7 @@ class LeftOut:
         if self.count == self.files:
             raise UserError(f"none of the {self.files} files could be read; expected photographs or videos")
 
-    def refuse_any(self) -> None:
+    def raise_if_any(self) -> None:
         """At the very end, so that the exit code tells.
 
         Raises:

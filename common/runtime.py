@@ -113,7 +113,7 @@ def fastest_precision(device: torch.device) -> str:
 
 
 def compute_alike(precisions: Collection[str]) -> None:
-    """Makes the least of what several machines compute in that of the GPUs of this one."""
+    """Makes the GPUs of this machine take the least capable precision among those of all machines."""
     global _of_all_machines
     _of_all_machines = max(precisions, key=list(PRECISIONS).index)
 
@@ -176,7 +176,7 @@ def most_threads() -> int:
 def compute_alone() -> None:
     """Makes the thread that calls this compute without others; of a pool beside a network, say.
 
-    Torch would make it the rule for every thread that comes later, so another one gives back what was the rule.
+    `torch.set_num_threads` also sets what later threads begin with; another thread restores that.
     """
     with _settling:
         threads = torch.get_num_threads()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.files import write_atomically, wrong_download
 
 LOCAL_WEIGHTS = Path("weights")
@@ -67,7 +67,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "expected .pth or .safetensors"
         ) from error
     except Exception as error:  # torch raises a dozen kinds for broken archives
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+        reason = first_line(error).partition(". ")[0]
         raise UserError(
             f"{path}: cannot be read as weights ({reason}); expected a whole .pth or .safetensors file"
         ) from error
@@ -108,6 +108,11 @@ def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     """The weights to use of a checkpoint: the average where there is one; without a distributed wrapper's prefix."""
     state = checkpoint.get("average") or checkpoint["model"]
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Whether no weight has become infinite or nan."""
+    return bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all())
 
 
 def load_state(
@@ -165,6 +170,7 @@ def locate_weights(name: str) -> dict[str, str] | None:
 
     Raises:
         LookupError: timm has no ImageNet weights of this model.
+        UserError: the file in `weights/` is broken.
         OSError: they are not in the cache, and the hub does not answer.
     """
     import huggingface_hub
@@ -175,6 +181,7 @@ def locate_weights(name: str) -> dict[str, str] | None:
         raise LookupError(f"timm has no ImageNet weights of {name}")
     names = (LOCAL_WEIGHTS / f"{name}{suffix}" for suffix in (".safetensors", ".pth"))
     if local := next((path for path in names if path.is_file()), None):
+        read_checkpoint(local)  # timm would tell of a broken one in other words
         return {"file": str(local)}
     cached = huggingface_hub.try_to_load_from_cache(config.hf_hub_id, "model.safetensors") if config.hf_hub_id else None
     if isinstance(cached, str):

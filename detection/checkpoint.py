@@ -1,4 +1,4 @@
-"""Weights into a detector: those of a run, whole detectors of others, and classifiers for the backbones."""
+"""Weights into a detector: those of a run, third-party detectors, and classifiers for the backbones."""
 
 import copy
 import logging
@@ -143,6 +143,8 @@ def _fetch(source: str) -> dict[str, torch.Tensor]:
 
             overlay = locate_weights(name)
             return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).state_dict()
+    except UserError:  # of a file in weights/
+        raise
     except Exception as error:  # each hub has kinds of its own for a name that it does not know
         raise unfetched(source, file, error) from error
     raise UserError(f"MODEL.WEIGHTS {source}: expected a file, torchvision://NAME, timm://NAME or darknet://NAME")

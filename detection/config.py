@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 from fvcore.common.config import BASE_KEY
 
-from common.errors import UserError, one_line
+from common.errors import UserError, first_line, one_line
 from common.runtime import default_device
 from detection.yolov3.config import add_yolov3_config
 
@@ -188,7 +188,7 @@ def merge_yaml(cfg: CfgNode, text: str | bytes, path: Path, within: Sequence[Pat
         bases = leaf.pop(BASE_KEY, [])
         bases = [bases] if isinstance(bases, str) else list(bases)
     except (yaml.YAMLError, TypeError, RecursionError) as error:
-        raise UserError(f"{path}: is no YAML of keys and values ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: is no YAML of keys and values ({first_line(error)})") from error
     within = (*within, path.resolve())
     for base in map(str, bases):
         places = [place for place in (path.parent / base, CONFIGS / base) if place.resolve() not in within]
@@ -201,7 +201,7 @@ def merge_yaml(cfg: CfgNode, text: str | bytes, path: Path, within: Sequence[Pat
     try:
         cfg.merge_from_other_cfg(CfgNode(leaf))
     except Exception as error:  # yacs raises a dozen kinds
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{path}: {reason}; expected the keys of detection/config.py and Detectron2") from error
     given = list(_flat(leaf))
     for key in IN_EPOCHS.keys() & given:
@@ -234,7 +234,7 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> list[str]:
             if key in IN_EPOCHS:
                 _forget_epochs(cfg, key)
         except Exception as error:
-            raise UserError(f"OPTS: {key} {value}: {str(error).splitlines()[0]}; see detection/config.py") from error
+            raise UserError(f"OPTS: {key} {value}: {first_line(error)}; see detection/config.py") from error
     return list(options[::2])
 
 

@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from detection.matching import Detections, Matches, Objects, nearest_objects
+from detection.matching import Detections, Matches, Objects, first_claims, nearest_objects
 
 IOU = 0.5
 BACKGROUND = "background"
@@ -117,32 +117,30 @@ def confuse(objects: Objects, detections: Detections, matches: Sequence[Matches]
         score: detections of at least this one count.
     """
     classes = len(matches)
+    matrix = np.zeros((classes + 1, classes + 1), dtype=np.int64)  # by the class of the object and the class detected
     is_taken = objects.is_difficult.copy()
-    pairs = []  # class of the object, class detected
     false = []
     for category, match in enumerate(matches):
-        true, counts = match.judge(IOU, objects.is_difficult)
-        counts &= detections.score[match.detection] >= score
-        true = true[counts[true]]
-        is_taken[match.object[true]] = True
-        pairs.append(np.full((len(true), 2), category))
-        counts[true] = False
-        false.append(match.detection[counts])
+        hits, is_counted = match.judge(IOU, objects.is_difficult)
+        is_counted &= detections.score[match.detection] >= score
+        hits = hits[is_counted[hits]]
+        matrix[category, category] = len(hits)
+        is_taken[match.object[hits]] = True
+        is_false = is_counted.copy()
+        is_false[hits] = False
+        false.append(match.detection[is_false])
     rows = np.concatenate([np.empty(0, np.int64), *false])
     rows = rows[np.argsort(-detections.score[rows], kind="stable")]
     nearest, iou = nearest_objects(objects.image, objects.box, detections.image[rows], detections.box[rows])
     seen = np.full(len(rows), classes)
     if len(is_taken):
         claims = np.flatnonzero((iou > IOU) & ~is_taken[nearest])
-        taken, first = np.unique(nearest[claims], return_index=True)
-        seen[claims[first]] = objects.category[taken]
-        is_taken[taken] = True
-    pairs.append(np.stack([seen, detections.category[rows]], axis=1))
-    missed = objects.category[~is_taken]
-    pairs.append(np.stack([missed, np.full(len(missed), classes)], axis=1))
-    cells = np.concatenate(pairs) @ [classes + 1, 1]
-    counts_of_cells = np.bincount(cells, minlength=(classes + 1) ** 2)
-    return Confusion(score, counts_of_cells.reshape(classes + 1, classes + 1))
+        claims = claims[first_claims(nearest[claims])]
+        seen[claims] = objects.category[nearest[claims]]
+        is_taken[nearest[claims]] = True
+    np.add.at(matrix, (seen, detections.category[rows]), 1)
+    np.add.at(matrix, (objects.category[~is_taken], classes), 1)
+    return Confusion(score, matrix)
 
 
 def confidence_table(curves: Mapping[str, ConfidenceCurve]) -> pd.DataFrame:

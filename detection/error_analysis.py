@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 from torchvision.ops import box_iou
 
 from detection.evaluation import evaluate_voc
-from detection.matching import Detections
+from detection.matching import Detections, first_claims
 
 KINDS = ("class", "localisation", "both", "duplicate", "background", "missed")
 FOUND_IOU = 0.5
@@ -189,7 +189,7 @@ def _sort_image(annotations: Sequence[dict], category: np.ndarray, box: np.ndarr
     has_found = own_iou > FOUND_IOU
     claims = np.flatnonzero(has_found & ~is_difficult[own_object])
     is_first = np.zeros(len(category), dtype=bool)
-    is_first[claims[np.unique(own_object[claims], return_index=True)[1]]] = True
+    is_first[claims[first_claims(own_object[claims])]] = True
     conditions = {
         "ignored": has_found & is_difficult[own_object],
         "correct": is_first,

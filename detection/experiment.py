@@ -30,7 +30,15 @@ from detection.config import (
     value_of,
 )
 from detection.schedule import resolve_schedule, scale_to_processes
-from detection.starts import follow_weights, identify, resolve_start, run_of, set_classes, train_all, use_backbone
+from detection.starts import (
+    compute_as_darknet,
+    identify,
+    resolve_start,
+    run_of,
+    set_classes,
+    unfreeze_backbone,
+    use_backbone,
+)
 from detection.voc import OFFICIAL_FOLDERS, default_test, default_train, register_voc
 from detection.voc_lists import present_splits
 from detection.voc_pictures import cached_headers, find_odd
@@ -157,7 +165,7 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     if start is not None:
         cfg.MODEL.WEIGHTS = start
         if not is_whole:
-            follow_weights(cfg)
+            compute_as_darknet(cfg)
     elif args.start and not cfg.MODEL.WEIGHTS:
         raise UserError(
             f"START={args.start}: the configuration{' of the drawn sample' if is_sample else ''} names no weights; "
@@ -175,12 +183,12 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     options = _merge_options(cfg, args.opts)
     check_meta_architecture(cfg, args.model, "OPTS")
     if not cfg.MODEL.WEIGHTS:
-        train_all(cfg, [*given, *options])
+        unfreeze_backbone(cfg, [*given, *options])
     return Experiment(cfg, run_names(args)[is_sample and not args.config], recipe, options, leaf)
 
 
 def configuration_file(args: argparse.Namespace) -> tuple[Path, bool]:
-    """The configuration that a command line means, and whether it is that of a whole detector of others.
+    """The configuration that a command line means, and whether it is that of a third-party detector.
 
     It is one of one's own, the leaf of the recipe, or, where no recipe is named, the leaf that a whole detector to
     start from belongs to.

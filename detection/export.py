@@ -118,7 +118,7 @@ def training_images(cfg: CfgNode, data: str | None) -> list[dict]:
     """The dataset dicts of the images that the detector was trained on, or of those of a data root.
 
     Raises:
-        UserError: the data is not there; no detector of others is calibrated on the drawn sample unasked.
+        UserError: the data is not there; no third-party detector is calibrated on the drawn sample unasked.
     """
     is_own = cfg.DATASETS.ROOT and not data
     if not is_own and data is None and not all((OFFICIAL / name).is_dir() for name in OFFICIAL_FOLDERS.values()):

@@ -213,20 +213,25 @@ class MetricsWriter(HookBase):
 class LastCheckpoint(HookBase):
     """Saves `model_last.pth` every `period` iterations and after the last one. Comes last, so it holds all states.
 
+    Also with every `model_best.pth`, so that a run which goes on knows that there is one.
+
     Args:
         save: writes the checkpoint; called on rank 0.
         period: iterations between two checkpoints.
+        best: what saves the other.
     """
 
-    def __init__(self, save: Callable[[], None], period: int) -> None:
+    def __init__(self, save: Callable[[], None], period: int, best: BestCheckpoint) -> None:
         self.save = save
         self.period = period
+        self.best = best
 
     def after_step(self) -> None:
         """Saves if it is time."""
         done = self.trainer.iter + 1
         is_last = done == self.trainer.max_iter or self.trainer.stop_requested
-        if comm.is_main_process() and (is_last or done % self.period == 0):
+        is_best = self.best.when == self.trainer.iter
+        if comm.is_main_process() and (is_last or is_best or done % self.period == 0):
             self.save()
 
 

@@ -83,9 +83,15 @@ class Matches:
         is_over = self.iou > threshold
         counts = ~(is_over & is_ignored[self.object]) if len(is_ignored) else np.ones(len(self.iou), dtype=bool)
         claims = np.flatnonzero(is_over & counts)
-        first = np.empty(len(is_ignored), dtype=np.int64)
-        first[self.object[claims[::-1]]] = claims[::-1]  # of several values for one place the last stays
-        return claims[first[self.object[claims]] == claims], counts
+        return claims[first_claims(self.object[claims])], counts
+
+
+def first_claims(objects: np.ndarray) -> np.ndarray:
+    """Positions (ascending) of the first claim on each object, among claims (N,) on numbered objects."""
+    places = np.arange(len(objects))
+    first = np.empty(objects.max(initial=-1) + 1, dtype=np.int64)
+    first[objects[::-1]] = places[::-1]  # of several values for one place the last stays
+    return np.flatnonzero(first[objects] == places)
 
 
 def list_objects(ground_truth: Sequence[dict]) -> Objects:

@@ -40,7 +40,7 @@ def load_detector(
             `detection.starts`.
         options: KEY VALUE pairs over the configuration.
         model: which detector "coco" means.
-        classes: what a detector of others is to detect, of its own classes those that have these names; default all.
+        classes: what a third-party detector is to detect, of its own classes those that have these names; default all.
 
     Raises:
         UserError: weights or configuration are missing, broken, or do not fit each other.
@@ -84,7 +84,7 @@ def start_by_model(start: str | None) -> dict[str, str]:
 
 
 def read_detector_cfg(source: str, options: Sequence[str] = ()) -> CfgNode:
-    """The configuration of a whole detector: the one beside or in its file, or that of a detector of others.
+    """The configuration of a whole detector: the one beside or in its file, or that of a third-party detector.
 
     Args:
         source: `MODEL.WEIGHTS`, see `detection.starts.resolve_detector`.

@@ -31,7 +31,7 @@ class Detector(Predictor):
     Attributes:
         name: a short name.
         weights: the file of its weights, or their name in a hub.
-        folder: where what is found out about it goes, below `output/` for a detector of others.
+        folder: where what is found out about it goes, below `output/` for a third-party detector.
         cfg: its configuration.
         model: the model in inference mode.
     """

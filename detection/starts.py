@@ -1,6 +1,6 @@
 """What a detector starts from: `START=coco | imagenet | random`, a file, a run folder, or a name of a hub.
 
-Weights of a classifier fill a backbone. A whole detector of others is one that a leaf of `detection/configs` describes,
+Weights of a classifier fill a backbone. A third-party detector is one that a leaf of `detection/configs` describes,
 `*_coco.yaml` or `*_zoo.yaml`: it can be used and evaluated as it is, and trained further. A file is known by what it
 holds, not by its name.
 """
@@ -18,7 +18,7 @@ import torch
 import torchvision
 from detectron2.config import CfgNode
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 from common.exported import is_exported
 from common.runtime import default_device
 from common.weights import LOCAL_WEIGHTS, read_checkpoint, weights_of
@@ -45,7 +45,7 @@ DARKNET_MD5 = {
 
 
 class ForeignDetector(NamedTuple):
-    """A whole detector of others.
+    """A third-party detector.
 
     Attributes:
         leaf: name of the configuration that computes as it does.
@@ -117,7 +117,7 @@ def read_leaf(leaf: str, options: Sequence[str] = ()) -> CfgNode:
 
 @functools.cache  # it reads the file, and several ask
 def identify(weights: str) -> ForeignDetector | None:
-    """Which whole detector of others `MODEL.WEIGHTS` names; None where it is none, or one of a run of this project.
+    """Which third-party detector `MODEL.WEIGHTS` names; None where it is none, or one of a run of this project.
 
     Raises:
         UserError: a file of Darknet's detectors has classes of its own and no list of their names beside it.
@@ -170,7 +170,7 @@ def is_foreign_file(path: Path) -> bool:
 
 
 def foreign_cfg(weights: str, options: Sequence[str] = ()) -> CfgNode:
-    """The configuration of a whole detector of others, with its classes.
+    """The configuration of a third-party detector, with its classes.
 
     Args:
         weights: see `resolve_start`.
@@ -212,7 +212,7 @@ def folder_of(weights: str, output: Path = Path("output")) -> Path:
 
 def unfetched(source: str, file: str, error: Exception) -> UserError:
     """What to say of weights that a hub does not give, and under which name their file is looked for."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     return UserError(
         f"{source}: pretrained weights cannot be fetched ({reason}); put the file here as {LOCAL_WEIGHTS / file}, name "
         "one (START=path) or train from random weights (START=random)"
@@ -243,7 +243,7 @@ def darknet_file(name: str) -> Path:
     return path
 
 
-def follow_weights(cfg: CfgNode) -> None:
+def compute_as_darknet(cfg: CfgNode) -> None:
     """Takes Darknet's arithmetic and range of pixels, in place, where `MODEL.WEIGHTS` is a file of its backbone."""
     path = Path(cfg.MODEL.WEIGHTS)
     if cfg.MODEL.META_ARCHITECTURE == "YOLOv3" and path.is_file() and is_darknet_file(path):
@@ -253,7 +253,7 @@ def follow_weights(cfg: CfgNode) -> None:
         logger.info("%s is Darknet's: computing as it does, on images from 0 to 1", path)
 
 
-def train_all(cfg: CfgNode, given: Sequence[str]) -> None:
+def unfreeze_backbone(cfg: CfgNode, given: Sequence[str]) -> None:
     """Has the whole backbone trained, in place, BatchNorm and all, as one from random weights must be.
 
     Args:

@@ -33,7 +33,7 @@ from common.processes import (
 from common.run_folder import truncate_metrics
 from common.runtime import gradient_scaler
 from common.stream import derive_seed
-from common.weights import load_state, read_last, resume_optimizer, save_checkpoint
+from common.weights import is_finite, load_state, read_last, resume_optimizer, save_checkpoint
 from detection.checkpoint import load_initial_weights
 from detection.config import blamed_on
 from detection.data_loader import build_test_loader, build_training_loader
@@ -53,6 +53,7 @@ from detection.hooks import (
 from detection.modeling import build_model
 from detection.optimizer import build_optimizer
 from detection.schedule import describe_schedule
+from detection.voc import records_of
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +102,10 @@ class Trainer(SimpleTrainer):
         self.scheduler = build_lr_scheduler(cfg, optimizer)
 
         self.evaluator = Evaluator(cfg)
-        dataset_dicts = [entry for name in cfg.DATASETS.TRAIN for entry in DatasetCatalog.get(name)]
+        dataset_dicts = records_of(cfg.DATASETS.TRAIN)
         # Tells the images of one training from those of another, wherever they lie.
         self.data = derive_seed(*(entry["image_id"] for entry in dataset_dicts))
+        self.test_data = derive_seed(*(entry["image_id"] for entry in records_of(cfg.DATASETS.TEST)))
         self.averaging = WeightAveraging(self.bare_model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
         self.best = BestCheckpoint(self._save_best, cfg.TEST.PATIENCE, cfg.TEST.MIN_RISE)
         self.writer = MetricsWriter(cfg.SOLVER.LOG_PERIOD, len(dataset_dicts), cfg.SOLVER.IMS_PER_BATCH)
@@ -116,7 +118,7 @@ class Trainer(SimpleTrainer):
                 Evaluate(cfg.TEST.EVAL_PERIOD, self.evaluate),
                 self.best,
                 self.writer if is_main_process() else None,
-                LastCheckpoint(self._save_last, cfg.SOLVER.CHECKPOINT_PERIOD),
+                LastCheckpoint(self._save_last, cfg.SOLVER.CHECKPOINT_PERIOD, self.best),
             ]
         )
         self.start_iter = 0
@@ -227,6 +229,8 @@ class Trainer(SimpleTrainer):
 
     def _save_last(self) -> None:
         self._check_losses()
+        if not is_finite(self.bare_model):
+            raise FloatingPointError("a weight is not finite")
         state = {
             "iteration": self.iter,
             "optimizer": self.optimizer.state_dict(),
@@ -235,6 +239,7 @@ class Trainer(SimpleTrainer):
             "rows": self.writer.state_dict(),
             "losses": {"names": self.loss_names, "sum": self.loss_sum},
             "data": self.data,
+            "test_data": self.test_data,
         }
         average = {"average": self.averaging.average.state_dict()} if self.averaging else {}
         save_checkpoint(
@@ -263,7 +268,10 @@ class Trainer(SimpleTrainer):
             group["lr"] = rate
         if state["grad_scaler"]:  # empty where the precision was another
             self.grad_scaler.load_state_dict(state["grad_scaler"])
-        self.best.load_state_dict(state["best"])
+        if state.get("test_data", self.test_data) == self.test_data:
+            self.best.load_state_dict(state["best"])
+        else:
+            logger.info("%s was tested on other images: its best evaluation counts no more", resumed)
         self.writer.load_state_dict(state["rows"])
         self.loss_names, self.loss_sum = state["losses"]["names"], state["losses"]["sum"].to(self.loss_sum)
         if self.averaging and "average" in last:

@@ -9,7 +9,7 @@ with the name of the folder.
 import difflib
 import gc
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -202,6 +202,11 @@ def default_train(root: Path) -> tuple[str, ...]:
     if "train" in present:
         return ("voc_train",)
     raise _without_pair(root, present)
+
+
+def records_of(names: Iterable[str]) -> list[dict]:
+    """The dataset dicts of several registered datasets, in their order."""
+    return [record for name in names for record in DatasetCatalog.get(name)]
 
 
 def default_test(root: Path) -> tuple[str, ...]:

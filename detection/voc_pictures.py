@@ -17,7 +17,7 @@ def cached_headers(dirname: Path, split: str, files: Sequence[str]) -> list[Head
 
     Args:
         dirname: the folder in VOC's layout.
-        split: that the pictures are of.
+        split: that the pictures belong to.
         files: the pictures, below `dirname`.
     """
     names = [file.removeprefix(f"{dirname}{os.sep}") for file in files]
@@ -66,9 +66,9 @@ def find_odd(
     for file, size, header in zip(files, sizes, headers, strict=True):
         if isinstance(header, str):
             odd[file] = header
-        elif size not in (header[:2], header.stored):
-            odd[file] = wrong_size(header[:2], size)
-        elif header.orientation > 1 and header[:2] == header.stored:
+        elif size not in (header.size, header.stored):
+            odd[file] = wrong_size(header.size, size)
+        elif header.orientation > 1 and header.size == header.stored:
             undecided.append(file)
     return odd, undecided
 

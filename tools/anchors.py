@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from detectron2.data import DatasetCatalog
 
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
 from detection.config import CONFIGS, get_cfg, merge_file
-from detection.voc import OFFICIAL_FOLDERS, default_train, register_voc
+from detection.voc import OFFICIAL_FOLDERS, default_train, records_of, register_voc
 from detection.yolov3.anchors import kmeans_anchors, mean_best_iou
 
 
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     root, _ = resolve_data_root(args.data, OFFICIAL_FOLDERS.values())
     register_voc(root)
     splits = default_train(root)
-    sizes = object_sizes([record for split in splits for record in DatasetCatalog.get(split)], args.size)
+    sizes = object_sizes(records_of(splits), args.size)
     count = old.shape[0] * old.shape[1]
     if len(sizes) < count:
         raise UserError(f"{root}: {len(sizes)} objects in {', '.join(splits)}, expected {count} or more for k-means")

@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, variable in VARIABLES.items():
         coco = "" if variable == "BIRD" else ", or coco"
         parser.add_argument(f"--{variable.lower()}", help=f"weights of {name}{coco}; default those of the newest run")
-    parser.add_argument("--start", help="coco for both detectors of others, or one as a file or a name of a hub")
+    parser.add_argument("--start", help="coco for both third-party detectors, or one as a file or a name of a hub")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("--score", type=parse_score, default=0.5, help="objects shown have at least this score")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 from tqdm import tqdm
@@ -37,7 +37,7 @@ from detection.error_analysis import KINDS, ErrorAnalysis, analyse_errors, plot_
 from detection.experiment import check_datasets, newest_detector
 from detection.modeling import start_by_model
 from detection.predict import Detector
-from detection.voc import default_test, register_voc
+from detection.voc import default_test, records_of, register_voc
 
 CHOICE_SEED = 0
 MAX_PICTURES = 20  # of a split; every photograph that is named gets one
@@ -90,7 +90,7 @@ def read_split(
     """
     roots = [detector.cfg.DATASETS.ROOT for detector in detectors]
     if data is None and not all(roots):
-        raise UserError("DATA is not given; expected the data to compare on, which a detector of others does not name")
+        raise UserError("DATA is not given; expected the data to compare on, since a third-party detector names none")
     if data is None and roots[0] != roots[1]:
         raise UserError(
             f"{detectors[0].weights} was trained on {roots[0]}, {detectors[1].weights} on {roots[1]}; "
@@ -111,7 +111,7 @@ def read_split(
                 f"{detector.weights}: knows none of the classes of {cfg.DATASETS.ROOT} ({', '.join(classes[:3])}, "
                 "...); expected weights trained on such data"
             )
-    records = [record for name in cfg.DATASETS.TEST for record in DatasetCatalog.get(name)]
+    records = records_of(cfg.DATASETS.TEST)
     chosen = np.random.default_rng(CHOICE_SEED).permutation(len(records))[:limit]
     return ", ".join(cfg.DATASETS.TEST), [records[i] for i in np.sort(chosen)], classes
 
@@ -302,7 +302,7 @@ def compare_photographs(
         drawn += 1
         photograph["picture"] = pictures[number]
         write_picture(folder / pictures[number], Image.fromarray(picture(image, shown, milliseconds, colors)))
-    left_out.refuse_none_left()
+    left_out.raise_if_all()
     return photographs, found_by
 
 
@@ -390,7 +390,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(folder / "comparison.json", comparison | {"photographs": photographs})
     drawn = sum("picture" in photograph for photograph in photographs)
     print(f"{drawn} pictures, tables and comparison.json are in {folder}")
-    left_out.refuse_any()
+    left_out.raise_if_any()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from common.errors import UserError
+from common.errors import UserError, first_line
 
 
 class Command(NamedTuple):
@@ -128,7 +128,7 @@ def read_entries(path: Path) -> list[Entry]:
             entry = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Entry), item))
         except (OmegaConfBaseException, TypeError, RecursionError) as error:
             key = getattr(error, "full_key", None)
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             known = ", ".join(Entry.__dataclass_fields__)
             raise UserError(f"{where}: {key + ': ' if key else ''}{reason}; the keys are: {known}") from None
         assert isinstance(entry, Entry), "it is merged into one"
@@ -159,6 +159,8 @@ def _check(entry: Entry, before: Sequence[Entry], names: Collection[str], where:
     for key in ("recipe", "config", "start", "seeds"):
         if command.number_of and getattr(entry, key) is not None:
             raise UserError(f"{where}: {key}: {entry.command} trains nothing; the runs that it is of say it")
+    if entry.images is not None and command.images is None:
+        raise UserError(f"{where}: images: {entry.command} takes none")
     if entry.recipe and entry.config:
         raise UserError(f"{where}: recipe and config: expected one of them")
     if entry.seeds is not None and (not entry.seeds or min(entry.seeds) < 0 or len({*entry.seeds}) < len(entry.seeds)):
@@ -231,6 +233,7 @@ def list_stages(
             words = ["--start", sources[0], *(["--data", entry.data] if entry.data else [])]
         else:
             words = ["--frcnn", sources[0], "--yolov3", sources[1], "--out", str(output / entry.name)]
+            words += ["--data", entry.data] if entry.data else []
         words += [*shlex.split(entry.options), *(entry.images or (images if entry.images is not None else ()))]
         name = entry.name if command.images else f"{entry.name}-seed{seed}"
         of = tuple(_parts(name)[0] for name in entry.of)

@@ -195,7 +195,7 @@ def predict_files(
     """Predicts, draws and writes; a file that cannot be read is named and left out.
 
     Args:
-        model: that predicts.
+        model: the trained model.
         paths: photographs and videos.
         out: folder of the results.
         score: what is told has at least this one.
@@ -253,14 +253,14 @@ def predict_files(
                 entries[place].clear()
                 left_out(place, error)
 
-    left_out.refuse_none_left()
+    left_out.raise_if_all()
     lines = ",\n".join(entry for of_file in entries for entry in of_file)
     write_text(out / "predictions.json", f"[\n{lines}\n]\n")
     print(
         f"{sum(map(len, entries))} predictions on {len(paths) - left_out.count} files, with predictions.json, are in "
         f"{out}" + "; the sound of videos is not kept" * bool(annotated_videos)
     )
-    left_out.refuse_any()
+    left_out.raise_if_any()
 
 
 @exits_on_user_error
@@ -276,10 +276,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     keep_freed_memory()
     model = load_model(args.start, args.model)
-    is_classifier = isinstance(model, BirdClassifier)
-    if args.voc_xml and is_classifier:
+    names_species = isinstance(model, BirdClassifier)
+    if args.voc_xml and names_species:
         raise UserError(f"{args.start}: is a classifier, which finds no boxes; expected a detector for VOC_XML=1")
-    if args.score is not None and is_classifier:
+    if args.score is not None and names_species:
         raise UserError(f"{args.start}: is a classifier, which names five species; expected a detector for SCORE=")
     score = model.min_score if args.score is None else args.score
     if isinstance(model, Detector) and score == "best":

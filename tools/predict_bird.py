@@ -53,8 +53,8 @@ def main() -> None:
                 lines.append(f"  {drawn}")
             progress.write("\n".join(lines))
             progress.update()
-    left_out.refuse_none_left()
-    left_out.refuse_any()
+    left_out.raise_if_all()
+    left_out.raise_if_any()
 
 
 def _beside(image: torch.Tensor, heat: torch.Tensor) -> Image.Image:

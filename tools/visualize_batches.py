@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from detectron2.structures import ImageList
 from PIL import Image
 
@@ -15,6 +14,7 @@ from detection.config import LEAF, RECIPES
 from detection.data_loader import build_training_stream
 from detection.drawing import Picture, beside, class_colors
 from detection.experiment import new_experiment
+from detection.voc import records_of
 
 MAX_IMAGES = 16  # drawn of a batch
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     experiment = new_experiment(args)
     experiment.resolve()
     cfg, name = experiment.cfg, experiment.name
-    entries = [entry for dataset in cfg.DATASETS.TRAIN for entry in DatasetCatalog.get(dataset)]
+    entries = records_of(cfg.DATASETS.TRAIN)
     size = cfg.SOLVER.IMS_PER_BATCH
     stream = build_training_stream(cfg, entries)
     folder = args.output / "batches" / name

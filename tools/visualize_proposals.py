@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -31,7 +30,7 @@ from detection.drawing import Picture, beside, class_colors, color_scale
 from detection.experiment import newest_detector, use_test_data
 from detection.predict import Detector
 from detection.proposals import proposal_recall, record_proposals, to_original
-from detection.voc import OFFICIAL_FOLDERS
+from detection.voc import OFFICIAL_FOLDERS, records_of
 
 CHOICE_SEED = 0
 RECALL_IMAGES = 100  # test images that recall is measured on
@@ -130,7 +129,7 @@ def main() -> None:
     measured: list[dict] = []
     if not entries:
         use_test_data(cfg, args.data)
-        tested = [entry for name in cfg.DATASETS.TEST for entry in DatasetCatalog.get(name)]
+        tested = records_of(cfg.DATASETS.TEST)
         with_objects = [entry for entry in tested if entry["annotations"]]
         order = np.random.default_rng(CHOICE_SEED).permutation(len(with_objects))
         entries = [with_objects[index] for index in order[:4]]
@@ -165,7 +164,7 @@ def main() -> None:
                 ],
             }
         )
-    left_out.refuse_none_left()
+    left_out.raise_if_all()
     write_json(folder / "proposals.json", records)
 
     if measured:
@@ -181,7 +180,7 @@ def main() -> None:
         print(f"Recall of the proposals at IoU 0.5 on {title}, difficult ones left out:")
         print(recall.to_string(index=False, float_format="%.3f"))
     print(f"{len(records)} pictures and proposals.json (boxes x, y, width, height in pixels, from 0) are in {folder}")
-    left_out.refuse_any()
+    left_out.raise_if_any()
 
 
 if __name__ == "__main__":

@@ -91,6 +91,11 @@ class YOLOBox2BoxTransform:
         half_sizes = anchor_sizes * deltas[..., 2:].clamp(max=SCALE_CLAMP).exp() / 2
         return torch.cat([centres - half_sizes, centres + half_sizes], dim=-1)
 
+    def decode(self, logits: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:
+        """The boxes that a network means, whose places in their cells (the first two columns) are logits yet."""
+        deltas = torch.cat([logits[..., :2].sigmoid(), logits[..., 2:]], dim=-1)
+        return self.apply_deltas(deltas, anchors, strides)
+
 
 def shape_iou(sizes1: Tensor, sizes2: Tensor) -> Tensor:
     """IoU (N, M) of boxes that share their centre, from their widths and heights (N, 2) and (M, 2)."""

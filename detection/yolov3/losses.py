@@ -89,8 +89,7 @@ class YOLOv3Loss:
         sizes = targets.boxes[:, 2:] - targets.boxes[:, :2]
         weights = self.box_reg_loss_weight * targets.weights * (2 - sizes.prod(1) / image_area)
         if self.box_reg_loss_type in BOX_IOU_LOSSES:
-            deltas = torch.cat([logits[:, :2].sigmoid(), logits[:, 2:]], dim=1)
-            boxes = self.transform.apply_deltas(deltas, anchors, strides)
+            boxes = self.transform.decode(logits, anchors, strides)
             return {"loss_box_reg": (weights * BOX_IOU_LOSSES[self.box_reg_loss_type](boxes, targets.boxes)).sum()}
         deltas = self.transform.get_deltas(anchors, targets.boxes, strides)
         # An object whose centre lies beyond the far edge was given to the last cell.

@@ -148,9 +148,9 @@ class YOLOv3(Autocast, DenseDetector):
         topk = self.test_topk_candidates
         scores, best = scores.topk(count.clamp(max=topk) if isinstance(count, Tensor) else min(count, topk))
         candidates, classes = candidates[rows[best]], classes[best]
-        deltas = predictions[candidates, :4]
-        deltas = torch.cat([deltas[:, :2].sigmoid(), deltas[:, 2:]], dim=1)
-        boxes = self.box2box_transform.apply_deltas(deltas, grid.anchors[candidates], grid.anchor_strides[candidates])
+        boxes = self.box2box_transform.decode(
+            predictions[candidates, :4], grid.anchors[candidates], grid.anchor_strides[candidates]
+        )
         keep = batched_nms(boxes, scores, classes, self.test_nms_thresh)[: self.max_detections_per_image]
         return Instances(image_size, pred_boxes=Boxes(boxes[keep]), scores=scores[keep], pred_classes=classes[keep])
 

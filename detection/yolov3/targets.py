@@ -143,8 +143,7 @@ def _find_ignored_among_all(
 
     All pairs of an image cost a GPU less than the wait for how many of them are worth the computation.
     """
-    places = torch.cat([deltas[..., :2].sigmoid(), deltas[..., 2:]], dim=-1)
-    predicted = transform.apply_deltas(places, grid.anchors, grid.anchor_strides)
+    predicted = transform.decode(deltas, grid.anchors, grid.anchor_strides)
     return torch.stack(
         [
             (pairwise_iou(Boxes(ours), Boxes(theirs)) > thresh).any(dim=1)
@@ -178,9 +177,7 @@ def _find_ignored_among_near(
         log_ratios -= log_boxes[:, axis].index_select(0, owners)
         similar = (log_ratios.abs() < 1e-3 - math.log(thresh)).nonzero()[:, 0]
         owners, near, slots = owners[similar], near[similar], slots[similar]
-    near_deltas = deltas[slots]
-    near_deltas[:, :2] = near_deltas[:, :2].sigmoid()
-    near_boxes = transform.apply_deltas(near_deltas, grid.anchors[near], grid.anchor_strides[near])
+    near_boxes = transform.decode(deltas[slots], grid.anchors[near], grid.anchor_strides[near])
     overlaps = matched_pairwise_iou(Boxes(near_boxes), Boxes(boxes[owners])) > thresh
     ignored.view(-1)[slots[overlaps]] = True
     return ignored

@@ -119,6 +119,18 @@ def test_without_network_the_two_ways_on_are_named(tmp_path, monkeypatch, name):
         build_model(name, 200, pretrained=True)
 
 
+def test_a_broken_file_in_weights_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path("weights/resnet18.safetensors")
+    path.parent.mkdir()
+    path.write_text("<!doctype html><title>Sign in</title>")
+    with pytest.raises(UserError, match=f"^{path}: is a web page"):
+        build_model("resnet18", 200, pretrained=True)
+    path.write_bytes(b"\x10\0\0\0\0\0\0\0{cut off")
+    with pytest.raises(UserError, match=f"^{path}: "):
+        build_model("resnet18", 200, pretrained=True)
+
+
 @pytest.mark.parametrize("classes", [2, 5, 200])
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "test_vit"])
 def test_a_new_head_takes_no_class_for_certain(name, classes):

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from classification.model import build_model
-from classification.sweep import Trial, main, run_trials
+from classification.recipe import Recipe
+from classification.sweep import Trial, _sweep_folder, main, run_trials
 from classification.train import RECIPES
 
 SETTINGS = ["study", "model=test_resnet", "image_size=32", "batch_size=8"]
@@ -79,9 +80,17 @@ def test_ctrl_c_ends_a_sweep_after_the_trial_that_runs(tmp_path, monkeypatch):
 def test_a_sweep_whose_settings_cannot_be_read_is_left_alone(sweep, tmp_path):
     folder = tmp_path / "test_resnet-study-random-grid"
     folder.mkdir()
+    (folder / "config.yaml").write_text("of another version: [")
     code, said, complaint = sweep("grid", *SETTINGS, "pretrained=0", "--lrs", "1e-9", "--epochs", "1")
     assert code == 0, complaint
     assert said.startswith(f"{folder}-2\n")
+
+
+def test_a_sweep_that_was_killed_as_soon_as_its_folder_was_made_goes_on_in_it(tmp_path):
+    (tmp_path / "grid").mkdir()
+    assert _sweep_folder(tmp_path, "grid", Recipe()) == tmp_path / "grid"
+    assert _sweep_folder(tmp_path, "grid", Recipe()) == tmp_path / "grid"
+    assert _sweep_folder(tmp_path, "grid", Recipe(lr=0.5)) == tmp_path / "grid-2"
 
 
 @pytest.mark.usefixtures("trials_are_forked")

@@ -1,6 +1,7 @@
 """One training: what it learns, chooses, and leaves behind."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -85,6 +86,27 @@ def test_patience_stops_and_a_stopped_run_stays_stopped(tiny_root, tmp_path, cap
 def test_a_diverging_run_says_so(tiny_root, tmp_path):
     with pytest.raises(UserError, match="the run diverged; lower the rate"):
         train_in(tmp_path / "run", tiny_root, lr=1e30)
+
+
+def test_a_last_step_that_diverges_leaves_the_checkpoints_before_it(tiny_root, tmp_path):
+    """Its own loss was computed before it, and is finite."""
+    train_in(tmp_path / "run", tiny_root, epochs=1)
+    files = [tmp_path / "run" / name for name in ("model_best.pth", "model_last.pth")]
+    before = [file.read_bytes() for file in files]
+    recipe, model = Recipe(**{**TINY, "epochs": 2}), build_model("test_resnet", 5)
+    training = Run(recipe, read_cub(tiny_root), model, torch.device("cpu"), tmp_path / "run")
+    train = training.trainer.train
+
+    def train_and_explode(*arguments):
+        row = train(*arguments)
+        with torch.no_grad():
+            next(training.model.parameters()).fill_(math.inf)
+        return row
+
+    training.trainer.train = train_and_explode
+    with pytest.raises(UserError, match="a weight is no number after iteration 6: the run diverged"):
+        training.train(tmp_path / "run")
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_a_batch_larger_than_the_data_is_refused(tiny_root, tmp_path):

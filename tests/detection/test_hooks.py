@@ -115,9 +115,18 @@ def test_the_best_is_saved_and_patience_ends_the_training(
 @pytest.mark.parametrize(("period", "expected"), [(3, [2, 5, 6]), (1, list(range(7))), (50, [6])])
 def test_last_checkpoint(period: int, expected: list[int]) -> None:
     saved = []
-    loop = Loop([LastCheckpoint(lambda: saved.append(loop.iter), period)])
+    loop = Loop([LastCheckpoint(lambda: saved.append(loop.iter), period, BestCheckpoint(lambda: None, 0, 0.0))])
     loop.iterate(0, 7)
     assert saved == expected
+
+
+def test_the_last_checkpoint_knows_of_every_best_one() -> None:
+    values, saved = [0.1, 0.3, 0.2, 0.4, 0.4], []
+    best = BestCheckpoint(lambda: None, 0, 0.0)
+    last = LastCheckpoint(lambda: saved.append(loop.iter), 100, best)
+    loop = Loop([Evaluate(2, lambda: {METRIC: values[loop.iter // 2]}), best, last])
+    loop.iterate(0, 10)
+    assert saved == [1, 3, 7, 9]  # the last for it is at the end
 
 
 def test_last_checkpoint_of_an_early_stop() -> None:
@@ -125,7 +134,8 @@ def test_last_checkpoint_of_an_early_stop() -> None:
         loop.stop_requested = loop.iter == 3
 
     saved = []
-    loop = Loop([LastCheckpoint(lambda: saved.append(loop.iter), 100)], stop)
+    last = LastCheckpoint(lambda: saved.append(loop.iter), 100, BestCheckpoint(lambda: None, 0, 0.0))
+    loop = Loop([last], stop)
     loop.iterate(0, 10)
     assert saved == [3]
 

@@ -162,6 +162,19 @@ def test_what_cannot_be_resumed_leaves_the_run_as_it_was(detector, trained: Path
     assert contents(trained) == before
 
 
+def test_another_test_set_has_a_best_of_its_own(detector, copied: Path) -> None:
+    """No AP of it would be as high as that of the former one."""
+    checkpoint = last(copied)
+    checkpoint["trainer"]["best"] |= {"value": 2.0, "reference": 2.0}
+    torch.save(checkpoint, copied / "model_last.pth")
+    words = ("SOLVER.MAX_ITER", "16", "DATASETS.TEST", "('voc_trainval',)", "TEST.EVAL_PERIOD", "2")
+    code, printed = resume(detector, copied, *words)
+    assert code == 0, printed
+    assert "its best evaluation counts no more" in printed
+    best = torch.load(copied / "model_best.pth", weights_only=True)
+    assert best["iteration"] >= 12 and best["AP50_11point"] <= 1
+
+
 def test_other_photographs_are_another_training(detector, copied: Path, voc_folder: Path, tmp_path: Path) -> None:
     """One photograph fewer, of equal classes."""
     before = contents(copied)

@@ -1,4 +1,4 @@
-"""What a detector starts from: files known by what they hold, whole detectors of others, classes carried over."""
+"""What a detector starts from: files known by what they hold, third-party detectors, classes carried over."""
 
 import json
 import logging
@@ -349,7 +349,7 @@ def test_evaluated_on_what_has_nothing_to_train_on(detector, coco_file: Path, vo
 def test_what_was_not_trained_here_is_tested_on_the_data_that_is_here(
     coco_file: Path, voc07: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As an exported or a converted detector of others, whose configuration names no data."""
+    """As an exported or a converted third-party detector, whose configuration names no data."""
     (voc07 / "VOC2012").mkdir()
     monkeypatch.chdir(voc07.parent)
     cfg = foreign_cfg(str(coco_file))

@@ -42,6 +42,13 @@ def test_every_training_runs_once_a_seed_and_so_does_its_evaluation(tmp_path: Pa
     assert parse_args(stages["a-evaluated-seed2"].arguments[2:]).start == "o/a-seed2"
     ahead = stages["ahead"].arguments
     assert [ahead[ahead.index(flag) + 1] for flag in ("--frcnn", "--yolov3")] == ["o/other-seed7", "o/a-seed1"]
+    assert "--data" not in ahead
+
+
+def test_two_are_compared_on_the_data_that_is_named(tmp_path: Path) -> None:
+    pair = {"name": "pair", "command": "compare-detectors", "of": ["a", "a"], "data": "elsewhere"}
+    ahead = stages_of(tmp_path, [TRAIN, pair])["pair"].arguments
+    assert ahead[ahead.index("--data") + 1] == "elsewhere"
 
 
 def test_a_run_starts_from_another_of_the_list_of_its_own_seed_where_there_is_one(tmp_path: Path) -> None:
@@ -113,6 +120,7 @@ def test_photographs_are_those_of_the_list_or_those_given_or_the_item_is_left_ou
         ("- {name: a, command: eval-frcnn, of: [b]}", "of b: expected a training of detectors that stands above it"),
         ("- {name: a, command: finetune}\n- {name: b, command: eval-frcnn, of: [a]}", "of a: expected a training of d"),
         ("- {name: a, command: finetune}\n- {name: b, command: finetune, of: [a]}", "of names 1 runs; finetune exp"),
+        ("- {name: a, command: train-frcnn, images: [b.jpg]}", "images: train-frcnn takes none"),
         ("- {name: a, command: finetune, start: a}", "a: start a: expected a training that stands above it"),
         ("- {name: a, command: finetune, start: b/c}\n- {name: b, command: sweep}", "start b/c: expected a training"),
         (

@@ -41,7 +41,7 @@ def busy(root: Path, rounds: int = ROUNDS) -> pd.DataFrame:
 
     Args:
         root: data root; its first training images are resized and taken.
-        rounds: that count.
+        rounds: timed ones, after one of warm-up.
 
     Raises:
         UserError: a job lacks its data.

@@ -32,7 +32,7 @@ def speed(root: Path, rounds: int = ROUNDS) -> pd.DataFrame:
 
     Args:
         root: data root; its first training images are taken, and a few calibrate int8.
-        rounds: that count.
+        rounds: timed ones, after one of warm-up.
     """
     try:
         for name in ("openvino", "onnx", "onnxruntime", "nncf"):

@@ -57,7 +57,7 @@ def speed(root: Path, size: tuple[int, int] = (600, 800), rounds: int = ROUNDS) 
     Args:
         root: data root; its first training images are resized and taken.
         size: height and width of the images.
-        rounds: that count.
+        rounds: timed ones, after one of warm-up.
     """
     samples = read_samples(root, 4, size)
     rows = _speed_on("cpu", samples, rounds)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from detectron2.data import DatasetCatalog
 from torchvision.io import write_jpeg
 from torchvision.transforms.v2.functional import resize
 
@@ -24,7 +23,7 @@ from common.prediction import Prediction
 from common.runtime import default_device, keep_freed_memory
 from detection.predict import Detector
 from detection.trainer import Evaluator
-from detection.voc import default_test, register_voc
+from detection.voc import default_test, records_of, register_voc
 from detection.voc_annotations import annotation_xml
 from tools.bench.runs import CLASSES, save_faster_rcnn, save_resnet18, save_yolov3
 from tools.bench.timing import Contender, compare, our_precision
@@ -49,7 +48,7 @@ def pipeline(root: Path, most: int = 256, rounds: int = ROUNDS) -> pd.DataFrame:
     Args:
         root: data root; its first test images are taken, again and again where they are too few.
         most: photographs of a network, at most.
-        rounds: that count.
+        rounds: timed ones, after one of warm-up.
     """
     keep_freed_memory()
     rows: list[dict] = []
@@ -89,7 +88,7 @@ def write_photographs(root: Path, folder: Path, count: int) -> list[Path]:
         (folder / name).mkdir(parents=True)
     (folder / "labels.txt").write_text("\n".join(CLASSES))
     register_voc(root)
-    records = [record for name in default_test(root) for record in DatasetCatalog.get(name)]
+    records = records_of(default_test(root))
     height, width = SIZE
     paths = []
     for number in range(count):

@@ -96,7 +96,7 @@ def compare(what: str, contenders: Sequence[Contender], rounds: int = ROUNDS, im
     Args:
         what: they all do.
         contenders: ours first.
-        rounds: that count.
+        rounds: timed ones, after one of warm-up.
         images: that a run deals with; with 0 the table has no rate.
     """
     return rows(what, contenders, [times[1:] for times in in_turn(contenders, rounds)], images)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, TypeVar
 import pandas as pd
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from detectron2.data import DatasetMapper as StockDatasetMapper
 from torchvision import tv_tensors
 from torchvision.io import write_jpeg
@@ -26,7 +25,7 @@ from detection.augmentation import build_augmentations
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.data_loader import build_training_stream
 from detection.dataset_mapper import DatasetMapper
-from detection.voc import VOC_CLASSES, default_train, register_voc
+from detection.voc import VOC_CLASSES, default_train, records_of, register_voc
 from tools.bench.faster_rcnn import Detector, build_ours, read_samples
 from tools.bench.rivals import has_ultralytics
 from tools.bench.timing import ROUNDS, Contender, compare, our_precision
@@ -56,12 +55,12 @@ def training_images(
     Args:
         root: data root.
         images: images to map.
-        rounds: that count.
+        rounds: timed ones, after one of warm-up.
         large: height and width of the large photograph, the first of `root` made larger.
         size: height and width of the images of a training step, whose rate is told for comparison.
     """
     register_voc(root)
-    records = [record for name in default_train(root) for record in DatasetCatalog.get(name)]
+    records = records_of(default_train(root))
     table = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

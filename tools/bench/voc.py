@@ -31,7 +31,7 @@ def loader(root: Path, images: int = 16551, rounds: int = ROUNDS) -> pd.DataFram
     Args:
         root: data root, whose annotations are repeated until there are enough.
         images: annotation files.
-        rounds: that count.
+        rounds: timed ones, after one of warm-up.
     """
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
@@ -60,7 +60,7 @@ def evaluator(root: Path, images: int = 4952, detections: int = 100, rounds: int
         root: data root, whose annotations are repeated until there are enough.
         images: images.
         detections: detections on each.
-        rounds: that count.
+        rounds: timed ones, after one of warm-up.
     """
     name = "bench_voc_evaluator"
     with tempfile.TemporaryDirectory() as folder:

@@ -48,7 +48,7 @@ def speed(root: Path, size: int = 416, rounds: int = ROUNDS) -> pd.DataFrame:
     Args:
         root: data root; its first training images are resized and taken.
         size: height and width of the images, a multiple of 32.
-        rounds: that count.
+        rounds: timed ones, after one of warm-up.
     """
     rows = _speed_on("cpu", root, size, rounds)
     if torch.cuda.is_available():
@@ -84,7 +84,7 @@ def targets(root: Path, images: int = 64, objects: int = 20, rounds: int = 9) ->
         root: not used.
         images: images in the batch.
         objects: objects in each.
-        rounds: that count.
+        rounds: timed ones, after one of warm-up.
     """
     scenes = random_scenes(images, objects)
     contenders = [
@@ -283,8 +283,7 @@ def assign_in_a_loop(
     classes: dict[tuple[int, int], int] = {}
     ignored = torch.zeros(deltas.shape[:2], dtype=torch.bool)
     for image, instances in enumerate(gt_instances):
-        places = torch.cat([deltas[image, :, :2].sigmoid(), deltas[image, :, 2:]], dim=1)
-        predicted = Boxes(transform.apply_deltas(places, grid.anchors, grid.anchor_strides))
+        predicted = Boxes(transform.decode(deltas[image], grid.anchors, grid.anchor_strides))
         for index, label in enumerate(instances.gt_classes.tolist()):
             box = instances.gt_boxes[index]
             ignored[image] |= pairwise_iou(predicted, box)[:, 0] > ignore_thresh
