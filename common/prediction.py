@@ -4,7 +4,7 @@ import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -126,6 +126,24 @@ class Predictor(ABC):
         Raises:
             UserError: an image cannot be read, and nobody wants to be told of that.
         """
+        waiting: dict[Hashable, list[tuple[int, dict, Any]]] = {}
+        for index, sample, kept in self._read_ahead(images, keep, leave_out):
+            size = self.size_of(sample)
+            waiting.setdefault(size, []).append((index, sample, kept))
+            if len(waiting[size]) == self.batch_size:
+                yield from self._predict(waiting.pop(size))
+            elif sum(map(len, waiting.values())) > 4 * self.batch_size:
+                yield from self._predict(waiting.pop(max(waiting, key=lambda size: len(waiting[size]))))
+        for batch in sorted(waiting.values(), key=len, reverse=True):
+            yield from self._predict(batch)
+
+    def _read_ahead(
+        self,
+        images: Iterable[Source],
+        keep: Callable[[Tensor], Any],
+        leave_out: Callable[[int, UserError], None] | None,
+    ) -> Iterator[tuple[int, dict, Any]]:
+        """The place of each image, its sample and what is kept of it, in order, while threads prepare the next ones."""
 
         def load(image: Source) -> tuple[dict, Any]:
             pixels = as_pixels(image)
@@ -138,29 +156,26 @@ class Predictor(ABC):
 
         numbered = enumerate(images)
         loading: deque[tuple[int, Future]] = deque()
-        waiting: dict[Hashable, list[tuple[int, dict, Any]]] = {}
         # A thread of the pool computes alone, or each would want all cores beside the network.
         with ThreadPoolExecutor(available_cores(), initializer=compute_alone) as pool:
             while True:
                 ahead = self.batch_size + available_cores() - len(loading)
                 loading.extend((index, pool.submit(load, image)) for index, image in islice(numbered, ahead))
-                if loading:
-                    index, future = loading.popleft()
-                    try:
-                        sample, kept = future.result()
-                    except UserError as error:
-                        if leave_out is None:
-                            raise
-                        leave_out(index, error)
-                        continue
-                    waiting.setdefault(self.size_of(sample), []).append((index, sample, kept))
-                elif not waiting:
+                if not loading:
                     return
-                size = max(waiting, key=lambda size: len(waiting[size]))
-                is_full = len(waiting[size]) == self.batch_size
-                if is_full or not loading or sum(map(len, waiting.values())) > 4 * self.batch_size:
-                    indices, samples, kept_of_all = zip(*waiting.pop(size), strict=True)
-                    yield from map(Seen, indices, kept_of_all, self._run_in_memory(list(samples)))
+                index, future = loading.popleft()
+                try:
+                    sample, kept = future.result()
+                except UserError as error:
+                    if leave_out is None:
+                        raise
+                    leave_out(index, error)
+                    continue
+                yield index, sample, kept
+
+    def _predict(self, batch: Sequence[tuple[int, dict, Any]]) -> Iterator[Seen]:
+        places, samples, kept = zip(*batch, strict=True)
+        return map(Seen, places, kept, self._run_in_memory(list(samples)))
 
     def _run_in_memory(self, samples: list[dict]) -> list[Prediction]:
         """Runs a batch, or where it is too large for the memory of a GPU, its halves."""

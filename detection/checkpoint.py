@@ -58,10 +58,12 @@ def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
     if not classes or classes == wanted or random:
         logger.info("Loaded the detector from %s; random, since the classes are others: %s", source, random or "none")
         return
-    known = {new for _, new in pair_classes(classes, wanted)}
-    parts = [[name for index, name in enumerate(wanted) if (index in known) == is_known] for is_known in (True, False)]
-    words = [", ".join(part) or "none" for part in parts]
-    logger.info("Loaded the detector from %s. Classes carried over by name: %s; random: %s", source, *words)
+    known = [wanted[new] for _, new in pair_classes(classes, wanted)]
+    fresh = [name for name in wanted if name not in known]
+    logger.info(
+        "Loaded the detector from %s. Classes carried over by name: %s; random: %s",
+        *(source, ", ".join(known) or "none", ", ".join(fresh) or "none"),
+    )
 
 
 def _read(source: str, model: nn.Module) -> tuple[dict[str, torch.Tensor], str, Sequence[str] | None]:

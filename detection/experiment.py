@@ -13,7 +13,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from common.data_root import data_facts, resolve_data_root
 from common.errors import UserError
-from common.images import refuse_odd
 from common.processes import is_main_process, on_main_process, world_size
 from common.run_folder import find_run_folders, newest_weights, record_session, run_to_resume
 from common.runtime import default_device
@@ -29,6 +28,7 @@ from detection.config import (
     read_run_cfg,
     value_of,
 )
+from detection.data_checks import check_classes, check_datasets, check_pictures
 from detection.schedule import resolve_schedule, scale_to_processes
 from detection.starts import (
     compute_as_darknet,
@@ -41,7 +41,6 @@ from detection.starts import (
 )
 from detection.voc import OFFICIAL_FOLDERS, default_test, default_train, register_voc
 from detection.voc_lists import present_splits
-from detection.voc_pictures import cached_headers, find_odd
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +113,9 @@ class Experiment:
 def new_experiment(args: argparse.Namespace) -> Experiment:
     """The experiment that a command line asks for, not resolved yet.
 
+    The order matters: the file, then the data, then what it starts from, then the scaling to the processes, and last
+    what the user asks for, which is taken as it is.
+
     Args:
         args: `model`, `recipe` or `config`, `data`, `start`, `pretrained`, `backbone` and `opts`.
 
@@ -121,33 +123,52 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
         UserError: data, weights or options are not what was expected.
     """
     root, is_sample = on_main_process(resolve_data_root, args.data, OFFICIAL_FOLDERS.values())
-    if args.start == "imagenet" and not args.pretrained:
-        raise UserError("START=imagenet and PRETRAINED=0: expected one of them")
     path, is_whole = configuration_file(args)
-    if is_whole and args.backbone:
-        raise UserError(f"START={args.start}: is a whole detector; leave BACKBONE={args.backbone} out, or START")
     cfg = get_cfg()
-    bases, given = merge_file(cfg, path)
-    given = [key for key in given if key != "SOLVER.REFERENCE_WORLD_SIZE"]  # it is read before the scaling alone
-    if not args.config:
-        given = []
+    bases, set_by_file = merge_file(cfg, path)
+    # The world size is read before the scaling alone; what a recipe sets is not the user's doing.
+    set_by_file = [key for key in set_by_file if key != "SOLVER.REFERENCE_WORLD_SIZE"] if args.config else []
     if is_sample:
-        small = CONFIGS / f"Sample-{args.model}.yaml"
-        is_small = not args.config and not is_whole  # a whole detector's weights have no place in the small network
-        if is_small:
-            merge_file(cfg, small)
-        logger.warning(
-            "\n%s\nNo VOC data: %s holds the drawn SAMPLE, taken with %s.\n"
-            "Its figures say nothing about Pascal VOC. Real data: make datasets, or DATA=path.\n%s",
-            *("=" * 100, root, f"a configuration sized for it ({small.name})" if is_small else path.name, "=" * 100),
-        )
+        # The weights of a third-party detector have no place in the small network.
+        _use_sample(cfg, root, path, CONFIGS / f"Sample-{args.model}.yaml", is_small=not args.config and not is_whole)
     check_meta_architecture(cfg, args.model, path)
+    _use_data(cfg, root, [*set_by_file, *args.opts[::2]])
+    _use_start(cfg, args, is_whole, is_sample)
+
+    asked = cfg.clone()
+    merge_options(asked, args.opts)
+    processes = world_size() * max(asked.SOLVER.ACCUMULATE, 1)
+    recipe = scale_to_processes(bases if args.config else cfg.clone(), processes)
+    cfg = scale_to_processes(cfg, processes)
+    if "MODEL.DEVICE" not in set_by_file:
+        cfg.MODEL.DEVICE = default_device()
+    leaf = (cfg.clone(), set_by_file) if args.config else None
+    options = _merge_options(cfg, args.opts)
+    check_meta_architecture(cfg, args.model, "OPTS")
+    if not cfg.MODEL.WEIGHTS:
+        unfreeze_backbone(cfg, [*set_by_file, *options])
+    name, *of_sample = run_names(args)
+    return Experiment(cfg, of_sample[0] if is_sample and of_sample else name, recipe, options, leaf)
+
+
+def _use_sample(cfg: CfgNode, root: Path, path: Path, small: Path, is_small: bool) -> None:
+    """Says that the drawn sample stands in, and takes the configuration that is sized for it, where that fits."""
+    if is_small:
+        merge_file(cfg, small)
+    logger.warning(
+        "\n%s\nNo VOC data: %s holds the drawn SAMPLE, taken with %s.\n"
+        "Its figures say nothing about Pascal VOC. Real data: make datasets, or DATA=path.\n%s",
+        *("=" * 100, root, f"a configuration sized for it ({small.name})" if is_small else path.name, "=" * 100),
+    )
+
+
+def _use_data(cfg: CfgNode, root: Path, given: Collection[str]) -> None:
+    """Registers the data of a root, and chooses its splits where the user has not."""
     cfg.DATASETS.ROOT = str(root)
     register_voc(root)
-    named = [*given, *args.opts[::2]]
-    if "DATASETS.TRAIN" not in named:
+    if "DATASETS.TRAIN" not in given:
         cfg.DATASETS.TRAIN = default_train(root)
-    if "DATASETS.TEST" not in named:
+    if "DATASETS.TEST" not in given:
         cfg.DATASETS.TEST = default_test(root)
     if cfg.DATASETS.TRAIN == ("voc_train",) and cfg.DATASETS.TEST == ("voc_test",) and "val" in present_splits(root):
         logger.info(
@@ -155,11 +176,19 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
             "choose on it",
             root,
         )
+
+
+def _use_start(cfg: CfgNode, args: argparse.Namespace, is_whole: bool, is_sample: bool) -> None:
+    """Sets the backbone and the weights to start from, and what follows from them."""
+    if args.start == "imagenet" and not args.pretrained:
+        raise UserError("START=imagenet and PRETRAINED=0: expected one of them")
+    if is_whole and args.backbone:
+        raise UserError(f"START={args.start}: is a whole detector; leave BACKBONE={args.backbone} out, or START")
     if args.backbone:
         use_backbone(cfg, args.backbone)
     start = resolve_start(args.start or ("imagenet" if args.pretrained else "random"), args.model)
     if start and (run := run_of(start)) and not (args.config or args.backbone):
-        # The network is that of the run, whose weights fit no other; the recipe only says how it is trained.
+        # The weights of a run fit no other network than its own.
         cfg.MODEL = on_main_process(read_run_cfg, run).MODEL
         check_meta_architecture(cfg, args.model, run)
     if start is not None:
@@ -171,20 +200,6 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
             f"START={args.start}: the configuration{' of the drawn sample' if is_sample else ''} names no weights; "
             "expected MODEL.WEIGHTS in it: leave START out to begin with random ones"
         )
-    # The recipe is scaled to the processes; what the user asks for is taken as it is.
-    asked = cfg.clone()
-    merge_options(asked, args.opts)
-    processes = world_size() * max(asked.SOLVER.ACCUMULATE, 1)
-    recipe = scale_to_processes(bases if args.config else cfg.clone(), processes)
-    cfg = scale_to_processes(cfg, processes)
-    if "MODEL.DEVICE" not in given:
-        cfg.MODEL.DEVICE = default_device()
-    leaf = (cfg.clone(), given) if args.config else None
-    options = _merge_options(cfg, args.opts)
-    check_meta_architecture(cfg, args.model, "OPTS")
-    if not cfg.MODEL.WEIGHTS:
-        unfreeze_backbone(cfg, [*given, *options])
-    return Experiment(cfg, run_names(args)[is_sample and not args.config], recipe, options, leaf)
 
 
 def configuration_file(args: argparse.Namespace) -> tuple[Path, bool]:
@@ -323,76 +338,3 @@ def use_test_data(cfg: CfgNode, data: str | None, given: Collection[str] = ()) -
         if is_default:
             cfg.DATASETS.TEST = default_test(root)
     register_voc(Path(cfg.DATASETS.ROOT))
-
-
-def check_datasets(cfg: CfgNode, keys: Sequence[str] = ("TRAIN", "TEST")) -> None:
-    """Refuses datasets that the data root does not give, or that hold nothing to learn or to find.
-
-    Args:
-        cfg: the configuration.
-        keys: those of its `DATASETS` that are used.
-
-    Raises:
-        UserError: a name is unknown, there is none, there is no object to train on, or a test set has none that counts.
-    """
-    known = [name for name in DatasetCatalog.list() if MetadataCatalog.get(name).get("evaluator_type") == "voc"]
-    for key in keys:
-        names = getattr(cfg.DATASETS, key)
-        if not names or not set(names) <= set(known):
-            raise UserError(f"DATASETS.{key} {names}: expected one or more of {', '.join(known)}")
-        if key == "TRAIN" and not any(_has_object(name, difficult_ones=True) for name in names):
-            raise UserError(
-                f"{cfg.DATASETS.ROOT}: {', '.join(names)} has no object to learn from; annotate its images or name "
-                "another split with DATASETS.TRAIN"
-            )
-        for name in names if key == "TEST" else ():
-            if not _has_object(name, difficult_ones=False):
-                raise UserError(
-                    f"{cfg.DATASETS.ROOT}: {name} has no object to be found, difficult ones left out, so that no AP "
-                    "can be computed; annotate its images or name other splits with DATASETS.TEST"
-                )
-
-
-def _has_object(dataset: str, difficult_ones: bool) -> bool:
-    annotations = (annotation for record in DatasetCatalog.get(dataset) for annotation in record["annotations"])
-    return any(difficult_ones or not annotation["difficult"] for annotation in annotations)
-
-
-def check_pictures(cfg: CfgNode, names: Sequence[str]) -> None:
-    """Refuses datasets with pictures that cannot be read or are of another size than their annotations say.
-
-    What is left to `INPUT.EXIF` is said, where that is its default.
-
-    Raises:
-        UserError: there are such pictures; it names the first few.
-    """
-    for name in names:
-        records, metadata = DatasetCatalog.get(name), MetadataCatalog.get(name)
-        files = [record["file_name"] for record in records]
-        sizes = [(record["height"], record["width"]) for record in records]
-        headers = cached_headers(Path(metadata.dirname), metadata.split, files)
-        odd, undecided = find_odd(files, sizes, headers)
-        refuse_odd(odd)
-        if undecided and cfg.INPUT.EXIF == "auto":
-            logger.warning(
-                "%s: EXIF turns or mirrors %d images without a trace in their size, %s first: their boxes are taken to "
-                "be drawn on what is then seen; EXIF=stored if on the pixels as they are stored",
-                name, len(undecided), undecided[0],
-            )  # fmt: skip
-
-
-def check_classes(cfg: CfgNode, source: object) -> None:
-    """Refuses data whose classes are not those that `source`, weights or a run, was made with.
-
-    Raises:
-        UserError: they differ.
-    """
-    name = cfg.DATASETS.TEST[0]  # the datasets of a root have the same classes
-    known, classes = cfg.MODEL.CLASSES, list(MetadataCatalog.get(name).thing_classes)
-    if classes != known:
-        lacking, further = ([a for a in one if a not in other] for one, other in ((known, classes), (classes, known)))
-        parts = [f"{word} {', '.join(some[:3])}" for word, some in (("not", lacking), ("but", further)) if some]
-        raise UserError(
-            f"{source}: knows {len(known)} classes, {name} in {cfg.DATASETS.ROOT} has {len(classes)}, "
-            f"{' '.join(parts) or 'the same in another order'}; give the data that the weights were trained for"
-        )

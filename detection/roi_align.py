@@ -60,19 +60,21 @@ class ROIAlign(nn.Module):
         x0, y0, x1, y1 = (rois[:, 1:] * self.spatial_scale - 0.5 * self.aligned).unbind(1)
         if not self.aligned:
             x1, y1 = torch.maximum(x1, x0 + 1), torch.maximum(y1, y0 + 1)
-        row, row_weight, rows = self._axis_terms(y0, y1, height)
-        column, column_weight, columns = self._axis_terms(x0, x1, width)
-        row = row + (rois[:, 0].int() * height)[:, None, None]
+        pixel_rows, row_weights, needed_rows = self._axis_terms(y0, y1, height)
+        pixel_columns, column_weights, needed_columns = self._axis_terms(x0, x1, width)
+        pixel_rows = pixel_rows + (rois[:, 0].int() * height)[:, None, None]
 
-        terms = (rows * columns).repeat_interleave(size * size)
+        terms = (needed_rows * needed_columns).repeat_interleave(size * size)
         first = terms.cumsum(0, dtype=torch.int32) - terms
-        cell = torch.repeat_interleave(terms)
-        step = torch.arange(len(cell), dtype=torch.int32) - first[cell]
-        columns = columns[cell // (size * size)]
-        in_row = cell // size * row.shape[2] + step // columns
-        in_column = (cell // (size * size) * size + cell % size) * column.shape[2] + step % columns
-        index = row.flatten()[in_row] * width + column.flatten()[in_column]
-        return index, row_weight.flatten()[in_row] * column_weight.flatten()[in_column], first
+        cell = torch.repeat_interleave(terms)  # of each term, counted over all boxes
+        step = torch.arange(len(cell), dtype=torch.int32) - first[cell]  # the number of the term in its cell
+        box = cell // (size * size)
+        row_of_cells, column_of_cells = cell // size, box * size + cell % size  # counted over all boxes too
+        columns = needed_columns[box]
+        in_row = row_of_cells * pixel_rows.shape[2] + step // columns
+        in_column = column_of_cells * pixel_columns.shape[2] + step % columns
+        index = pixel_rows.flatten()[in_row] * width + pixel_columns.flatten()[in_column]
+        return index, row_weights.flatten()[in_row] * column_weights.flatten()[in_column], first
 
     def _axis_terms(self, start: Tensor, end: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
         """What the cells take from one axis of the feature map, `limit` pixels long.

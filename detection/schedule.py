@@ -80,19 +80,19 @@ def resolve_schedule(
             f"SOLVER.MAX_EPOCHS {cfg.SOLVER.MAX_EPOCHS:g}, SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}: expected more than 0"
         )
 
-    def share(*keys: str) -> float:
-        """How much longer the run is than the one that lengths of these keys were written for."""
+    def stretch(*keys: str) -> float:
+        """How many times as long the run is as the one that lengths of these keys were written for."""
         return cfg.SOLVER.MAX_ITER / length(written_for(*keys))
 
-    steps = share("SOLVER.STEPS", "SOLVER.STEPS_EPOCHS")
-    cfg.SOLVER.STEPS = tuple(round(step * steps) for step in cfg.SOLVER.STEPS)
-    cfg.SOLVER.STEPS_EPOCHS = [epochs * steps for epochs in cfg.SOLVER.STEPS_EPOCHS]
-    warmup = share(*WARMUP)
-    cfg.SOLVER.WARMUP_ITERS = math.ceil(cfg.SOLVER.WARMUP_ITERS * warmup)
-    cfg.SOLVER.WARMUP_EPOCHS *= warmup
-    close = share("INPUT.CLOSE_ITERS", "INPUT.CLOSE_EPOCHS")
-    cfg.INPUT.CLOSE_ITERS = math.ceil(cfg.INPUT.CLOSE_ITERS * close)
-    cfg.INPUT.CLOSE_EPOCHS *= close
+    factor = stretch("SOLVER.STEPS", "SOLVER.STEPS_EPOCHS")
+    cfg.SOLVER.STEPS = tuple(round(step * factor) for step in cfg.SOLVER.STEPS)
+    cfg.SOLVER.STEPS_EPOCHS = [epochs * factor for epochs in cfg.SOLVER.STEPS_EPOCHS]
+    factor = stretch(*WARMUP)
+    cfg.SOLVER.WARMUP_ITERS = math.ceil(cfg.SOLVER.WARMUP_ITERS * factor)
+    cfg.SOLVER.WARMUP_EPOCHS *= factor
+    factor = stretch("INPUT.CLOSE_ITERS", "INPUT.CLOSE_EPOCHS")
+    cfg.INPUT.CLOSE_ITERS = math.ceil(cfg.INPUT.CLOSE_ITERS * factor)
+    cfg.INPUT.CLOSE_EPOCHS *= factor
 
     if cfg.SOLVER.STEPS_EPOCHS:
         cfg.SOLVER.STEPS = tuple(iterations(epochs) for epochs in cfg.SOLVER.STEPS_EPOCHS)

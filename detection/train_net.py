@@ -18,11 +18,9 @@ from common.processes import is_main_process, join_processes, leave_processes, o
 from common.run_folder import create_run_folder, refuse_taken_name, write_results
 from common.runtime import default_device, keep_freed_memory
 from detection.config import LEAF, RECIPES, RecordingCfg, blamed_on, refuse_unread
+from detection.data_checks import check_classes, check_datasets, check_pictures
 from detection.experiment import (
-    check_classes,
-    check_datasets,
     check_meta_architecture,
-    check_pictures,
     new_experiment,
     newest_detector,
     newest_run,

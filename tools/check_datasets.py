@@ -26,8 +26,8 @@ from common.errors import UserError, exits_on_user_error
 from common.files import write_picture
 from common.images import Header, read_headers
 from detection.config import get_cfg
+from detection.data_checks import check_datasets
 from detection.dataset_mapper import DatasetMapper
-from detection.experiment import check_datasets
 from detection.voc import default_test, default_train, load_voc_instances, register_voc
 from detection.voc_annotations import Annotations, annotation_folder, read_annotations
 from detection.voc_lists import (

@@ -32,9 +32,10 @@ from detection.bootstrap import interval, resample_ap
 from detection.classes import in_words_of, pair_classes
 from detection.comparison import compare, corners, objects_table, photographs_table, to_detections, to_objects
 from detection.config import LEAF, NAMES, RECIPES
+from detection.data_checks import check_datasets
 from detection.drawing import Picture, beside, class_colors
 from detection.error_analysis import KINDS, ErrorAnalysis, analyse_errors, plot_errors
-from detection.experiment import check_datasets, newest_detector
+from detection.experiment import newest_detector
 from detection.modeling import start_by_model
 from detection.predict import Detector
 from detection.voc import default_test, records_of, register_voc

@@ -23,8 +23,9 @@ from detection import starts
 from detection.checkpoint import load_initial_weights
 from detection.classes import COCO_CLASSES, pair_classes
 from detection.config import CONFIGS, get_cfg, merge_file
+from detection.data_checks import check_classes, check_datasets
 from detection.dataset_mapper import DatasetMapper
-from detection.experiment import check_classes, check_datasets, new_experiment, use_test_data
+from detection.experiment import new_experiment, use_test_data
 from detection.modeling import load_detector
 from detection.starts import foreign_cfg, identify, read_leaf, resolve_start, set_classes
 from detection.train_net import parse_args

@@ -275,7 +275,8 @@ def test_pictures_of_the_pipeline_are_annotated(root: Path, tmp_path: Path) -> N
     assert Image.open(path).size == (640, 480)
     box = ElementTree.parse(tmp_path / "Annotations" / f"{path.stem}.xml").find("object/bndbox")
     assert box is not None
-    assert [int(box.findtext(side) or "") for side in ("xmin", "ymin", "xmax", "ymax")] == [68, 31, 467, 450]
+    sides = [float(box.findtext(side) or "") for side in ("xmin", "ymin", "xmax", "ymax")]
+    assert sides == [67.67, 31, 466.67, 450]
 
 
 def test_the_memory_of_a_run_is_measured() -> None:
