@@ -75,7 +75,7 @@ def resolve_start(start: str, model: str) -> str | None:
     if Path(start).is_dir():
         if not (Path(start) / "model_best.pth").is_file():
             raise UserError(f"{start}: holds no model_best.pth; expected the folder of a run that has been evaluated")
-        return f"{start}/model_best.pth"
+        return str(Path(start) / "model_best.pth")
     if "://" in start or Path(start).is_file():
         return start
     if start in DARKNET_MD5:
