@@ -14,7 +14,15 @@ from torch import nn
 from common.errors import UserError, first_line
 from common.exported import ExportedModel, is_exported
 from common.runtime import leave_cores
-from common.weights import LOCAL_WEIGHTS, load_state, local_file, locate_weights, read_checkpoint, weights_of
+from common.weights import (
+    LOCAL_WEIGHTS,
+    load_state,
+    local_file,
+    local_place,
+    locate_weights,
+    read_checkpoint,
+    weights_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +62,7 @@ def build_model(
     except OSError as error:
         logger.debug("The hub said: %s", error)
         url = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.url
-        file = LOCAL_WEIGHTS / (url.rpartition("/")[2] if name == ALEXNET else f"{name}.safetensors")
+        file = local_place(url) if name == ALEXNET else LOCAL_WEIGHTS / f"{name}.safetensors"
         raise PretrainedWeightsUnavailable(
             f"{name}: its ImageNet weights cannot be had from the hub ({type(error).__name__});"
             f" put the file here as {file}, name one (WEIGHTS=<path of a .pth or .safetensors>),"

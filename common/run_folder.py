@@ -49,7 +49,6 @@ def create_run_folder(root: Path, name: str) -> Path:
     Args:
         root: folder of all runs, usually `output`.
         name: name of the run, without a number.
-
     """
     root.mkdir(parents=True, exist_ok=True)
     number = 1

@@ -25,9 +25,14 @@ Those of timm, which are all called alike there, have the name of the model here
 """
 
 
+def local_place(url: str) -> Path:
+    """Where in `weights/` a file is looked for that serves for what a hub has at an address."""
+    return LOCAL_WEIGHTS / url.rpartition("/")[2]
+
+
 def local_file(url: str) -> Path | None:
     """The file in `weights/` that serves for what a hub has at an address; None where there is none."""
-    path = LOCAL_WEIGHTS / url.rpartition("/")[2]
+    path = local_place(url)
     return path if path.is_file() else None
 
 

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from common.errors import UserError
-from common.weights import load_state, local_file, locate_weights, read_checkpoint, weights_of
+from common.weights import load_state, local_file, local_place, locate_weights, read_checkpoint, weights_of
 from common.zoo_pickle import is_pickle, read_zoo_pickle
 from detection.classes import carry_over, is_class_layer, pair_classes
 from detection.config import read_run_cfg
@@ -136,7 +136,7 @@ def _fetch(source: str) -> dict[str, torch.Tensor]:
             from torchvision.models import get_weight
 
             weights = get_weight(name)
-            file = weights.url.rpartition("/")[2]
+            file = local_place(weights.url).name
             if local := local_file(weights.url):
                 return weights_of(read_checkpoint(local))
             return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)

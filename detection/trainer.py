@@ -105,7 +105,6 @@ class Trainer(SimpleTrainer):
         dataset_dicts = records_of(cfg.DATASETS.TRAIN)
         # Tells the images of one training from those of another, wherever they lie.
         self.data = derive_seed(*(entry["image_id"] for entry in dataset_dicts))
-        self.test_data = derive_seed(*(entry["image_id"] for entry in records_of(cfg.DATASETS.TEST)))
         self.averaging = WeightAveraging(self.bare_model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
         self.best = BestCheckpoint(self._save_best, cfg.TEST.PATIENCE, cfg.TEST.MIN_RISE)
         self.writer = MetricsWriter(cfg.SOLVER.LOG_PERIOD, len(dataset_dicts), cfg.SOLVER.IMS_PER_BATCH)
@@ -239,7 +238,7 @@ class Trainer(SimpleTrainer):
             "rows": self.writer.state_dict(),
             "losses": {"names": self.loss_names, "sum": self.loss_sum},
             "data": self.data,
-            "test_data": self.test_data,
+            "test_data": self.evaluator.data,
         }
         average = {"average": self.averaging.average.state_dict()} if self.averaging else {}
         save_checkpoint(
@@ -268,7 +267,7 @@ class Trainer(SimpleTrainer):
             group["lr"] = rate
         if state["grad_scaler"]:  # empty where the precision was another
             self.grad_scaler.load_state_dict(state["grad_scaler"])
-        if state.get("test_data", self.test_data) == self.test_data:
+        if state.get("test_data", self.evaluator.data) == self.evaluator.data:
             self.best.load_state_dict(state["best"])
         else:
             logger.info("%s was tested on other images: its best evaluation counts no more", resumed)
@@ -290,6 +289,7 @@ class Evaluator:
     Attributes:
         labelled_loader: evenly spaced test images with their annotations, `TEST.VALIDATION_LOSS_IMAGES` of them or all.
         per_class: name of each class that has objects -> its `METRIC` in the last evaluation, on rank 0.
+        data: tells these test images from others, wherever they lie.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -298,6 +298,7 @@ class Evaluator:
         self.evaluators = {name: VOCEvaluator(name) for name in entries}
         self.per_class: dict[str, float] = {}
         together = [entry for part in entries.values() for entry in part]
+        self.data = derive_seed(*(entry["image_id"] for entry in together))
         wanted = min(cfg.TEST.VALIDATION_LOSS_IMAGES, len(together))
         self.labelled_loader: Iterable[list[dict]] = []
         if wanted:

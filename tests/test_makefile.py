@@ -30,6 +30,13 @@ def commands(*arguments: str) -> list[list[str]]:
     return [shlex.split(line) for line in lines if "tools.setup_environment" not in line]
 
 
+def test_the_page_is_served_where_the_command_line_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells export HOST with another meaning, the name of the machine."""
+    monkeypatch.setenv("HOST", "machine.example")
+    assert not any("--host" in words for words in commands("app"))
+    assert any("127.0.0.2" in words for words in commands("app", "HOST=127.0.0.2"))
+
+
 def test_help_lists_every_target() -> None:
     text = (ROOT / "Makefile").read_text()
     phony = set(re.findall(r"^\.PHONY: (\S+)$", text, re.MULTILINE))

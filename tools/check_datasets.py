@@ -130,7 +130,7 @@ def main() -> None:
         cfg.DATASETS.ROOT, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = str(root), default_train(root), default_test(root)
         check_datasets(cfg)
         if unlisted := unlisted_pictures(root):
-            print(f"\nnot used, since of no split or without annotation: {len(unlisted):,}, {unlisted[0]} first")
+            print(f"\nin no split or without annotation, and so not used: {len(unlisted):,}, {unlisted[0]} first")
 
 
 def unlisted_pictures(folder: Path) -> list[str]:

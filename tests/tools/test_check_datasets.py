@@ -197,7 +197,7 @@ def test_a_root_that_is_one_folder_in_voc_layout(run, tmp_path):
         Image.new("RGB", (40, 30), "teal").save(tmp_path / "JPEGImages" / name)
     code, printed = run("--root", str(tmp_path))
     assert code == 0
-    assert "not used, since of no split or without annotation: 1, JPEGImages/new.PNG first" in printed
+    assert "in no split or without annotation, and so not used: 1, JPEGImages/new.PNG first" in printed
 
 
 def test_a_drawn_picture_that_is_broken_leaves_the_table(run, tmp_path):
