@@ -87,6 +87,7 @@ class Stage:
         resumes: whether it is then called with `--resume`.
         entry: the item of the list that it is of; stages that share it differ in their seed alone.
         of: the items that it tells of; none of a training.
+        needs: names of the trainings that it begins from or tells of.
         images: test images that it looks at; None is all.
     """
 
@@ -97,6 +98,7 @@ class Stage:
     resumes: bool = True
     entry: str = ""
     of: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     images: int | None = None
 
 
@@ -200,19 +202,24 @@ def list_stages(
     seeds_of = {entry.name: entry.seeds or [*seeds] for entry in entries}
     data_of = {entry.name: entry.data or str(data) for entry in entries}
 
+    def stage_of(name: str, seed: int) -> str:
+        """Name of the training of that seed, or of the first where it has not this one."""
+        entry = _parts(name)[0]
+        return f"{entry}-seed{seed if seed in seeds_of[entry] else seeds_of[entry][0]}"
+
     def run(name: str, seed: int) -> Path:
-        """Folder of a run of that seed, or of the first where it has not this one."""
-        entry, inside = _parts(name)
-        seed = seed if seed in seeds_of[entry] else seeds_of[entry][0]
-        return output / f"{entry}-seed{seed}" / inside
+        """Its folder."""
+        return output / stage_of(name, seed) / _parts(name)[1]
 
     def training(entry: Entry, seed: int) -> Stage:
-        command, folder = COMMANDS[entry.command], output / f"{entry.name}-seed{seed}"
+        command, folder = COMMANDS[entry.command], run(entry.name, seed)
         options, root = shlex.split(entry.options), data_of[entry.name]
         begins = entry.start or (None if command.is_of_birds else start)
         default = recipe or (fallback if command.is_of_birds or not begins else None)
         named = entry.recipe or (None if entry.config else default)
+        needs: tuple[str, ...] = ()
         if begins and _parts(begins)[0] in seeds_of:
+            needs = (stage_of(begins, seed),)
             begins = str(run(begins, seed) / "model_best.pth")
         into = ["--name", folder.name, "--output", str(output)]
         if command.is_of_birds:
@@ -223,7 +230,8 @@ def list_stages(
             words = [word for flag, value in given if value for word in (flag, value)]
             words += [*into, *options, "SEED", str(seed)]
         resumes = "sweep" not in command.words[0]
-        return Stage(folder.name, [*command.words, *words], run=folder, resumes=resumes, entry=entry.name)
+        arguments = [*command.words, *words]
+        return Stage(folder.name, arguments, run=folder, resumes=resumes, entry=entry.name, needs=needs)
 
     def account(entry: Entry, seed: int) -> Stage:
         command, sources = COMMANDS[entry.command], [str(run(name, seed)) for name in entry.of]
@@ -237,7 +245,8 @@ def list_stages(
         words += [*shlex.split(entry.options), *(entry.images or (images if entry.images is not None else ()))]
         name = entry.name if command.images else f"{entry.name}-seed{seed}"
         of = tuple(_parts(name)[0] for name in entry.of)
-        return Stage(name, [*command.words, *words], entry=entry.name, of=of, images=command.images)
+        needs = tuple(stage_of(name, seed) for name in entry.of)
+        return Stage(name, [*command.words, *words], entry=entry.name, of=of, needs=needs, images=command.images)
 
     stages = []
     for entry in entries:

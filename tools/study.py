@@ -2,9 +2,9 @@
 
 The stages of a list (`tools.plan`) run one after the other, each a command line of this project, into one folder; what
 each printed is in its `logs/`. Before the first, the plan says what there is to do, how long it takes here and how much
-disk it needs. A stage that fails is named, and the others go on. Called again, finished stages are left alone, and the
-one that was interrupted goes on from its last checkpoint. `STUDY=file.yaml` is another list, and `tools.demo` one on
-drawn data.
+disk it needs. A stage that fails is named, and all but those that need it go on. Called again, finished stages are left
+alone, and the one that was interrupted goes on from its last checkpoint. `STUDY=file.yaml` is another list, and
+`tools.demo` one on drawn data.
 """
 
 import argparse
@@ -78,7 +78,8 @@ def left_to_do(stages: Sequence[Stage], output: Path) -> list[Stage]:
     """The stages that have not come to their end with these arguments, or whose run is gone, or is to be trained again.
 
     Raises:
-        UserError: a training has begun with other arguments, so that going on would give another run than is asked for.
+        UserError: a training has begun with other arguments, or from another that is to be trained again, so that going
+            on would give another run than is asked for.
     """
     records, left = _read_json(output / STAGES), list[Stage]()
     for stage in stages:
@@ -90,8 +91,14 @@ def left_to_do(stages: Sequence[Stage], output: Path) -> list[Stage]:
                 f"{stage.run}: was begun as {before}; asked for is {asked}: delete that folder, or give the run "
                 "another name or the list another file"
             )
+        renewed = sorted({other.name for other in left}.intersection(stage.needs))
+        if renewed and stage.run and is_there:
+            raise UserError(
+                f"{stage.run}: began from {', '.join(renewed)}, which is not finished or gone: delete this folder, so "
+                "that it begins anew"
+            )
         is_done = record["is_finished"] and record["arguments"] == stage.arguments and is_there
-        if not is_done or {other.entry for other in left}.intersection(stage.of):
+        if renewed or not is_done:
             left.append(stage)
     return left
 
@@ -234,7 +241,7 @@ def run_stages(stages: Sequence[Stage], output: Path, gpus: Sequence[str] = ("",
         gpus: see `devices`.
 
     Raises:
-        UserError: stages failed; each has been named, and the others have run.
+        UserError: stages failed; each has been named, and all that do not need one of them have run.
     """
     (output / "logs").mkdir(parents=True, exist_ok=True)
     left, failed = left_to_do(stages, output), []
@@ -242,22 +249,34 @@ def run_stages(stages: Sequence[Stage], output: Path, gpus: Sequence[str] = ("",
     done = total - sum(stage.seconds for stage in left)
     form = "{percentage:3.0f}% |{bar}| {elapsed}, {remaining} to go: {desc}"
     with tqdm(total=total, initial=done, bar_format=form, disable=None) as bar:
+
+        def say(stage: Stage, words: str) -> None:
+            bar.write(f"[{stages.index(stage) + 1:2d}/{len(stages)}] {words}", file=sys.stdout)
+
         for _, group in groupby(left, key=lambda stage: stage.entry or stage.name):
-            for work in run_together(list(group), output, gpus, bar):
-                stage, words = work.stage, f"{work.stage.name}: {duration(work.seconds)}"
+            ready = []
+            for stage in group:
+                if missed := [name for name in stage.needs if name in failed]:
+                    failed.append(stage.name)
+                    say(stage, f"{stage.name} is left out, since it needs {', '.join(missed)}")
+                    bar.update(stage.seconds)
+                else:
+                    ready.append(stage)
+            for work in run_together(ready, output, gpus, bar):
+                stage = work.stage
                 if work.process.returncode:
                     failed.append(stage.name)
-                    words = f"{work.log}: {stage.name} failed: {_last_line(work.log)}"
+                    say(stage, f"{work.log}: {stage.name} failed: {_last_line(work.log)}")
                 else:
                     _record(stage, output, is_finished=True)
-                bar.write(f"[{stages.index(stage) + 1:2d}/{len(stages)}] {words}", file=sys.stdout)
+                    say(stage, f"{stage.name}: {duration(work.seconds)}")
     report = ["-m", "tools.report", "--runs", str(output), "--out", str(output / "report"), "--pdf"]
     if code := subprocess.run([sys.executable, *report], check=False).returncode:
         sys.exit(code)
     if failed:
         raise UserError(
-            f"{output / 'logs'}: {len(failed)} of {len(stages)} stages failed: {', '.join(failed)}; mend what they say "
-            "and give the same command again"
+            f"{output / 'logs'}: {len(failed)} of {len(stages)} stages are missing: {', '.join(failed)}; mend what "
+            "failed and give the same command again"
         )
 
 

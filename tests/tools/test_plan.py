@@ -70,6 +70,11 @@ def test_a_run_starts_from_another_of_the_list_of_its_own_seed_where_there_is_on
     assert "o/pair-seed0/random/model_best.pth" in stages["told-seed0"].arguments
     assert stages["told-seed0"].arguments[-1] == "data"
     assert stages["elsewhere-told-seed2"].arguments[-1] == "elsewhere"
+    needs = {name: stage.needs for name, stage in stages.items() if not name.startswith("elsewhere")}
+    assert needs == {
+        **{"b-seed0": (), "b-seed1": (), "c-seed1": ("b-seed1",), "c-seed2": ("b-seed0",)},
+        **{"pair-seed0": ("c-seed1",), "told-seed0": ("pair-seed0",)},
+    }
 
 
 def test_start_and_recipe_reach_the_trainings_that_name_none(tmp_path: Path) -> None:

@@ -31,11 +31,22 @@ def keep(output: Path, finished: dict[str, list[str]]) -> None:
 
 def test_what_is_deleted_is_done_again_with_all_that_tells_of_it(tmp_path: Path, output: Path) -> None:
     runs = {name: Stage(name, [name], run=tmp_path / name, entry=name) for name in ("kept", "deleted")}
-    told = {name: Stage(f"{name}-told", [name], of=(name,), entry=f"{name}-told") for name in runs}
+    told = {name: Stage(f"{name}-told", [name], needs=(name,), entry=f"{name}-told") for name in runs}
     stages = [*runs.values(), *told.values()]
     keep(output, {stage.name: stage.arguments for stage in stages})
     (tmp_path / "kept").mkdir()
     assert left_to_do(stages, output) == [runs["deleted"], told["deleted"]]
+
+
+def test_what_began_from_a_run_that_is_trained_again_begins_anew(tmp_path: Path, output: Path) -> None:
+    first = Stage("first", ["first"], run=tmp_path / "first")
+    second = Stage("second", ["second"], run=tmp_path / "second", needs=("first",))
+    keep(output, {stage.name: stage.arguments for stage in (first, second)})
+    (tmp_path / "second").mkdir()
+    with pytest.raises(UserError, match=f"{second.run}: began from first, which .*: delete this folder"):
+        left_to_do([first, second], output)
+    (tmp_path / "second").rmdir()
+    assert left_to_do([first, second], output) == [first, second]
 
 
 def test_no_run_goes_on_as_another_one(tmp_path: Path, output: Path) -> None:
@@ -76,9 +87,10 @@ def test_finished_stages_are_left_alone_and_the_others_go_on_after_one_that_fail
     marks = [tmp_path / name for name in ("first", "second", "third")]
     first, second, third = (Stage(mark.name, ["venv", "--without-pip", str(mark)], 1) for mark in marks)
     fails = Stage("fails", ["tools.sample_data", "--no-such-option"], 1)
+    told = Stage("told", ["venv", "--without-pip", str(tmp_path / "told")], 1, needs=("first", "fails"))
     keep(output, {"first": first.arguments, "second": ["other arguments"]})
-    with pytest.raises(UserError, match=r"1 of 4 stages failed: fails; .*the same command again"):
-        run_stages([first, second, fails, third], output)
+    with pytest.raises(UserError, match=r"2 of 5 stages are missing: fails, told; .*the same command again"):
+        run_stages([first, second, fails, told, third], output)
     assert [mark.exists() for mark in marks] == [False, True, True]
     records = json.loads((output / study.STAGES).read_text())
     assert records == {
@@ -87,7 +99,10 @@ def test_finished_stages_are_left_alone_and_the_others_go_on_after_one_that_fail
     }
     log = output / "logs" / "fails.txt"
     reason = log.read_text().strip().splitlines()[-1]
-    assert f"[ 3/4] {log}: fails failed: {reason}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"[ 3/5] {log}: fails failed: {reason}" in printed
+    assert "[ 4/5] told is left out, since it needs fails\n" in printed
+    assert not (tmp_path / "told").exists()
     assert "no-such-option" in reason
     assert (output / "report" / "index.html").exists()
 
