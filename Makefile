@@ -118,7 +118,7 @@ sample-data: setup ## Draws the small sample of VOC and CUB into datasets/sample
 
 .PHONY: datasets
 datasets: setup ## Fetches Pascal VOC 2007 and 2012 and CUB-200-2011 into datasets/ [DATA MIRROR]
-	@$(PY) -m tools.download_datasets $(call option,--root,DATA) $(call option,--mirror,MIRROR)
+	@$(PY) -m tools.download_datasets $(data) $(call option,--mirror,MIRROR)
 
 .PHONY: import-dataset
 import-dataset: setup ## Makes a folder in VOC's layout of COCO's JSON or a folder of YOLO's form [FROM="train.json val.json" or folder, IMAGES=folder of COCO's pictures, OUT=new folder]
@@ -126,7 +126,7 @@ import-dataset: setup ## Makes a folder in VOC's layout of COCO's JSON or a fold
 
 .PHONY: check-datasets
 check-datasets: setup ## Tells which data is complete, broken or missing, and what mends it; draws some images of a folder of your own [DATA DEEP=1]
-	@$(PY) -m tools.check_datasets $(call option,--root,DATA) $(call switch,DEEP,--deep)
+	@$(PY) -m tools.check_datasets $(data) $(call switch,DEEP,--deep)
 
 ##@ Classification
 
@@ -144,11 +144,11 @@ compare-pretraining: setup ## Trains with pretrained and with random weights, an
 
 .PHONY: eval-classifier
 eval-classifier: setup ## Top-1, top-5, confusions, calibration of a trained classifier [WEIGHTS DATA TTA=1 OUT]
-	@$(PY) -m classification.evaluate $(call quoted,WEIGHTS) $(data) $(call switch,TTA,--tta) $(call option,--output,OUT)
+	@$(PY) -m classification.evaluate $(call quoted,WEIGHTS) $(data) $(call switch,TTA,--tta) $(out)
 
 .PHONY: predict-bird
 predict-bird: setup ## The five likeliest species on each photograph [IMAGES="a.jpg dir/" WEIGHTS SALIENCY=1 OUT]
-	@$(PY) -m tools.predict_bird $(call quoted,IMAGES) $(weights) $(call switch,SALIENCY,--saliency) $(call option,--output,OUT)
+	@$(PY) -m tools.predict_bird $(call quoted,IMAGES) $(weights) $(call switch,SALIENCY,--saliency) $(out)
 
 ##@ Detection
 

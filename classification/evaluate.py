@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--data", help=f"folder that holds {FOLDER}, or train/ and test/; default that of the run")
     parser.add_argument("--tta", action="store_true", help="look at the mirror image too")
     parser.add_argument(
-        "--output", type=Path, help="folder to write to; beside the weights evaluation/, or evaluation_tta/, by default"
+        "--out", type=Path, help="folder to write to; beside the weights evaluation/, or evaluation_tta/, by default"
     )
     arguments = parser.parse_args()
 
@@ -273,7 +273,7 @@ def main() -> None:
     model.to(device).to(memory_format=torch.channels_last)
     if arguments.tta:
         model = WithMirror(model)
-    folder = arguments.output or weights.parent / ("evaluation_tta" if arguments.tta else "evaluation")
+    folder = arguments.out or weights.parent / ("evaluation_tta" if arguments.tta else "evaluation")
     folder.mkdir(parents=True, exist_ok=True)
     with record_session(folder, **data_facts(root), weights=str(weights)):
         logits, labels = predict_logits(model, loader, BatchAugmentation(card["mean"], card["std"]), "float32")

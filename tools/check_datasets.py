@@ -90,12 +90,12 @@ def main() -> None:
     """Command line: prints the table; the exit code is 2 unless everything is complete."""
     parser = argparse.ArgumentParser(description="Tells what is there of the data sets and what mends them.")
     parser.add_argument("names", nargs="*", type=data_set_name, help=f"{', '.join(OFFICIAL_SPLITS)}; default: all")
-    parser.add_argument("--root", type=Path, default=Path("datasets"), help="default: %(default)s")
+    parser.add_argument("--data", type=Path, default=Path("datasets"), help="default: %(default)s")
     parser.add_argument("--deep", action="store_true", help="decode every image as well")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs; pictures go below it")
     arguments = parser.parse_args()
 
-    root, deep = arguments.root.expanduser(), arguments.deep
+    root, deep = arguments.data.expanduser(), arguments.deep
     if root.is_file():
         raise UserError(f"{root}: is a file, expected the folder of the data: give DATA=folder")
     if is_voc_folder(root) or (root / "JPEGImages").is_dir() or (root / "Annotations").is_dir():

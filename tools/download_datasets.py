@@ -77,17 +77,17 @@ def main() -> None:
     """Command line: fetches and unpacks the data sets named."""
     parser = argparse.ArgumentParser(description="Fetches and unpacks the official data sets.")
     parser.add_argument("names", nargs="*", type=data_set_name, help=f"{', '.join(OFFICIAL_SPLITS)}; default: all")
-    parser.add_argument("--root", type=Path, default=Path("datasets"), help="default: %(default)s")
+    parser.add_argument("--data", type=Path, default=Path("datasets"), help="default: %(default)s")
     parser.add_argument("--mirror", default="", help="address or folder that holds the archives instead")
     arguments = parser.parse_args()
     try:
         # Behind DATA= no shell but bash replaces a ~.
-        download(arguments.names or list(ARCHIVES), arguments.root.expanduser(), arguments.mirror)
+        download(arguments.names or list(ARCHIVES), arguments.data.expanduser(), arguments.mirror)
     except KeyboardInterrupt:
         raise UserError("interrupted; the same command goes on with it") from None
     except OSError as error:
         raise UserError(
-            f"{error.filename or arguments.root}: {error.strerror or error}; mend that and go on"
+            f"{error.filename or arguments.data}: {error.strerror or error}; mend that and go on"
         ) from error
 
 

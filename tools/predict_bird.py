@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("images", nargs="+", help="photographs: files, folders or patterns")
     parser.add_argument("--weights", type=Path, required=True, help="run folder, a checkpoint in it, an exported file")
     parser.add_argument("--saliency", action="store_true", help="also draw what speaks for the likeliest species")
-    parser.add_argument("--output", type=Path, default=Path("output/predictions"), help="folder of those pictures")
+    parser.add_argument("--out", type=Path, default=Path("output/predictions"), help="folder of those pictures")
     arguments = parser.parse_args()
 
     if arguments.saliency and is_exported(arguments.weights):
@@ -39,7 +39,7 @@ def main() -> None:
     paths = find_images(arguments.images)
     names = [f"{name}_saliency.png" for name in unique_names(paths)]
     if arguments.saliency:
-        reserve_results(arguments.output, names, paths)
+        reserve_results(arguments.out, names, paths)
     with tqdm(total=len(paths), unit="image", disable=None) as progress:
         left_out = LeftOut(len(paths), progress)
         for index, image, prediction in classifier.stream(paths, classifier.cut_out, left_out):
@@ -48,7 +48,7 @@ def main() -> None:
                 lines.append(f"  {100 * probability:5.1f} %  {name}")
             if arguments.saliency:
                 heat = classifier.saliency(image, classifier.class_names.index(prediction.names[0]))
-                drawn = arguments.output / names[index]
+                drawn = arguments.out / names[index]
                 write_picture(drawn, _beside(image, heat))
                 lines.append(f"  {drawn}")
             progress.write("\n".join(lines))

@@ -11,13 +11,13 @@ from common.sample import draw_sample
 def main() -> None:
     """Command line: draws the sample and tells what is there."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, default=Path("datasets/sample"), help="folder to draw into (%(default)s)")
+    parser.add_argument("--data", type=Path, default=Path("datasets/sample"), help="folder to draw into (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another sample (%(default)s)")
     args = parser.parse_args()
-    draw_sample(args.root, args.seed)
-    print(f"{args.root}: drawn from seed {args.seed}")
+    draw_sample(args.data, args.seed)
+    print(f"{args.data}: drawn from seed {args.seed}")
     for name, pattern in (("VOC2007", "JPEGImages/*"), ("VOC2012", "JPEGImages/*"), ("CUB_200_2011", "images/*/*")):
-        print(f"  {name:<12} {len(list((args.root / name).glob(pattern))):5d} images")
+        print(f"  {name:<12} {len(list((args.data / name).glob(pattern))):5d} images")
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def test_a_class_without_test_images_has_no_accuracy(tiny_root, checkpoint, tmp_
     lines = [line.split() for line in index.read_text().splitlines()]
     index.write_text("".join(f"{number} {1 if int(number) <= 8 else part}\n" for number, part in lines))
     code, _, complaint = run_main(
-        evaluate.main, str(checkpoint), "--data", str(tiny_root), "--output", str(tmp_path / "out")
+        evaluate.main, str(checkpoint), "--data", str(tiny_root), "--out", str(tmp_path / "out")
     )
     assert code == 0, complaint
     *others, last = pd.read_csv(tmp_path / "out" / "per_class.csv").to_dict("records")
@@ -126,7 +126,7 @@ def test_the_same_classes_numbered_otherwise_are_known_by_their_names(tiny_root,
     index = tiny_root / "CUB_200_2011"
     outputs = [tmp_path / "before", tmp_path / "after"]
     for output in outputs:
-        code, _, complaint = run_main(evaluate.main, str(checkpoint), "--data", str(tiny_root), "--output", str(output))
+        code, _, complaint = run_main(evaluate.main, str(checkpoint), "--data", str(tiny_root), "--out", str(output))
         assert code == 0, complaint
         for file, column in (("classes.txt", 0), ("image_class_labels.txt", 1)):
             rows = [line.split() for line in (index / file).read_text().splitlines()]
@@ -139,7 +139,7 @@ def test_the_same_classes_numbered_otherwise_are_known_by_their_names(tiny_root,
 
 def test_predict_bird_names_five_species_and_draws(tiny_root, checkpoint, tmp_path, run_main):
     image = read_cub(tiny_root).test[0].path
-    arguments = [str(image), "--weights", str(checkpoint), "--saliency", "--output", str(tmp_path / "drawn")]
+    arguments = [str(image), "--weights", str(checkpoint), "--saliency", "--out", str(tmp_path / "drawn")]
     code, said, _ = run_main(predict_bird.main, *arguments)
     assert code == 0
     shares = [float(line.split("%")[0]) for line in said.splitlines()[1:6]]
@@ -173,7 +173,7 @@ def test_predict_bird_keeps_equal_names_apart_and_goes_on_after_an_odd_file(tiny
     (tmp_path / "d1" / "b.jpg").write_text("no photograph")
     out = tmp_path / "drawn"
     files = [str(tmp_path / "d1"), str(tmp_path / "d2")]
-    words = [*files, "--weights", str(checkpoint.parent), "--saliency", "--output"]
+    words = [*files, "--weights", str(checkpoint.parent), "--saliency", "--out"]
     code, said, complaint = run_main(predict_bird.main, *words, str(out))
     assert code == 2
     assert [line for line in said.splitlines() if line.endswith("a.jpg")] == [f"{file}/a.jpg" for file in files]

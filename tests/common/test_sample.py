@@ -42,7 +42,7 @@ def test_asking_for_the_seed_loads_no_library_that_draws() -> None:
 
 
 def test_command_line(sample: Path) -> None:
-    command = [sys.executable, "-m", "tools.sample_data", "--root", str(sample)]
+    command = [sys.executable, "-m", "tools.sample_data", "--data", str(sample)]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     assert shown[0] == f"{sample}: drawn from seed 0"
     for line, name in zip(shown[1:], ("VOC2007", "VOC2012", "CUB_200_2011"), strict=True):

@@ -155,7 +155,7 @@ def test_an_export_is_read_mapped_and_complete(
         expected = [[x0 - 1, y0 - 1, x1, y1]] if name != NAMES[-1] else []
         assert mapper(record)["instances"].gt_boxes.tensor.tolist() == expected
 
-    monkeypatch.setattr("sys.argv", ["check_datasets", "--root", str(root), "--deep"])
+    monkeypatch.setattr("sys.argv", ["check_datasets", "--data", str(root), "--deep"])
     check_datasets.main()
     assert "train: 4 objects (van 4)" in capsys.readouterr().out
 

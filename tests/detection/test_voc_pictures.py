@@ -87,7 +87,7 @@ def test_training_and_check_refuse_the_same_at_their_start(
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert line.startswith(f"error: {path}: {said}")
     assert not output.exists()
-    monkeypatch.setattr("sys.argv", ["check_datasets", "--root", str(folder)])
+    monkeypatch.setattr("sys.argv", ["check_datasets", "--data", str(folder)])
     with pytest.raises(SystemExit) as exit:
         check_datasets.main()
     assert exit.value.code == 2
@@ -138,7 +138,7 @@ def test_what_the_size_cannot_tell_is_counted(folder: Path, monkeypatch, capsys,
     (header,) = cached_headers(folder, "train", [third])
     assert find_odd([third], [(30, 30)], [header]) == ({}, [third])
     draw(Path(third), 7)
-    monkeypatch.setattr("sys.argv", ["check_datasets", "--root", str(folder)])
+    monkeypatch.setattr("sys.argv", ["check_datasets", "--data", str(folder)])
     check_datasets.main()
     said = capsys.readouterr().out
     assert "EXIF turns or mirrors 1 images without a trace in their size, JPEGImages/a.jpg first" in said

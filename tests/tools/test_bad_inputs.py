@@ -126,7 +126,7 @@ EXTERNAL = f'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>{annotation(O
 TAG = "!!python/object/apply:os.mkdir [it ran]"
 DARKNET = struct.pack("<iiiq", 0, 2, 0, 0)
 
-CHECK = "tools.check_datasets --root voc"
+CHECK = "tools.check_datasets --data voc"
 TRAIN = "detection.train_net --data voc --pretrained 0"
 OWN = f"{TRAIN} --config own.yaml"
 START = "detection.train_net --data voc --model yolov3 --start"
@@ -337,7 +337,7 @@ CASES = {
     "a box turned inside out": Case(SCORE, detection(bbox=[9, 9, -1, 1]),
         "boxes.json: entry 0 (counted from 0): bbox [9, 9, -1, 1] has a negative size, expected [x, y,…"),
     # archives
-    "a page as archive": Case("tools.download_datasets voc2007 --root root --mirror mirror",
+    "a page as archive": Case("tools.download_datasets voc2007 --data root --mirror mirror",
         each(*(put(f"mirror/VOC{n}_06-Nov-2007.tar", PAGE) for n in ("trainval", "test"))),
         "mirror/VOCtrainval_06-Nov-2007.tar: the md5 is not c52e279531787c972589f7e41ab4ae64, so what came…"),
 }

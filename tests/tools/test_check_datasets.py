@@ -160,16 +160,16 @@ def test_only_an_official_data_set_or_nothing_is_mended_by_a_download(root, tmp_
 
 def test_command_line(run, root):
     """The command knows the real official sizes, so this root holds smaller data sets."""
-    code, printed = run("--root", str(root))
+    code, printed = run("--data", str(root))
     assert code == 0
     assert printed.count("not the official size") == 5
 
     (root / "VOC2012/Annotations/2008_000001.xml").unlink()
-    code, printed = run("voc2007", "voc2012", "--root", str(root))
+    code, printed = run("voc2007", "voc2012", "--data", str(root))
     assert code == 2
     assert "put back what is named" in printed and "CUB" not in printed
 
-    code, printed = run("--root", str(root / "no such"))
+    code, printed = run("--data", str(root / "no such"))
     assert code == 2
     assert f"make datasets DATA='{root / 'no such'}'" in printed
     assert "0 of 11,540" in printed
@@ -186,7 +186,7 @@ def test_a_root_that_is_one_folder_in_voc_layout(run, tmp_path):
     for name in "ac":
         (tmp_path / f"Annotations/{name}.xml").write_text(OF_A_CAT)
     (tmp_path / "JPEGImages/.hidden.jpg").touch()
-    code, printed = run("--root", str(tmp_path))
+    code, printed = run("--data", str(tmp_path))
     assert code == 0
     assert "not used" not in printed
     assert [line.split()[1:] for line in printed.splitlines()[2:4]] == [
@@ -195,7 +195,7 @@ def test_a_root_that_is_one_folder_in_voc_layout(run, tmp_path):
     ]
     for name in ("new.PNG", "a.jpeg"):  # the second is another picture of an image that has one
         Image.new("RGB", (40, 30), "teal").save(tmp_path / "JPEGImages" / name)
-    code, printed = run("--root", str(tmp_path))
+    code, printed = run("--data", str(tmp_path))
     assert code == 0
     assert "in no split or without annotation, and so not used: 1, JPEGImages/new.PNG first" in printed
 
@@ -208,7 +208,7 @@ def test_a_drawn_picture_that_is_broken_leaves_the_table(run, tmp_path):
     Image.open(tmp_path / "JPEGImages/c.jpg").save(bitmap)
     bitmap.write_bytes(bitmap.read_bytes()[:-10])
     (tmp_path / "JPEGImages/c.jpg").unlink()
-    code, printed = run("--root", str(tmp_path))
+    code, printed = run("--data", str(tmp_path))
     assert code == 2
     assert [line.split()[1:3] for line in printed.splitlines()[2:4]] == [["train", "complete"], ["val", "broken"]]
     assert "JPEGImages/c.bmp: cannot be read as an image" in printed
@@ -228,7 +228,7 @@ def test_a_folder_that_training_would_not_take_is_not_well(run, tmp_path, capsys
     (tmp_path / "Annotations/a.xml").write_text(OF_A_CAT)
     if labels:
         (tmp_path / "labels.txt").write_text(labels)
-    code, printed = run("--root", str(tmp_path))
+    code, printed = run("--data", str(tmp_path))
     assert code == 2
     assert complaint in printed + capsys.readouterr().err
 
@@ -238,12 +238,12 @@ def test_annotations_beside_the_images_in_flat_folders(run, tmp_path):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         Image.new("RGB", (40, 30), "teal").save(tmp_path / f"{file}.jpg")
         (tmp_path / f"{file}.xml").write_text(ANNOTATION if file == "train/a b" else OF_A_CAT)
-    code, printed = run("--root", str(tmp_path))
+    code, printed = run("--data", str(tmp_path))
     assert code == 0
     assert "train: 1 objects (cat 1); 1 small, 0 middle-sized, 0 large; 1 of 2 images without" in printed
     assert "val: 1 objects (cat 1); 1 small, 0 middle-sized, 0 large; 0 of 1 images without" in printed
     (tmp_path / "valid/a b.jpg").unlink()
-    code, printed = run("--root", str(tmp_path))
+    code, printed = run("--data", str(tmp_path))
     assert code == 2
     assert "missing: valid/a b.jpg" in printed
 
@@ -256,7 +256,7 @@ def test_objects_of_ones_own_folder_are_counted_and_a_wrong_annotation_is_named(
     # 30 x 30 and 40 x 30 pixels, on either side of 32 x 32.
     objects = OBJECT.format("cat", 30) + OBJECT.format("cat", 40) + OBJECT.format("dog", 40)
     (tmp_path / "Annotations/b.xml").write_text(ANNOTATION.replace("</size>", f"</size>{objects}"))
-    code, printed = run("--root", str(tmp_path), "--deep", "--output", str(tmp_path / "out"))
+    code, printed = run("--data", str(tmp_path), "--deep", "--output", str(tmp_path / "out"))
     assert code == 0, printed
     # Of the two images the one with objects; one of the cats, which are drawn last, has all of its 40 x 30 pixels.
     drawn = np.asarray(Image.open(tmp_path / "out" / "check" / f"{tmp_path.name}-train.png"))
@@ -266,7 +266,7 @@ def test_objects_of_ones_own_folder_are_counted_and_a_wrong_annotation_is_named(
     assert height / width == pytest.approx(30 / 40, abs=0.02)
     assert "train: 3 objects (cat 2, dog 1); 1 small, 2 middle-sized, 0 large; 1 of 2 images without objects" in printed
     (tmp_path / "Annotations/c.xml").write_text(ANNOTATION.replace(">40<", ">no<"))
-    code, printed = run("--root", str(tmp_path))
+    code, printed = run("--data", str(tmp_path))
     assert code == 2
     assert "Annotations/c.xml: <size> with <width> and <height> is missing" in printed
 
@@ -279,7 +279,7 @@ def test_birds_a_folder_a_class_are_counted(tmp_path, folders, monkeypatch, caps
                 file = tmp_path / f"{folder}{species}" / f"{number}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (8, 8), "teal").save(file)
-    monkeypatch.setattr(sys, "argv", ["check_datasets", "--root", str(tmp_path), "--deep"])
+    monkeypatch.setattr(sys, "argv", ["check_datasets", "--data", str(tmp_path), "--deep"])
     check_datasets.main()
     said = capsys.readouterr().out
     counts = (4, 1) if folders == ("",) else (5, 5)

@@ -208,7 +208,7 @@ def test_links_and_what_lies_beside_the_folder_are_not_unpacked(tmp_path):
 
 @pytest.mark.parametrize("mirror", ["http://127.0.0.1:9", "no/such/folder"])
 def test_without_a_network_one_line_tells_the_manual_way(tmp_path, mirror):
-    command = [sys.executable, "-m", "tools.download_datasets", "cub", "--root", str(tmp_path), "--mirror", mirror]
+    command = [sys.executable, "-m", "tools.download_datasets", "cub", "--data", str(tmp_path), "--mirror", mirror]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 2
     assert len(process.stderr.splitlines()) == 1

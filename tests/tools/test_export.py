@@ -172,7 +172,7 @@ def test_birds_are_those_of_pytorch(runs, export, form, tmp_path, monkeypatch, c
     draw_birds(tmp_path, test=4)
 
     def probabilities(weights: Path, *options: str) -> list[str]:
-        words = [str(weights), "--data", str(tmp_path), "--output", str(tmp_path / "out"), *options]
+        words = [str(weights), "--data", str(tmp_path), "--out", str(tmp_path / "out"), *options]
         monkeypatch.setattr(sys, "argv", ["evaluate", *words])
         classification_evaluate.main()
         return (tmp_path / "out" / "predictions.csv").read_text().splitlines()

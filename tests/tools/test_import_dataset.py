@@ -85,7 +85,7 @@ def test_yolo_beside_its_pictures_without_splits_is_what_the_check_calls_complet
     assert {**boxes(out, "train"), **boxes(out, "val")} == {
         str(number): [] if number == 3 else [(("cat", "dog")[number % 2], [16, 12, 48, 36])] for number in range(5)
     }
-    monkeypatch.setattr("sys.argv", ["check_datasets", "--root", str(out)])
+    monkeypatch.setattr("sys.argv", ["check_datasets", "--data", str(out)])
     check_datasets.main()
     assert "4 of 4" in capsys.readouterr().out
 
