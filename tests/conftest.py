@@ -9,14 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from common.sample import draw_sample
-
-if TYPE_CHECKING:
-    from tests.pretended_gpu.waits import PretendedGpu
+from tests.pretended_gpu import pretended_gpu  # here: when autograd first runs it must know of the device
+from tests.pretended_gpu.waits import PretendedGpu
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -167,9 +165,7 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def gpu() -> "Iterator[PretendedGpu]":
+def gpu() -> Iterator[PretendedGpu]:
     """A GPU with real values on a machine that has none, which writes down what it is waited for."""
-    from tests.pretended_gpu import pretended_gpu  # registers a device with torch: only for those who use it
-
     with pretended_gpu() as gpu:
         yield gpu

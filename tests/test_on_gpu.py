@@ -358,7 +358,7 @@ def test_a_number_asked_for_in_the_step_is_found(gpu, make_training, tmp_path):
 def test_a_buffer_of_the_anchors_left_on_the_cpu_is_found(gpu, make_training, tmp_path, model):
     trainer = make_training(model)
     bare = trainer.bare_model
-    anchors = bare.anchor_generator if model == "yolov3" else bare.proposal_generator.anchor_generator.cell_anchors
+    anchors = (bare if model == "yolov3" else bare.proposal_generator).anchor_generator.cell_anchors
     for name, buffer in list(anchors.named_buffers()):
         anchors._buffers[name] = buffer.cpu()
     with pytest.raises(RuntimeError, match=r"same device.*cpu"):

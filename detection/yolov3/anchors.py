@@ -5,25 +5,16 @@ import math
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY
-from detectron2.structures import Boxes
-from torch import Tensor, nn
+from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
+from torch import Tensor
 
 # No predicted side is longer than this times its anchor's: exp must not overflow (the value of Detectron2's R-CNN).
 SCALE_CLAMP = math.log(1000.0 / 16)
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
-class YOLOAnchorGenerator(nn.Module):
-    """Anchors of free width and height, the same A in every cell of a level, each centred on its cell.
-
-    Attributes:
-        sizes: (L, A, 2) width and height in pixels, levels finest first.
-        strides: (L,) side of a cell in pixels.
-    """
-
-    sizes: Tensor
-    strides: Tensor
+class YOLOAnchorGenerator(DefaultAnchorGenerator):
+    """Detectron2's anchors, of free width and height, the same number in every cell of a level."""
 
     @configurable
     def __init__(self, *, sizes: list[list[tuple[float, float]]], strides: list[int]):
@@ -32,37 +23,18 @@ class YOLOAnchorGenerator(nn.Module):
         Args:
             sizes: width and height in pixels of each anchor.
             strides: side of a cell in pixels.
-
-        Raises:
-            ValueError: sizes and strides are not of as many levels.
         """
-        super().__init__()
-        if len(sizes) != len(strides):
-            raise ValueError(f"anchors for {len(sizes)} levels, but {len(strides)} strides")
-        self.register_buffer("sizes", torch.tensor(sizes, dtype=torch.float32), persistent=False)
-        self.register_buffer("strides", torch.tensor(strides), persistent=False)
+        super().__init__(sizes=sizes, aspect_ratios=[1.0], strides=strides)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict:
         """Reads `MODEL.YOLOV3.ANCHORS`."""
         return {"sizes": cfg.MODEL.YOLOV3.ANCHORS, "strides": [shape.stride for shape in input_shape]}
 
-    @property
-    def num_anchors(self) -> int:
-        """Anchors a cell, A."""
-        return self.sizes.shape[1]
-
-    def forward(self, features: list[Tensor]) -> list[Boxes]:
-        """The H * W * A anchors of each level, row by row, cell by cell, for features (N, C, H, W) finest first."""
-        anchors = []
-        for sizes, stride, feature in zip(self.sizes, self.strides, features, strict=True):
-            height, width = feature.shape[-2:]
-            y = (torch.arange(height, device=sizes.device) + 0.5) * stride
-            x = (torch.arange(width, device=sizes.device) + 0.5) * stride
-            y, x = torch.meshgrid(y, x, indexing="ij")
-            centres = torch.stack([x, y], dim=2).view(-1, 1, 2)  # (H * W, 1, 2)
-            anchors.append(Boxes(torch.cat([centres - sizes / 2, centres + sizes / 2], dim=2).view(-1, 4)))
-        return anchors
+    def generate_cell_anchors(self, sizes: list[tuple[float, float]], aspect_ratios: list[float]) -> Tensor:
+        """Anchors (A, 4) around the origin, XYXY in pixels."""
+        half = torch.tensor(sizes, dtype=torch.float32) / 2
+        return torch.cat([-half, half], dim=1)
 
 
 class YOLOBox2BoxTransform:

@@ -97,7 +97,7 @@ class YOLOv3Head(nn.Module):
         return {
             "input_shape": input_shape,
             "num_classes": cfg.MODEL.YOLOV3.NUM_CLASSES,
-            "num_anchors": build_anchor_generator(cfg, input_shape).num_anchors,
+            "num_anchors": build_anchor_generator(cfg, input_shape).num_anchors[0],
             "conv_dims": cfg.MODEL.YOLOV3.CONV_DIMS,
             "num_convs": cfg.MODEL.YOLOV3.NUM_CONVS,
             "norm": cfg.MODEL.YOLOV3.NORM,

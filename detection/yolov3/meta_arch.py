@@ -59,7 +59,7 @@ class YOLOv3(Autocast, DenseDetector):
             test_topk_candidates: number of pairs of prediction and class that enter non-maximum suppression.
             test_nms_thresh: IoU above which the worse of two detections of one class is suppressed.
             max_detections_per_image: number of detections to return at most.
-            pixel_mean: subtracted from each channel, in the order of `INPUT.FORMAT`.
+            pixel_mean: subtracted from each channel, red first.
             pixel_std: divides each channel.
             precision: of the network, see `common.runtime.autocast`.
             test_augmentation: how images are looked at in evaluation; None for once, as they are.

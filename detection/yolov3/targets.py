@@ -4,17 +4,15 @@ Everything works on all objects of a batch at once. Predictions are numbered lev
 cell by cell, anchor by anchor: 0 to R - 1, in the order of `YOLOAnchorGenerator`. On a GPU the host waits for nothing.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
-from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor
 
 from common.runtime import to_device
-from detection.yolov3.anchors import SCALE_CLAMP, YOLOAnchorGenerator, YOLOBox2BoxTransform, shape_iou
+from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform, shape_iou
 
 
 @dataclass(frozen=True)
@@ -40,19 +38,19 @@ class Grid:
     @classmethod
     def of(cls, generator: YOLOAnchorGenerator, features: list[Tensor]) -> "Grid":
         """The grid for features (N, C, H, W), finest first."""
-        cells = to_device([[f.shape[-1], f.shape[-2]] for f in features], generator.strides.device)
-        counts = cells.prod(dim=1) * generator.num_anchors
+        sizes = torch.stack([anchors[:, 2:] - anchors[:, :2] for anchors in generator.cell_anchors])
+        cells = to_device([[f.shape[-1], f.shape[-2]] for f in features], sizes.device)
+        counts = cells.prod(dim=1) * sizes.shape[1]
         anchors = generator(features)
-        strides = [
-            stride.expand(level.tensor.shape[0]) for stride, level in zip(generator.strides, anchors, strict=True)
-        ]
+        strides = to_device(generator.strides, sizes.device)
+        of_anchors = [stride.expand(level.tensor.shape[0]) for stride, level in zip(strides, anchors, strict=True)]
         return cls(
-            sizes=generator.sizes,
-            strides=generator.strides,
+            sizes=sizes,
+            strides=strides,
             cells=cells,
             offsets=counts.cumsum(0) - counts,
             anchors=Boxes.cat(anchors).tensor,
-            anchor_strides=torch.cat(strides),
+            anchor_strides=torch.cat(of_anchors),
         )
 
 
@@ -114,7 +112,6 @@ def assign_targets(
     is_last = torch.ones_like(has_area)
     is_last[:-1] = claims[1:] != claims[:-1]
     wins = has_area & torch.empty_like(is_last).scatter(0, order, is_last)
-    find_ignored = _find_ignored_among_all if deltas.is_cuda else _find_ignored_among_near
     return Targets(
         images,
         predictions,
@@ -122,7 +119,7 @@ def assign_targets(
         classes,
         weights * wins,
         deltas.new_zeros(deltas[..., 0].numel()).scatter_add_(0, slots, wins.to(deltas)).view(deltas.shape[:2]),
-        find_ignored(deltas, grid, transform, boxes.split(counts), ignore_thresh),
+        _find_ignored(deltas, grid, transform, boxes.split(counts), ignore_thresh),
     )
 
 
@@ -136,13 +133,10 @@ def match_anchors(boxes: Tensor, grid: Grid) -> Tensor:
     return grid.offsets[level] + (cell[:, 1] * grid.cells[level, 0] + cell[:, 0]) * num_anchors + anchor
 
 
-def _find_ignored_among_all(
+def _find_ignored(
     deltas: Tensor, grid: Grid, transform: YOLOBox2BoxTransform, boxes: Sequence[Tensor], thresh: float
 ) -> Tensor:
-    """Mask (N, R) of the predictions whose IoU with a box of their image (each (G, 4)) exceeds `thresh`.
-
-    All pairs of an image cost a GPU less than the wait for how many of them are worth the computation.
-    """
+    """Mask (N, R) of the predictions whose IoU with a box of their image (each (G, 4)) exceeds `thresh`."""
     predicted = transform.decode(deltas, grid.anchors, grid.anchor_strides)
     return torch.stack(
         [
@@ -150,71 +144,3 @@ def _find_ignored_among_all(
             for ours, theirs in zip(predicted, boxes, strict=True)
         ]
     )
-
-
-def _find_ignored_among_near(
-    deltas: Tensor, grid: Grid, transform: YOLOBox2BoxTransform, boxes_by_image: Sequence[Tensor], thresh: float
-) -> Tensor:
-    """The same mask, for a CPU.
-
-    Most pairs of box and prediction are ruled out before any IoU is computed: for an IoU above t both centre and size
-    must agree along each axis. What remains of the time is spent in taking the pairs' values from memory, for which
-    `index_select` takes a third of the time of an index.
-    """
-    ignored = torch.zeros(deltas.shape[:2], dtype=torch.bool, device=deltas.device)
-    boxes = torch.cat(list(boxes_by_image))
-    images = torch.arange(len(boxes_by_image)).repeat_interleave(torch.tensor([len(part) for part in boxes_by_image]))
-    has_area = Boxes(boxes).nonempty()
-    boxes, images = boxes[has_area], images[has_area]
-    deltas = deltas.flatten(0, 1)
-    log_anchors = (grid.anchors[:, 2:] - grid.anchors[:, :2]).log()
-    log_boxes = (boxes[:, 2:] - boxes[:, :2]).log()
-    owners, near = _near_predictions(boxes, grid, thresh)
-    slots = (images * len(grid.anchors)).index_select(0, owners) + near
-    for axis in (0, 1):
-        log_sizes = deltas[:, 2 + axis].index_select(0, slots).clamp_(max=SCALE_CLAMP)
-        log_ratios = log_sizes + log_anchors[:, axis].index_select(0, near)
-        log_ratios -= log_boxes[:, axis].index_select(0, owners)
-        similar = (log_ratios.abs() < 1e-3 - math.log(thresh)).nonzero()[:, 0]
-        owners, near, slots = owners[similar], near[similar], slots[similar]
-    near_boxes = transform.decode(deltas[slots], grid.anchors[near], grid.anchor_strides[near])
-    overlaps = matched_pairwise_iou(Boxes(near_boxes), Boxes(boxes[owners])) > thresh
-    ignored.view(-1)[slots[overlaps]] = True
-    return ignored
-
-
-def _near_predictions(boxes: Tensor, grid: Grid, thresh: float) -> tuple[Tensor, Tensor]:
-    """Pairs of a box and a prediction whose centres are close enough for an IoU above `thresh`.
-
-    For an IoU above t the intervals of both boxes along each axis must have one as well, which they can only with
-    centres closer than w (1 - t) / 2t, for a box of width w. A predicted centre never leaves its cell, so only the
-    cells that this window touches remain, a few in a hundred.
-
-    Returns:
-        Indices of the boxes (M,) and numbers of the predictions (M,).
-    """
-    num_levels, num_anchors = grid.sizes.shape[:2]
-    centres, sizes = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2, boxes[:, None, 2:] - boxes[:, None, :2]
-    reach = sizes * (1 - thresh) / (2 * thresh) + 1e-2  # pixels, for rounding errors
-    zero, strides = grid.cells.new_zeros(2), grid.strides[:, None]
-    first = ((centres - reach) // strides).long().clamp(min=zero, max=grid.cells - 1)  # (G, L, 2): x, y
-    last = ((centres + reach) // strides).long().clamp(min=zero, max=grid.cells - 1)
-
-    # One window for each box and level, of so many rows, each a run of consecutive predictions.
-    lengths, heights = ((last - first + 1) * grid.cells.new_tensor([num_anchors, 1])).flatten(0, 1).unbind(1)
-    windows, rows = _ranges(first[..., 1].flatten(), heights)
-    levels = windows % num_levels
-    cells = rows * grid.cells[levels, 0] + first[..., 0].flatten()[windows]
-    runs, predictions = _ranges(grid.offsets[levels] + cells * num_anchors, lengths[windows])
-    return (windows // num_levels).index_select(0, runs), predictions
-
-
-def _ranges(starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """The integers of the ranges [start, start + length), one range after the other, and the range each belongs to.
-
-    Returns:
-        Indices of the ranges and the integers, both (sum of the lengths,).
-    """
-    owners = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-    shifts = starts - (lengths.cumsum(0) - lengths)
-    return owners, torch.arange(len(owners), device=lengths.device) + shifts.index_select(0, owners)

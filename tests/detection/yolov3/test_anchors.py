@@ -32,11 +32,6 @@ def test_anchors_by_hand():
     assert second.tensor.tolist() == [[-8, 0, 24, 16], [4, 4, 12, 12]]
 
 
-def test_sizes_and_strides_must_be_of_as_many_levels():
-    with pytest.raises(ValueError, match="1 levels, but 2 strides"):
-        YOLOAnchorGenerator(sizes=[[(1, 1)]], strides=[8, 16])
-
-
 def test_deltas_by_hand():
     anchors, strides = torch.tensor([[7.0, -6, 17, 14]]), torch.tensor([8])
     boxes = torch.tensor([[4.0, -13, 24, 27]])  # centre (14, 7) in the cell from (8, 0), twice the anchor's size

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform
 from detection.yolov3.losses import YOLOv3Loss
 from detection.yolov3.meta_arch import YOLOv3
-from tests import pretended_gpu  # noqa: F401 - when autograd first runs it must know of the device
 
 ANCHORS = [[(8, 10), (12, 7), (14, 16)], [(20, 26), (30, 18), (28, 34)], [(44, 36), (40, 60), (80, 56)]]
 STRIDES = [8, 16, 32]
