@@ -5,18 +5,10 @@ A detector that was trained on other classes has already learned those that both
 
 from collections.abc import Sequence
 
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
-COCO_CLASSES: tuple[str, ...] = (
-    *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
-    *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
-    *("elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
-    *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
-    *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich"),
-    *("orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed"),
-    *("dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven"),
-    *("toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
-)
+COCO_CLASSES = tuple(category["name"] for category in COCO_CATEGORIES if category["isthing"])
 """The 80 classes of COCO's detection task, in the order of their ids."""
 
 SYNONYMS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
@@ -36,7 +28,7 @@ def pair_classes(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]
 
 
 def in_words_of(words: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Names of classes, those that another list names too in its words."""
+    """The names, spelled as in `words` where that list has the same class."""
     known = {canonical(word): word for word in words}
     return [known.get(canonical(name), name) for name in names]
 

@@ -1,4 +1,4 @@
-"""The configuration of a run: Detectron2's keys and ours beside them, read from files and options, none in vain."""
+"""The configuration of a run: Detectron2's keys and ours, from files and options; one without an effect is refused."""
 
 import ast
 import contextlib
@@ -70,6 +70,14 @@ def add_detection_config(cfg: CfgNode) -> None:
     # "auto", the fastest of the device, or "bfloat16", "float16", "float32": of the network, in training and inference.
     cfg.MODEL.PRECISION = "auto"
     cfg.MODEL.CHANNELS_LAST = True
+    # A backbone of timm: any network that has features at strides 8, 16 and 32; at 4 too below a feature pyramid of
+    # Faster R-CNN, with MODEL.BACKBONE.NAME build_timm_fpn_backbone.
+    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.TIMM.NAME = "darknet53"
+    cfg.MODEL.TIMM.NORM = "BN"  # or "SyncBN"
+    # None keeps the network's own values: 1e-5 and 0.01 in timm's darknet53. Darknet's own files need 1e-6 and 0.1.
+    cfg.MODEL.TIMM.NORM_EPS = None
+    cfg.MODEL.TIMM.NEGATIVE_SLOPE = None
     # Names of the classes in the order of their ids, taken from the data, and the folder the data came from.
     cfg.MODEL.CLASSES = []
     cfg.DATASETS.ROOT = ""

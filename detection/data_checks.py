@@ -1,4 +1,4 @@
-"""Whether the data that a configuration names serves it: objects, pictures, classes."""
+"""Checks of the data that a configuration names: objects, pictures, classes."""
 
 import logging
 from collections.abc import Sequence

@@ -126,7 +126,7 @@ def build_test_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], with_annotati
     Raises:
         UserError: a size or `TEST.IMS_PER_BATCH` is below 1.
     """
-    mapper = DatasetMapper(cfg, with_annotations, augment=False)
+    mapper = DatasetMapper(cfg, False, with_annotations=with_annotations)
     share = list(InferenceSampler(len(dataset_dicts)))
     sizes = [(0, 0)] * len(share)
     if not with_annotations:

@@ -93,15 +93,13 @@ class DatasetMapper:
         self.seed = seed
 
     @classmethod
-    def from_config(
-        cls, cfg: CfgNode, is_train: bool, augment: bool | None = None, dataset_dicts: Sequence[dict] = ()
-    ) -> dict:
-        """Training reads the `_TRAIN` keys and augments, unless told otherwise; inference reads the `_TEST` keys.
+    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict:
+        """Training augments, has annotations and reads the `_TRAIN` keys; inference does neither and reads `_TEST`.
 
         Raises:
             UserError: a size is below 1, or limited by another one, or an augmentation is unknown.
         """
-        if not (is_train if augment is None else augment):
+        if not is_train:
             min_size, max_size = (at_least_one(cfg, f"INPUT.{end}_SIZE_TEST") for end in ("MIN", "MAX"))
             if min_size > max_size:
                 raise UserError(
@@ -112,7 +110,7 @@ class DatasetMapper:
                 "augmentations": [],
                 "min_sizes": [min_size],
                 "max_size": max_size,
-                "with_annotations": is_train,
+                "with_annotations": False,
                 "exif": cfg.INPUT.EXIF,
             }
         # A key that another one replaces is not read, so that it is refused when it is given.
@@ -123,7 +121,7 @@ class DatasetMapper:
             "augmentations": build_augmentations(cfg.INPUT.AUGMENTATIONS, cfg.MODEL.PIXEL_MEAN),
             "min_sizes": [] if squares else at_least_one(cfg, "INPUT.MIN_SIZE_TRAIN"),
             "max_size": 0 if squares else at_least_one(cfg, "INPUT.MAX_SIZE_TRAIN"),
-            "with_annotations": is_train,
+            "with_annotations": True,
             "exif": cfg.INPUT.EXIF,
             "square_sizes": squares,
             "closing_size": at_least_one(cfg, "INPUT.MIN_SIZE_TEST"),
@@ -133,7 +131,6 @@ class DatasetMapper:
             "mixup_prob": cfg.INPUT.MIXUP_PROB,
             "mixup_beta": cfg.INPUT.MIXUP_BETA,
             "mosaic_prob": cfg.INPUT.MOSAIC_PROB,
-            "dataset_dicts": dataset_dicts,
             "seed": cfg.SEED,
         }
 

@@ -247,10 +247,8 @@ def _to_number(word: str) -> float:
 
 
 def _is_number(value: object) -> bool:
-    # A bool is an int too.
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    )  # nan compares false
+    # A bool is an int too. nan compares false, and isfinite would overflow with a large int.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _show(value: object) -> str:

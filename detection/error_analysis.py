@@ -28,13 +28,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from torchvision.ops import box_iou
 
 from detection.evaluation import evaluate_voc
-from detection.matching import Detections, first_claims
+from detection.matching import Detections, list_objects, match_classes, nearest_objects
 
 KINDS = ("class", "localisation", "both", "duplicate", "background", "missed")
 FOUND_IOU = 0.5
@@ -102,22 +100,34 @@ def sort_errors(ground_truth: Sequence[dict], detections: Detections) -> ErrorKi
         ground_truth: Detectron2 dataset dicts with `annotations`.
         detections: detections on these images.
     """
+    objects = list_objects(ground_truth)
     kind = np.full(len(detections.score), "background", dtype="U12")
     target = np.zeros(len(detections.score), dtype=np.int64)
-    is_missed = []
-    order = np.lexsort((-np.asarray(detections.score, dtype=np.float64), detections.image))
-    bounds = np.searchsorted(detections.image[order], np.arange(len(ground_truth) + 1))
-    first = 0
-    for image, record in enumerate(ground_truth):
-        annotations, rows = record["annotations"], order[bounds[image] : bounds[image + 1]]
-        missed = np.array([not annotation.get("difficult", 0) for annotation in annotations], dtype=bool)
-        if annotations and len(rows):
-            kind[rows], nearest = _sort_image(annotations, detections.category[rows], detections.box[rows])
-            target[rows] = first + nearest
-            missed[nearest[np.isin(kind[rows], ("correct", "class", "localisation"))]] = False
-        is_missed.append(missed)
-        first += len(annotations)
-    return ErrorKinds(kind, target, np.concatenate([np.empty(0, dtype=bool), *is_missed]))
+    classes = 1 + max(detections.category.max(initial=-1), objects.category.max(initial=-1))
+    for category, match in enumerate(match_classes(objects, detections, classes)):
+        rows = match.detection
+        hits, counts = match.judge(FOUND_IOU, objects.is_difficult)
+        is_hit = np.zeros(len(rows), dtype=bool)
+        is_hit[hits] = True
+        others = np.flatnonzero(objects.category != category)
+        nearest, other_iou = nearest_objects(
+            objects.image[others], objects.box[others], detections.image[rows], detections.box[rows]
+        )
+        has_found = match.iou > FOUND_IOU
+        conditions = {
+            "ignored": ~counts,
+            "correct": is_hit,
+            "localisation": ~has_found & (match.iou >= NEAR_IOU),
+            "class": other_iou > FOUND_IOU,
+            "duplicate": has_found,
+            "both": other_iou >= NEAR_IOU,
+        }
+        kind[rows] = np.select(list(conditions.values()), list(conditions), default="background")
+        other = others[nearest] if len(others) else nearest
+        target[rows] = np.where(np.isin(kind[rows], ("class", "both")), other, match.object)
+    is_missed = ~objects.is_difficult
+    is_missed[target[np.isin(kind, ("correct", "class", "localisation"))]] = False
+    return ErrorKinds(kind, target, is_missed)
 
 
 def mend(
@@ -172,34 +182,6 @@ def plot_errors(analyses: Mapping[str, ErrorAnalysis]) -> Figure:
     axes.tick_params(left=False)
     figure.legend(loc="outside upper center", ncols=len(KINDS) + 1, fontsize=8, frameon=False)
     return figure
-
-
-def _sort_image(annotations: Sequence[dict], category: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Kinds of the detections of one image, in descending order of score, and the objects they are held against."""
-    gt_category = np.array([annotation["category_id"] for annotation in annotations])
-    gt_box = torch.tensor([annotation["bbox"] for annotation in annotations], dtype=torch.float64)
-    is_difficult = np.array([annotation.get("difficult", 0) for annotation in annotations], dtype=bool)
-
-    iou = box_iou(torch.as_tensor(box, dtype=torch.float64), gt_box).numpy()
-    is_own = category[:, None] == gt_category
-    own, other = np.where(is_own, iou, 0), np.where(is_own, 0, iou)
-    own_iou, own_object = own.max(axis=1), own.argmax(axis=1)
-    other_iou, other_object = other.max(axis=1), other.argmax(axis=1)
-
-    has_found = own_iou > FOUND_IOU
-    claims = np.flatnonzero(has_found & ~is_difficult[own_object])
-    is_first = np.zeros(len(category), dtype=bool)
-    is_first[claims[first_claims(own_object[claims])]] = True
-    conditions = {
-        "ignored": has_found & is_difficult[own_object],
-        "correct": is_first,
-        "localisation": ~has_found & (own_iou >= NEAR_IOU),
-        "class": other_iou > FOUND_IOU,
-        "duplicate": has_found,
-        "both": other_iou >= NEAR_IOU,
-    }
-    kind = np.select(list(conditions.values()), list(conditions), default="background")
-    return kind, np.where(np.isin(kind, ("class", "both")), other_object, own_object)
 
 
 def _mean_ap50(per_class: dict[str, dict[str, float]], asked: Sequence[str]) -> float:

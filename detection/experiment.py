@@ -147,8 +147,8 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
     check_meta_architecture(cfg, args.model, "OPTS")
     if not cfg.MODEL.WEIGHTS:
         unfreeze_backbone(cfg, [*set_by_file, *options])
-    name, *of_sample = run_names(args)
-    return Experiment(cfg, of_sample[0] if is_sample and of_sample else name, recipe, options, leaf)
+    names = run_names(args)
+    return Experiment(cfg, names[-1] if is_sample else names[0], recipe, options, leaf)
 
 
 def _use_sample(cfg: CfgNode, root: Path, path: Path, small: Path, is_small: bool) -> None:
@@ -224,7 +224,6 @@ def resumed_experiment(args: argparse.Namespace, run: Path) -> Experiment:
     """
     recipe = on_main_process(read_run_cfg, run)
     check_meta_architecture(recipe, args.model, run)
-    recipe.MODEL.DEVICE = default_device()
     if args.data:
         recipe.DATASETS.ROOT = str(resolve_data_root(args.data, [])[0])
     register_voc(Path(recipe.DATASETS.ROOT))
@@ -283,8 +282,9 @@ def newest_run(args: argparse.Namespace) -> Path:
         UserError: there is none.
     """
     names = run_names(args)
-    if args.data and len(names) > 1:
-        names = [names[resolve_data_root(args.data, [])[1]]]
+    if args.data:
+        _, is_sample = resolve_data_root(args.data, [])
+        names = names[-1:] if is_sample else names[:1]
     return run_to_resume(args.output, names, args.name)
 
 

@@ -41,7 +41,7 @@ class ExportedDetector(nn.Module):
             self.test_augmentation = TTA.from_config(cfg, nms_thresh)
 
     def forward(self, batched_inputs: list[dict]) -> list[dict[str, Instances]]:
-        """Detects, see `detection.meta_arch.Autocast`."""
+        """Detects, see `detection.meta_arch.DetectorMixin`."""
         if self.test_augmentation is None:
             return self._detect(batched_inputs)
         return self.test_augmentation(self._detect, batched_inputs)

@@ -169,7 +169,7 @@ def is_yolo(root: Path) -> bool:
 
 def _yolo_pictures(root: Path) -> list[Path]:
     paths = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    # macOS puts files beside every picture that are none.
+    # macOS adds a `._` file, which is no picture, beside each.
     return sorted(path for path in paths if not path.name.startswith("._"))
 
 

@@ -2,7 +2,6 @@
 
 import datetime
 import logging
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
@@ -131,7 +130,7 @@ class MetricsWriter(HookBase):
             total=trainer.max_iter,
             initial=trainer.start_iter,
             unit="it",
-            disable=not sys.stderr.isatty(),
+            disable=None,  # shown on a terminal alone
             dynamic_ncols=True,
         )
 

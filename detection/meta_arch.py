@@ -25,11 +25,11 @@ def padded_size(size: Sequence[int], divisibility: int) -> tuple[int, int]:
     return height, width
 
 
-class Autocast(nn.Module):
-    """Runs the meta-architecture that it is mixed into under autocast; mixed in, it comes first.
+class DetectorMixin(nn.Module):
+    """What both meta-architectures do around Detectron2's `forward`; mixed in, it comes first.
 
-    In evaluation what is found in an image does not depend on the rest of its batch: only images that are padded to the
-    same size run together.
+    They run under autocast. In evaluation what is found in an image does not depend on the rest of its batch, since
+    only images that are padded to the same size run together, and test-time augmentation merges its views.
 
     Attributes:
         precision: see `common.runtime.autocast`.
@@ -79,7 +79,7 @@ class Autocast(nn.Module):
 
 
 @META_ARCH_REGISTRY.register()
-class FasterRCNN(Autocast, GeneralizedRCNN):
+class FasterRCNN(DetectorMixin, GeneralizedRCNN):
     """Detectron2's Faster R-CNN in the precision of `MODEL.PRECISION`, with this project's ROIAlign.
 
     The layers that predict logits and box deltas stay in float32: the eight bits of a bfloat16 mantissa would tie many

@@ -33,7 +33,8 @@ def load_detector(
 ) -> tuple[CfgNode, nn.Module]:
     """A trained detector in inference mode, with its configuration.
 
-    It is for inference only: YOLOv3's BatchNorm is folded into its convolutions, which changes nothing but roundings.
+    It is for inference only: BatchNorm of timm's networks is folded into their convolutions, which changes nothing but
+    roundings.
 
     Args:
         weights: a run folder or a checkpoint in one; an exported file; or another whole detector, see

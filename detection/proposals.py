@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import nn
 
-from detection.meta_arch import Autocast
+from detection.meta_arch import DetectorMixin
 
 RECALL_AT = (10, 30, 100, 300, 1000)
 
@@ -48,7 +48,7 @@ def record_proposals(model: nn.Module) -> Iterator[list[Instances]]:
 
     def put_in_order(module: nn.Module, inputs: tuple, output: object) -> None:
         (batch,) = inputs
-        groups = bare_model.groups(batch) if isinstance(bare_model, Autocast) else [range(len(batch))]
+        groups = bare_model.groups(batch) if isinstance(bare_model, DetectorMixin) else [range(len(batch))]
         indices = [index for group in groups for index in group]
         by_index = dict(zip(indices, of_this_pass, strict=True))
         recorded.extend(by_index[index] for index in range(len(indices)))

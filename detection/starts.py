@@ -247,8 +247,8 @@ def compute_as_darknet(cfg: CfgNode) -> None:
     """Takes Darknet's arithmetic and range of pixels, in place, where `MODEL.WEIGHTS` is a file of its backbone."""
     path = Path(cfg.MODEL.WEIGHTS)
     if cfg.MODEL.META_ARCHITECTURE == "YOLOv3" and path.is_file() and is_darknet_file(path):
-        cfg.MODEL.DARKNET.NORM_EPS = cfg.MODEL.YOLOV3.NORM_EPS = NORM_EPS
-        cfg.MODEL.DARKNET.NEGATIVE_SLOPE = NEGATIVE_SLOPE
+        cfg.MODEL.TIMM.NORM_EPS = cfg.MODEL.YOLOV3.NORM_EPS = NORM_EPS
+        cfg.MODEL.TIMM.NEGATIVE_SLOPE = NEGATIVE_SLOPE
         cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [0.0] * 3, [255.0] * 3
         logger.info("%s is Darknet's: computing as it does, on images from 0 to 1", path)
 
@@ -276,7 +276,7 @@ def use_backbone(cfg: CfgNode, name: str) -> None:
     Raises:
         UserError: timm does not know it.
     """
-    cfg.MODEL.DARKNET.NAME = name
+    cfg.MODEL.TIMM.NAME = name
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = normalisation_of(name)
     if cfg.MODEL.WEIGHTS:
         cfg.MODEL.WEIGHTS = f"timm://{name}"

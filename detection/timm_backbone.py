@@ -63,8 +63,8 @@ class TimmBackbone(Backbone):
             freeze_at: what the features with stride 2 ** freeze_at are computed with is not trained; 0 trains all.
 
         Raises:
-            UserError: timm does not know the network, or it lacks a stride, takes images of one size only, or has not
-                what is to be set.
+            UserError: timm does not know the network, or it lacks a stride, takes images of one size only, or lacks
+                the layers that a setting is for.
         """
         super().__init__()
         self.name = name
@@ -74,9 +74,9 @@ class TimmBackbone(Backbone):
         out_indices, frozen, unused = _examine(name, strides, freeze_at)
         self.bottom_up = timm.create_model(name, features_only=True, out_indices=out_indices)
         self._out_feature_channels = dict(zip(out_features, _feature_info(self.bottom_up).channels(), strict=True))
-        _set(self.bottom_up, nn.BatchNorm2d, "eps", norm_eps, f"MODEL.DARKNET.NORM_EPS of {name}")
-        _set(self.bottom_up, nn.LeakyReLU, "negative_slope", negative_slope, f"MODEL.DARKNET.NEGATIVE_SLOPE of {name}")
-        self.bottom_up = with_norm(self.bottom_up, norm, "MODEL.DARKNET.NORM")
+        _set(self.bottom_up, nn.BatchNorm2d, "eps", norm_eps, f"MODEL.TIMM.NORM_EPS of {name}")
+        _set(self.bottom_up, nn.LeakyReLU, "negative_slope", negative_slope, f"MODEL.TIMM.NEGATIVE_SLOPE of {name}")
+        self.bottom_up = with_norm(self.bottom_up, norm, "MODEL.TIMM.NORM")
         for parameter, values in self.bottom_up.named_parameters():
             if parameter in unused:
                 values.requires_grad = False  # or several processes would wait for a gradient that never comes
@@ -88,12 +88,12 @@ class TimmBackbone(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        """Reads `MODEL.DARKNET` and `MODEL.BACKBONE.FREEZE_AT`."""
+        """Reads `MODEL.TIMM` and `MODEL.BACKBONE.FREEZE_AT`."""
         return {
-            "name": cfg.MODEL.DARKNET.NAME,
-            "norm": cfg.MODEL.DARKNET.NORM,
-            "norm_eps": cfg.MODEL.DARKNET.NORM_EPS,
-            "negative_slope": cfg.MODEL.DARKNET.NEGATIVE_SLOPE,
+            "name": cfg.MODEL.TIMM.NAME,
+            "norm": cfg.MODEL.TIMM.NORM,
+            "norm_eps": cfg.MODEL.TIMM.NORM_EPS,
+            "negative_slope": cfg.MODEL.TIMM.NEGATIVE_SLOPE,
             "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
         }
 
@@ -120,7 +120,7 @@ class TimmBackbone(Backbone):
         if strangers := [name for name in state if name not in classifier]:
             raise ValueError(
                 f"{len(strangers)} tensors ({strangers[0]}, ...) are none of {self.name}'s; expected weights "
-                "of the network that MODEL.DARKNET.NAME names"
+                "of the network that MODEL.TIMM.NAME names"
             )
         own = self.state_dict()
         converted = {}
@@ -134,7 +134,7 @@ class TimmBackbone(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Detectron2's feature pyramid, `p2` to `p6`, over the timm network of `MODEL.DARKNET`.
+    """Detectron2's feature pyramid, `p2` to `p6`, over the timm network of `MODEL.TIMM`.
 
     `MODEL.FPN.IN_FEATURES` names the network's features: `[res2, res3, res4, res5]` are those with strides 4 to 32.
     """
@@ -179,12 +179,12 @@ def _examine(name: str, strides: Sequence[int], freeze_at: int) -> tuple[list[in
         network = timm.create_model(name, features_only=True).eval()
     except RuntimeError as error:
         raise UserError(
-            f"MODEL.DARKNET.NAME is {name!r}, which timm does not know ({error}); `darknet53` is the usual one"
+            f"MODEL.TIMM.NAME is {name!r}, which timm does not know ({error}); `darknet53` is the usual one"
         ) from error
     info = _feature_info(network)
     reductions, (height, width) = info.reduction(), PROBE
     if not set(strides) <= set(reductions):
-        raise UserError(f"MODEL.DARKNET.NAME is {name!r} with strides {reductions}, expected {strides} among them")
+        raise UserError(f"MODEL.TIMM.NAME is {name!r} with strides {reductions}, expected {strides} among them")
     expected = [(1, dim, height // s, width // s) for dim, s in zip(info.channels(), reductions, strict=True)]
     try:
         with torch.enable_grad():
@@ -195,7 +195,7 @@ def _examine(name: str, strides: Sequence[int], freeze_at: int) -> tuple[list[in
         reason = " ".join(str(error).split()) or type(error).__name__
     if reason:
         raise UserError(
-            f"MODEL.DARKNET.NAME is {name!r}, which has no features of images of any size, here {height} x {width} "
+            f"MODEL.TIMM.NAME is {name!r}, which has no features of images of any size, here {height} x {width} "
             f"({reason}); expected a network of convolutions, or a transformer for all sizes"
         )
     indices = [info.out_indices[reductions.index(stride)] for stride in strides]

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import statistics
-import sys
 import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -313,8 +312,8 @@ class Evaluator:
         """
         results = []
         for name, loader in self.loaders.items():
-            hidden = not is_main_process() or not sys.stderr.isatty()
-            bar = tqdm(loader, desc=name, unit="batch", leave=False, disable=hidden, dynamic_ncols=True)
+            is_hidden = None if is_main_process() else True  # None shows it on a terminal alone
+            bar = tqdm(loader, desc=name, unit="batch", leave=False, disable=is_hidden, dynamic_ncols=True)
             results.append(inference_on_dataset(model, bar, self.evaluators[name]))
         self.per_class = _means([result.get("per_class", {}) for result in results])
         return _means([result.get("bbox", {}) for result in results])

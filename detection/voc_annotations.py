@@ -35,7 +35,7 @@ class Annotations(NamedTuple):
 
 
 def annotation_files(folder: Path, pattern: str = "*.xml") -> list[Path]:
-    """The annotations in a folder, sorted; macOS puts a file `._NAME.xml` beside each of them that is none."""
+    """The annotations in a folder, sorted, without the `._NAME.xml` files that macOS adds."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("._"))
 
 

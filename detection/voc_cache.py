@@ -16,7 +16,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def file_states(paths: list[str]) -> list[tuple[int, int] | OSError]:
-    """Size and time of modification of files, what tells that one has changed, or why they cannot be told."""
+    """Size and modification time of each file, by which a change is noticed; the error where they cannot be read."""
     states: list[tuple[int, int] | OSError] = []
     for path in paths:
         try:

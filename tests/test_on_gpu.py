@@ -69,7 +69,7 @@ SMALL = {
     "faster_rcnn": {"MODEL.RPN.BATCH_SIZE_PER_IMAGE": 4096, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 512},
     "yolov3": {
         "INPUT.MIXUP_PROB": 0.5,
-        "MODEL.DARKNET.NAME": "resnet10t",
+        "MODEL.TIMM.NAME": "resnet10t",
         "MODEL.YOLOV3.CONV_DIMS": [8, 16, 16],
         "MODEL.YOLOV3.NUM_CONVS": [1, 1, 1],
         "INPUT.SQUARE_SIZES_TRAIN": [32, 64],

@@ -1,10 +1,10 @@
-"""Config keys of YOLOv3 and of its backbones."""
+"""Config keys of YOLOv3."""
 
 from detectron2.config import CfgNode
 
 
 def add_yolov3_config(cfg: CfgNode) -> None:
-    """Adds `MODEL.YOLOV3` and `MODEL.DARKNET` to `cfg`, in place.
+    """Adds `MODEL.YOLOV3` to `cfg`, in place.
 
     The names are those of `MODEL.RETINANET` where the meaning is the same. Every list with one entry a level stands in
     the order of `MODEL.YOLOV3.IN_FEATURES`, from the finest level to the coarsest.
@@ -38,12 +38,3 @@ def add_yolov3_config(cfg: CfgNode) -> None:
     cfg.MODEL.YOLOV3.SCORE_THRESH_TEST = 0.01
     cfg.MODEL.YOLOV3.TOPK_CANDIDATES_TEST = 1000
     cfg.MODEL.YOLOV3.NMS_THRESH_TEST = 0.45
-
-    cfg.MODEL.DARKNET = CfgNode()
-    # Any network of timm that has features at strides 8, 16 and 32; at 4 too below a feature pyramid of Faster R-CNN,
-    # with MODEL.BACKBONE.NAME build_timm_fpn_backbone.
-    cfg.MODEL.DARKNET.NAME = "darknet53"
-    cfg.MODEL.DARKNET.NORM = "BN"  # or "SyncBN"
-    # None keeps the network's own values: 1e-5 and 0.01 in timm's darknet53. Darknet's own files need 1e-6 and 0.1.
-    cfg.MODEL.DARKNET.NORM_EPS = None
-    cfg.MODEL.DARKNET.NEGATIVE_SLOPE = None

@@ -85,15 +85,15 @@ class DarknetTiny(Backbone):
             nn.MaxPool2d(2, stride=1),
             conv_norm_act(512, 1024, 3, norm_eps),
         )
-        self.dark4, self.dark5 = (with_norm(part, norm, "MODEL.DARKNET.NORM") for part in (self.dark4, self.dark5))
+        self.dark4, self.dark5 = (with_norm(part, norm, "MODEL.TIMM.NORM") for part in (self.dark4, self.dark5))
         self._out_features = ["dark4", "dark5"]
         self._out_feature_channels = {"dark4": 256, "dark5": 1024}
         self._out_feature_strides = {"dark4": 16, "dark5": 32}
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        """Reads `MODEL.DARKNET`."""
-        return {"norm": cfg.MODEL.DARKNET.NORM, "norm_eps": cfg.MODEL.DARKNET.NORM_EPS or 1e-5}
+        """Reads `MODEL.TIMM`."""
+        return {"norm": cfg.MODEL.TIMM.NORM, "norm_eps": cfg.MODEL.TIMM.NORM_EPS or 1e-5}
 
     @property
     def size_divisibility(self) -> int:

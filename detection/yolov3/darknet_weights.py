@@ -135,6 +135,6 @@ def _check_arithmetic(path: Path, model: nn.Module) -> None:
     if epsilons != {NORM_EPS} or slopes != {NEGATIVE_SLOPE}:
         raise UserError(
             f"{path}: Darknet computes with a BatchNorm epsilon of {NORM_EPS} and a LeakyReLU slope of "
-            f"{NEGATIVE_SLOPE}, this network with {sorted(epsilons)} and {sorted(slopes)}; set MODEL.DARKNET.NORM_EPS "
-            f"{NORM_EPS} MODEL.DARKNET.NEGATIVE_SLOPE {NEGATIVE_SLOPE} MODEL.YOLOV3.NORM_EPS {NORM_EPS}"
+            f"{NEGATIVE_SLOPE}, this network with {sorted(epsilons)} and {sorted(slopes)}; set MODEL.TIMM.NORM_EPS "
+            f"{NORM_EPS} MODEL.TIMM.NEGATIVE_SLOPE {NEGATIVE_SLOPE} MODEL.YOLOV3.NORM_EPS {NORM_EPS}"
         )

@@ -8,7 +8,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from detection.meta_arch import Autocast
+from detection.meta_arch import DetectorMixin
 from detection.test_time_augmentation import TTA
 from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform
 from detection.yolov3.head import YOLOv3Head
@@ -17,7 +17,7 @@ from detection.yolov3.targets import Grid, assign_targets
 
 
 @META_ARCH_REGISTRY.register()
-class YOLOv3(Autocast, DenseDetector):
+class YOLOv3(DetectorMixin, DenseDetector):
     """Redmon and Farhadi, "YOLOv3: An Incremental Improvement", 2018.
 
     Decoding, targets and losses work in float32, whatever the precision of the network.

@@ -143,7 +143,7 @@ def test_training_and_inference_read_their_own_keys(tmp_path: Path) -> None:
     assert inference["image"].shape == (3, 90, 120)
     assert "instances" not in inference
     # Validation: labelled, but as inference sees the images.
-    validation = DatasetMapper(cfg, True, augment=False)(entry)
+    validation = DatasetMapper(cfg, False, with_annotations=True)(entry)
     assert torch.equal(validation["image"], inference["image"])
     assert len(validation["instances"]) == 1
     assert "annotations" not in validation

@@ -55,7 +55,7 @@ NETWORKS = {
         "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": False,
     },
     "yolov3": {
-        "MODEL.DARKNET.NAME": "resnet10t",
+        "MODEL.TIMM.NAME": "resnet10t",
         "MODEL.YOLOV3.CONV_DIMS": [8, 16, 32],
         "MODEL.YOLOV3.NUM_CONVS": [1, 1, 1],
         "INPUT.AUGMENTATIONS": ["RandomHorizontalFlip"],

@@ -217,7 +217,7 @@ def test_gone_data_leaves_the_run_as_it_was(detector, copied: Path, voc_folder: 
         "MODEL.FPN.IN_FEATURES ['res2']",
         "MODEL.RPN.HEAD_NAME Nonsense",
         "MODEL.DEVICE nonsense",
-        "MODEL.DARKNET.NAME resnet10t",
+        "MODEL.TIMM.NAME resnet10t",
         "MODEL.PRECISION float8",
         "SOLVER.LR_SCHEDULER_NAME Nonsense",
         "SOLVER.IMS_PER_BATCH 0",

@@ -237,7 +237,7 @@ def test_mixup_is_refused_where_it_would_teach_wrong(voc_folder: Path, monkeypat
         prepared(monkeypatch, voc_folder, "INPUT.MIXUP_PROB", "0.5")
 
 
-@pytest.mark.parametrize("norm", ["MODEL.DARKNET.NORM", "MODEL.YOLOV3.NORM"])
+@pytest.mark.parametrize("norm", ["MODEL.TIMM.NORM", "MODEL.YOLOV3.NORM"])
 def test_norms_that_are_none_are_refused(norm: str) -> None:
     cfg = get_cfg()
     merge_file(cfg, CONFIGS / "yolov3_tiny.yaml")

@@ -363,7 +363,7 @@ def test_what_was_not_trained_here_is_tested_on_the_data_that_is_here(
 
 def test_darknets_backbone_is_computed_as_darknet_does(tmp_path: Path, voc_folder: Path) -> None:
     """Known by what it holds: the published one is called darknet53.conv.74."""
-    options = ["MODEL.DARKNET.NORM_EPS", 1e-6, "MODEL.DARKNET.NEGATIVE_SLOPE", 0.1, "MODEL.DEVICE", "cpu"]
+    options = ["MODEL.TIMM.NORM_EPS", 1e-6, "MODEL.TIMM.NEGATIVE_SLOPE", 0.1, "MODEL.DEVICE", "cpu"]
     backbone = build_model(read_leaf("yolov3_darknet53", [str(word) for word in options])).backbone
     path = tmp_path / "darknet53.conv.74"
     write_darknet_weights(path, backbone)

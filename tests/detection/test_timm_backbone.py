@@ -27,7 +27,7 @@ def detector_cfg(base: str, name: str, *options: object) -> CfgNode:
     """A detector over a timm network."""
     cfg = get_cfg()
     merge_file(cfg, CONFIGS / f"Base-{base}.yaml")
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.PRECISION", "float32", "MODEL.DARKNET.NAME", name, *options])
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.PRECISION", "float32", "MODEL.TIMM.NAME", name, *options])
     return cfg
 
 
@@ -142,7 +142,7 @@ def test_what_no_feature_is_computed_with_is_not_trained(features: list[str], ex
         ("test_mambaout", {}, r"any size, here 64 x 96 \(shapes"),
         ("inception_v3", {}, "any size"),
         ("test_convnext", {"freeze_at": 1}, "FREEZE_AT 1: the first features of test_convnext have stride 4"),
-        ("test_efficientnet", {"norm": "GN"}, "MODEL.DARKNET.NORM GN"),
+        ("test_efficientnet", {"norm": "GN"}, "MODEL.TIMM.NORM GN"),
         ("test_efficientnet", {"negative_slope": 0.1}, "NEGATIVE_SLOPE of test_efficientnet"),
     ],
 )

@@ -203,7 +203,8 @@ def test_boxes_drawn_on_stored_pixels_lie_on_them_with_exif_stored(folder: Path,
         (tmp_path / "config.yaml").write_text(cfg.dump())
         cfg = read_run_cfg(tmp_path)
         # Of training, of the validation loss and of evaluation.
-        for mapper in (DatasetMapper(cfg, True), DatasetMapper(cfg, True, augment=False), DatasetMapper(cfg, False)):
+        validation = DatasetMapper(cfg, False, with_annotations=True)
+        for mapper in (DatasetMapper(cfg, True), validation, DatasetMapper(cfg, False)):
             for record in DatasetCatalog.get("voc_train"):
                 for image in (mapper(record)["image"], mapper.read(record)):
                     red = (image[0, y0:y1, x0:x1] > 200).float().mean().item()

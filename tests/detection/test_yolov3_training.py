@@ -29,7 +29,7 @@ from tests.detection.runs import assert_same
 BACKBONE = "test_resnet"  # a very small one of timm's with all strides
 TINY = {
     "MODEL.WEIGHTS": "",
-    "MODEL.DARKNET.NAME": BACKBONE,
+    "MODEL.TIMM.NAME": BACKBONE,
     "INPUT.SQUARE_SIZES_TRAIN": [32, 64],
     "INPUT.MIN_SIZE_TEST": 64,
     "INPUT.MAX_SIZE_TEST": 64,
@@ -167,7 +167,7 @@ def test_timm_classifier_as_a_file(name: str, suffix: str, tmp_path: Path) -> No
             module.running_var.uniform_(0.5, 2)
     path = tmp_path / f"weights{suffix}"
     save_file(classifier.state_dict(), path) if suffix == ".safetensors" else torch.save(classifier.state_dict(), path)
-    model, cfg = make_detector(MODEL__DARKNET__NAME=name, MODEL__WEIGHTS=str(path))
+    model, cfg = make_detector(MODEL__TIMM__NAME=name, MODEL__WEIGHTS=str(path))
     load_initial_weights(model, cfg)
     image = torch.rand(1, 3, 64, 64)
     features = model.backbone.eval()(image)["dark5"]
@@ -177,14 +177,14 @@ def test_timm_classifier_as_a_file(name: str, suffix: str, tmp_path: Path) -> No
 def test_other_networks_weights_are_refused(tmp_path: Path) -> None:
     torch.save(timm.create_model("resnet14t").state_dict(), tmp_path / "other.pth")
     model, cfg = make_detector(MODEL__WEIGHTS=str(tmp_path / "other.pth"))
-    with pytest.raises(UserError, match=r"MODEL\.DARKNET\.NAME|does not fit the model"):
+    with pytest.raises(UserError, match=r"MODEL\.TIMM\.NAME|does not fit the model"):
         load_initial_weights(model, cfg)
 
 
 def test_darknet_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A whole detector's file fills the backbone; what belongs to its head is counted."""
-    arithmetic = {"MODEL__DARKNET__NAME": "darknet17", "MODEL__DARKNET__NORM_EPS": 1e-6}
-    arithmetic |= {"MODEL__DARKNET__NEGATIVE_SLOPE": 0.1, "MODEL__YOLOV3__NORM_EPS": 1e-6}
+    arithmetic = {"MODEL__TIMM__NAME": "darknet17", "MODEL__TIMM__NORM_EPS": 1e-6}
+    arithmetic |= {"MODEL__TIMM__NEGATIVE_SLOPE": 0.1, "MODEL__YOLOV3__NORM_EPS": 1e-6}
     path = tmp_path / "darknet.weights"
     source, _ = make_detector(**arithmetic)
     for parameter in source.parameters():
@@ -198,8 +198,8 @@ def test_darknet_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, value in source.backbone.named_parameters():
         assert torch.equal(model.backbone.get_parameter(name), value)
     # Another arithmetic would give other outputs without a word.
-    model, cfg = make_detector(**{**arithmetic, "MODEL__DARKNET__NORM_EPS": 1e-5}, MODEL__WEIGHTS=str(path))
-    with pytest.raises(UserError, match=r"MODEL\.DARKNET\.NORM_EPS"):
+    model, cfg = make_detector(**{**arithmetic, "MODEL__TIMM__NORM_EPS": 1e-5}, MODEL__WEIGHTS=str(path))
+    with pytest.raises(UserError, match=r"MODEL\.TIMM\.NORM_EPS"):
         load_initial_weights(model, cfg)
 
 

@@ -120,8 +120,8 @@ def build_network(samples: Sequence[dict], device: str) -> tuple[CfgNode, nn.Mod
     cfg = get_cfg()
     merge_file(cfg, CONFIGS / "Base-YOLOv3.yaml")
     cfg.MODEL.DEVICE = device
-    cfg.MODEL.DARKNET.NORM_EPS = cfg.MODEL.YOLOV3.NORM_EPS = NORM_EPS
-    cfg.MODEL.DARKNET.NEGATIVE_SLOPE = NEGATIVE_SLOPE
+    cfg.MODEL.TIMM.NORM_EPS = cfg.MODEL.YOLOV3.NORM_EPS = NORM_EPS
+    cfg.MODEL.TIMM.NEGATIVE_SLOPE = NEGATIVE_SLOPE
     cfg.MODEL.YOLOV3.SCORE_THRESH_TEST, cfg.MODEL.YOLOV3.NMS_THRESH_TEST = SCORE_THRESH, NMS_THRESH
     torch.manual_seed(0)
     network = build_model(cfg)

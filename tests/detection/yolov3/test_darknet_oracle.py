@@ -13,7 +13,7 @@ from torch import nn
 from detection.yolov3.darknet_weights import convolutions, read_darknet_weights, write_darknet_weights
 from detection.yolov3.targets import Grid
 
-DARKNET = ("MODEL.DARKNET.NORM_EPS", 1e-6, "MODEL.DARKNET.NEGATIVE_SLOPE", 0.1, "MODEL.YOLOV3.NORM_EPS", 1e-6)
+DARKNET = ("MODEL.TIMM.NORM_EPS", 1e-6, "MODEL.TIMM.NEGATIVE_SLOPE", 0.1, "MODEL.YOLOV3.NORM_EPS", 1e-6)
 ANCHORS = "10,13, 16,30, 33,23, 30,61, 62,45, 59,119, 116,90, 156,198, 373,326"
 
 
