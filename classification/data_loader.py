@@ -3,7 +3,6 @@
 import logging
 import mmap
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,7 +26,7 @@ from common.stream import TrainingStream, build_loader, build_train_loader
 
 logger = logging.getLogger(__name__)
 
-LONGEST = 16  # times the short side that a photograph is looked at
+LONGEST = 16  # aspect ratio beyond which a photograph is cropped to its middle before it is resized
 CGROUP = Path("/sys/fs/cgroup")  # of a container
 
 
@@ -74,30 +73,26 @@ class BirdDataset(Dataset):
         return self.crop(image), bird.label
 
 
-def build_training_stream(recipe: Recipe, birds: Sequence[Bird]) -> TrainingStream:
+class BirdStream(TrainingStream):
     """The samples to train on: image, label, and the seed of what is drawn for the image in its batch."""
-    size = recipe.image_size
-    crop: nn.Module = v2.CenterCrop(size)
-    if recipe.train_crop == "random":
-        crop = v2.RandomCrop(size)
-    elif recipe.train_crop == "random_resized":
-        crop = v2.RandomResizedCrop(size, scale=(recipe.crop_scale, 1.0), antialias=True)
-    side = int(size / recipe.crop_pct)
-    dataset = BirdDataset(birds, side, crop, ImageCache.build(birds, side) if recipe.cache else None)
-    return TrainingStream(len(birds), partial(_sample, dataset), recipe.seed, recipe.batch_size, drop_last=True)
+
+    def __init__(self, recipe: Recipe, birds: Sequence[Bird]) -> None:
+        size, side = recipe.image_size, int(recipe.image_size / recipe.crop_pct)
+        crop: nn.Module = v2.CenterCrop(size)
+        if recipe.train_crop == "random":
+            crop = v2.RandomCrop(size)
+        elif recipe.train_crop == "random_resized":
+            crop = v2.RandomResizedCrop(size, scale=(recipe.crop_scale, 1.0), antialias=True)
+        self.dataset = BirdDataset(birds, side, crop, ImageCache.build(birds, side) if recipe.cache else None)
+        super().__init__(len(birds), self._sample, recipe.seed, recipe.batch_size, drop_last=True)
+
+    def _sample(self, index: int, position: int) -> tuple[Tensor, int, int]:
+        return *self.dataset[index], int(torch.randint(2**63 - 1, ()))
 
 
-def _sample(dataset: BirdDataset, index: int, position: int) -> tuple[Tensor, int, int]:
-    return *dataset[index], int(torch.randint(2**63 - 1, ()))
-
-
-def build_training_loader(
-    recipe: Recipe, stream: TrainingStream, iterations: range, device: torch.device
-) -> DataLoader:
+def build_training_loader(recipe: Recipe, stream: BirdStream, iterations: range) -> DataLoader:
     """This process's share of the batches of the given iterations."""
-    # On a CPU, cropping a decoded image costs less than handing it from one process to another.
-    in_memory = isinstance(stream.sample, partial) and stream.sample.args[0].cache is not None
-    return build_train_loader(stream, iterations, 0 if in_memory and device.type == "cpu" else recipe.workers)
+    return build_train_loader(stream, iterations, _workers(recipe.workers, stream.dataset))
 
 
 def build_test_loader(
@@ -115,14 +110,20 @@ def build_test_loader(
     """
     side = int(image_size / crop_pct)
     images = ImageCache.build(birds, side) if cache else None
-    workers = 0 if images and default_device() == "cpu" else workers
+    dataset = BirdDataset(birds, side, v2.CenterCrop(image_size), images)
+    workers = _workers(workers, dataset)
     return build_loader(
-        BirdDataset(birds, side, v2.CenterCrop(image_size), images),
+        dataset,
         workers,
         batch_size=batch_size,
         sampler=range(rank(), len(birds), world_size()),
         persistent_workers=workers > 0 and cache,
     )
+
+
+def _workers(wanted: int, dataset: BirdDataset) -> int:
+    # On a CPU, cropping a decoded image costs less than handing it from one process to another.
+    return 0 if dataset.cache and default_device() == "cpu" else wanted
 
 
 class ImageCache:
@@ -169,8 +170,8 @@ class ImageCache:
 
             rank, ranks = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
             mine = range(rank, len(birds), ranks)
-            shown = rank == 0 and sys.stderr.isatty()
-            for _ in tqdm(pool.map(fill, mine), "decoding images", len(mine), leave=False, disable=not shown):
+            is_hidden = rank > 0 or None  # None shows it on a terminal alone
+            for _ in tqdm(pool.map(fill, mine), "decoding images", len(mine), leave=False, disable=is_hidden):
                 pass
         if torch.distributed.is_initialized():
             torch.distributed.barrier()

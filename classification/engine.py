@@ -4,7 +4,6 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -149,13 +148,14 @@ class Trainer:
         # Loss and correct answers, summed up over the images of this epoch so far, and these images; of all processes.
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
 
-    def measured_weights(self) -> AbstractContextManager:
-        """Puts the weights that are validated and kept into the model: their average where there is one."""
-        return self.average.applied() if self.average else nullcontext()
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """What is validated and kept: the model with the average of its weights where there is one."""
+        return self.average.module if self.average else self.model
 
     def state_dict(self) -> dict[str, Any]:
         """A checkpoint: `model`, where there is one `average`, and under `trainer` what a step changes beside them."""
-        average = {"average": self.average.state_dict()} if self.average else {}
+        average = {"average": self.average.module.state_dict()} if self.average else {}
         return {
             "model": self.model.state_dict(),
             **average,
@@ -171,7 +171,7 @@ class Trainer:
         """Goes on from a `state_dict`; settings of optimizer and schedule stay as they are here."""
         self.model.load_state_dict(state["model"])
         if self.average and "average" in state:
-            self.average.load_state_dict(state["average"])
+            self.average.module.load_state_dict(state["average"])
         trainer = state["trainer"]
         self.iteration = trainer["iteration"]
         self.sums.copy_(trainer["sums"])
@@ -232,7 +232,7 @@ class Trainer:
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         if self.average:
-            self.average.update(self.iteration)
+            self.average.update(self.model, self.iteration)
         self.iteration += 1
         with torch.no_grad():
             count = len(labels)
@@ -281,7 +281,7 @@ def evaluate(
     """Measures the model, with the buffers of the first process, on the batches of all processes.
 
     Returns:
-        validation_loss (cross entropy without smoothing), validation_top1 and validation_top5 in percent.
+        loss (cross entropy without smoothing), top1 and top5 in percent.
     """
     share_buffers(model)
     logits, labels = predict_logits(model, loader, prepare, precision)
@@ -292,7 +292,7 @@ def evaluate(
     if world_size() > 1:
         dist.all_reduce(sums)
     loss, top1, top5, count = sums.tolist()
-    return {"validation_loss": loss / count, "validation_top1": top1 / count, "validation_top5": top5 / count}
+    return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count}
 
 
 def _seed_everything(seed: int) -> None:

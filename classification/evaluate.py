@@ -78,14 +78,12 @@ def measure(logits: Tensor, labels: Tensor) -> Report:
         labels: (N,), every class of 0 .. C - 1 may or may not occur.
     """
     matrix = confusion_matrix(logits.argmax(1), labels, logits.shape[1])
-    counts = matrix.sum(1)
-    of_class = np.diag(matrix)[counts > 0] / counts[counts > 0]
     likeliest = logits.topk(min(5, logits.shape[1])).indices
     return Report(
         images=len(labels),
         top1=100 * np.trace(matrix) / len(labels),
         top5=100 * (likeliest == labels[:, None]).any(1).double().mean().item(),
-        mean_class_accuracy=100 * of_class.mean(),
+        mean_class_accuracy=class_accuracy(matrix).mean(),
         calibration_error=100
         * sum(row["weight"] * abs(row["accuracy"] - row["confidence"]) for row in calibration(logits, labels)),
         loss=torch.nn.functional.cross_entropy(logits, labels).item(),
@@ -95,6 +93,11 @@ def measure(logits: Tensor, labels: Tensor) -> Report:
 def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> np.ndarray:
     """Counts, int64 (C, C): rows are true classes, columns predicted ones."""
     return torch.bincount(labels * num_classes + predicted, minlength=num_classes**2).view(num_classes, -1).numpy()
+
+
+def class_accuracy(matrix: np.ndarray) -> pd.Series:
+    """Top-1 of each class of a confusion matrix, in percent; nan where it has no image."""
+    return 100 * pd.Series(np.diag(matrix)) / matrix.sum(1)
 
 
 def calibration(logits: Tensor, labels: Tensor) -> list[dict[str, float]]:
@@ -157,9 +160,8 @@ def write_report(folder: Path, logits: Tensor, labels: Tensor, birds: list[Bird]
     write_table(folder / "predictions.csv", predictions, index=False, float_format="%.4f")
     matrix = confusion_matrix(predicted, labels, len(class_names))
     write_table(folder / "confusion_matrix.csv", pd.DataFrame(matrix, index=class_names, columns=class_names))
-    counts = matrix.sum(1)
-    accuracy = np.divide(100 * np.diag(matrix), counts, out=np.full(len(counts), np.nan), where=counts > 0)
-    per_class = pd.DataFrame({"class": class_names, "images": counts, "accuracy": accuracy})
+    accuracy = class_accuracy(matrix)
+    per_class = pd.DataFrame({"class": class_names, "images": matrix.sum(1), "accuracy": accuracy})
     per_class = per_class.sort_values("accuracy", kind="stable")
     write_table(folder / "per_class.csv", per_class, index=False, float_format="%.2f")
     pairs = confused_pairs(logits, labels)
@@ -172,7 +174,7 @@ def write_report(folder: Path, logits: Tensor, labels: Tensor, birds: list[Bird]
     write_figure(folder / "confusion_matrix.png", _draw_confusion_matrix(matrix, class_names), dpi=120)
     write_figure(folder / "confused_pairs.png", _draw_pairs(pairs, birds, labels, class_names))
     write_figure(folder / "calibration.png", _draw_calibration(calibration(logits, labels), report))
-    write_figure(folder / "per_class.png", _draw_per_class(accuracy[counts > 0], report))
+    write_figure(folder / "per_class.png", _draw_per_class(accuracy.dropna(), report))
     return report
 
 
@@ -224,7 +226,7 @@ def _draw_calibration(rows: list[dict[str, float]], report: Report) -> Figure:
     return figure
 
 
-def _draw_per_class(accuracy: np.ndarray, report: Report) -> Figure:
+def _draw_per_class(accuracy: pd.Series, report: Report) -> Figure:
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.hist(accuracy, bins=range(0, 101, 5), color="#4477aa", edgecolor="white")

@@ -56,7 +56,7 @@ def build_model(
     from_hub = pretrained and weights is None
     try:
         if name == ALEXNET:
-            model = _build_alexnet(num_classes, from_hub, **({} if drop_rate is None else {"dropout": drop_rate}))
+            model = _build_alexnet(num_classes, from_hub, drop_rate)
         else:
             model = _build_timm(name, num_classes, from_hub, drop_rate)
     except OSError as error:
@@ -123,10 +123,11 @@ def _build_timm(name: str, num_classes: int, from_hub: bool, drop_rate: float | 
     return model
 
 
-def _build_alexnet(num_classes: int, from_hub: bool, **dropout: float) -> nn.Module:
+def _build_alexnet(num_classes: int, from_hub: bool, drop_rate: float | None) -> nn.Module:
     weights = torchvision.models.AlexNet_Weights.IMAGENET1K_V1
     local = local_file(weights.url) if from_hub else None
-    model = torchvision.models.alexnet(weights=weights if from_hub and local is None else None, **dropout)
+    dropout = 0.5 if drop_rate is None else drop_rate  # 0.5 is torchvision's own
+    model = torchvision.models.alexnet(weights=weights if from_hub and local is None else None, dropout=dropout)
     if local is not None:
         load_state(model, weights_of(read_checkpoint(local)), local)
     model.classifier[6] = nn.Linear(model.classifier[6].in_features, num_classes)

@@ -182,8 +182,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except (OmegaConfBaseException, YAMLError, TypeError, UnicodeDecodeError, RecursionError) as error:
         key = getattr(error, "full_key", None)
         line = first_line(error)
-        known = ", ".join(setting.name for setting in dataclasses.fields(Recipe))
-        wish = "expected another type" if hasattr(Recipe, str(key)) else f"the settings are: {known}"
+        known = [setting.name for setting in dataclasses.fields(Recipe)]
+        is_known = str(key).partition("[")[0] in known
+        wish = "expected another type" if is_known else f"the settings are: {', '.join(known)}"
         raise UserError(f"{path} {' '.join(overrides)}: {key + ': ' if key else ''}{line}; {wish}") from None
     _check(recipe, path)
     for key, (other, is_met) in _NEEDS.items():

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from classification.cub import Bird, Cub, hold_out
-from classification.data_loader import build_test_loader, build_training_loader, build_training_stream
+from classification.data_loader import BirdStream, build_test_loader, build_training_loader
 from classification.engine import Batch, BatchAugmentation, Trainer, evaluate
 from classification.model import check_image_size, describe, parameter_groups
 from classification.recipe import Recipe
@@ -71,7 +70,7 @@ class Run:
         model.to(device).to(memory_format=torch.channels_last)
         self.card = describe(recipe.model, model, cub.class_names, recipe.image_size, recipe.crop_pct)
         self.prepare = BatchAugmentation(self.card["mean"], self.card["std"])
-        stream = build_training_stream(recipe, train_birds)
+        stream = BirdStream(recipe, train_birds)
         self.iterations = stream.epoch_length // recipe.batch_size
         self.trainer = build_trainer(recipe, model, self.iterations, self.card)
         self.best = Best(recipe.patience)
@@ -93,9 +92,8 @@ class Run:
                 )
             self.best.load_state_dict(last["best"])
             self.kept_row = last["best_row"]
-        self.loader = build_training_loader(
-            recipe, stream, range(self.trainer.iteration, recipe.epochs * self.iterations), device
-        )
+        left = range(self.trainer.iteration, recipe.epochs * self.iterations)
+        self.loader = build_training_loader(recipe, stream, left)
         self.validation_loader = self._test_loader(self.validation_birds, cache=recipe.cache)
 
     def is_finished(self) -> bool:
@@ -149,37 +147,31 @@ class Run:
         epoch, done = divmod(self.trainer.iteration, self.iterations)
         epoch += 1
         left = self.iterations - done
-        shown = is_main_process() and sys.stderr.isatty()
-        with tqdm(
-            total=left, desc=f"epoch {epoch}/{self.recipe.epochs}", unit="it", leave=False, disable=not shown
-        ) as bar:
-
-            def step_done() -> None:
-                bar.update()
-                on_iteration()
-
+        title = f"epoch {epoch}/{self.recipe.epochs}"
+        is_hidden = not is_main_process() or None  # None shows it on a terminal alone
+        with tqdm(batches, title, left, leave=False, unit="it", disable=is_hidden) as bar:
             try:
-                row = self.trainer.train(batches, left, step_done)
+                row = self.trainer.train(iter(bar), left, on_iteration)
                 self._check_weights()
             except FloatingPointError as error:
                 lower = f"lower the rate, LR={self.recipe.lr / 4:g}"
                 raise UserError(f"{run}: {error}: the run diverged; {lower}") from None
-        with self.trainer.measured_weights():
-            row |= evaluate(self.model, self.validation_loader, self.prepare, self.recipe.precision)
-            is_best = self.best.update(row["validation_top1"], epoch)
-            is_kept = is_best or self.recipe.choose == "last"
+        model = self.trainer.evaluated_model
+        measured = evaluate(model, self.validation_loader, self.prepare, self.recipe.precision)
+        validated = {f"validation_{name}": value for name, value in measured.items()}
+        is_best = self.best.update(measured["top1"], epoch)
+        is_kept = is_best or self.recipe.choose == "last"
+        if is_kept:
+            self.kept_row = {"epoch": epoch, **validated}
+        if writer:  # in the main process
+            # Rows before the checkpoint, the best before the last: what a kill loses is then done again in full.
+            row = {"iteration": self.trainer.iteration - 1, "epoch": epoch, **row, **validated}
+            append_metrics(run, row)
+            write_results(run)
+            for key, value in row.items():
+                writer.add_scalar(key, value, row["iteration"])
             if is_kept:
-                self.kept_row = {"epoch": epoch, **{key: row[key] for key in row if key.startswith("validation_")}}
-            if writer:  # in the main process
-                # Rows before the checkpoint, the best before the last: what a kill loses is then done again in full.
-                row = {"iteration": self.trainer.iteration - 1, "epoch": epoch, **row}
-                append_metrics(run, row)
-                write_results(run)
-                for key, value in row.items():
-                    writer.add_scalar(key, value, row["iteration"])
-                if is_kept:
-                    best = {**self.card, **self.kept_row, "model": self.model.state_dict()}
-                    save_checkpoint(run / "model_best.pth", best)
+                save_checkpoint(run / "model_best.pth", {**self.card, **self.kept_row, "model": model.state_dict()})
         if is_main_process():
             self._save_last(run)
             _log_epoch(row, self.recipe.epochs, is_best)
@@ -205,8 +197,8 @@ class Run:
         loader = self._test_loader(self.cub.test) if self.recipe.holdout else self.validation_loader
         measured = evaluate(self.model, loader, self.prepare, "float32")
         result = {
-            "top1": measured["validation_top1"],
-            "top5": measured["validation_top5"],
+            "top1": measured["top1"],
+            "top5": measured["top5"],
             "chosen": "the last" if self.recipe.choose == "last" else f"the best on {self.validated_on}",
             "validated_on": self.validated_on,
             "test_images": len(self.cub.test),

@@ -1,9 +1,8 @@
 """SnapMix: a region of one photograph pasted into another, labels shared by what the network sees in the regions."""
 
-import math
-
 import numpy as np
 import torch
+from timm.data.mixup import rand_bbox
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -12,7 +11,7 @@ from common.errors import UserError
 from common.processes import share_buffers
 from common.runtime import autocast
 
-Box = tuple[int, int, int, int]  # top, left, bottom, right, the last two beyond it
+Box = tuple[int, int, int, int]  # top, bottom, left, right; bottom and right beyond it
 
 
 class SnapMix:
@@ -56,7 +55,7 @@ class SnapMix:
         if np.random.random() >= self.prob:
             return images, kept
         order = torch.from_numpy(np.random.permutation(len(images))).to(images.device, non_blocking=True)
-        into, out_of = (draw_box(images.shape[2], images.shape[3], self.alpha) for _ in range(2))
+        into, out_of = (rand_bbox(images.shape, 1 - np.random.beta(self.alpha, self.alpha)) for _ in range(2))
         return self.mix(images, kept, self.maps(images, labels), order, into, out_of)
 
     @staticmethod
@@ -73,12 +72,12 @@ class SnapMix:
             into: the region that is replaced.
             out_of: the region that replaces it, resized.
         """
-        height, width = into[2] - into[0], into[3] - into[1]
-        if not height * width or not (out_of[2] - out_of[0]) * (out_of[3] - out_of[1]):
+        patch, mixed = _cut(images, out_of)[order], images.clone()
+        replaced = _cut(mixed, into)
+        if not patch.numel() or not replaced.numel():
             return images, one_hot
-        mixed = images.clone()
-        patch = _cut(images, out_of)[order]
-        _cut(mixed, into).copy_(functional.interpolate(patch, (height, width), mode="bilinear", align_corners=False))
+        size = replaced.shape[-2:]
+        replaced.copy_(functional.interpolate(patch, size, mode="bilinear", align_corners=False))
         covered = _cut(maps, into).sum((1, 2))
         pasted = _cut(maps, out_of).sum((1, 2))[order]
         return mixed, one_hot * (1 - covered)[:, None] + one_hot[order] * pasted[:, None]
@@ -102,20 +101,9 @@ class SnapMix:
         return maps / maps.sum((1, 2), keepdim=True)
 
 
-def draw_box(height: int, width: int, alpha: float) -> Box:
-    """A region with the image's proportions, its area drawn and its centre anywhere, cut off at the image's sides."""
-    side = math.sqrt(np.random.beta(alpha, alpha))
-    half_height, half_width = int(side * height) // 2, int(side * width) // 2
-    row, column = np.random.randint(height), np.random.randint(width)
-    return (
-        *(max(row - half_height, 0), max(column - half_width, 0)),
-        *(min(row + half_height, height), min(column + half_width, width)),
-    )
-
-
 def _cut(images: Tensor, box: Box) -> Tensor:
     """The region of each image, (..., H, W), as a view."""
-    top, left, bottom, right = box
+    top, bottom, left, right = box
     return images[..., top:bottom, left:right]
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -63,16 +64,20 @@ def start_process() -> torch.device:
     return device
 
 
-@exits_on_user_error
-def main() -> None:
-    """Reads the command line and trains; nothing is written before everything is built."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, without the program's name; None takes that of the process."""
     parser = argparse.ArgumentParser(description="Fine-tune a classifier on CUB-200-2011.")
     add_recipe_argument(parser)
     parser.add_argument("--resume", action="store_true", help="go on with that run, or the newest of the recipe")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("--name", help="name of the run folder, instead of the one made of model and recipe")
-    arguments = parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(argv)
 
+
+@exits_on_user_error
+def main() -> None:
+    """Reads the command line and trains; nothing is written before everything is built."""
+    arguments = parse_args()
     log = RunLog("classification", "common")
     device = start_process()
     start = time.perf_counter()

@@ -7,7 +7,7 @@ from common.threads import settle_threads
 
 settle_threads()
 
-# Detectron2 uses what torch has deprecated; users of this project can do nothing about it.
+# What torch has deprecated: Detectron2 uses two, and the third has a new name that older versions of torch lack.
 warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
 warnings.filterwarnings("ignore", message="torch.meshgrid.*", category=UserWarning)
 warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)

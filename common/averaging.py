@@ -1,60 +1,21 @@
 """The weights averaged over a training, and the best of its evaluations."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from timm.utils import ModelEmaV3
 
 
-class WeightAverage:
-    """Exponential moving average of the weights: average = decay average + (1 - decay) weights.
+class WeightAverage(ModelEmaV3):
+    """timm's moving average of weights and buffers: average = decay average + (1 - decay) weights.
 
-    Integer buffers are copied. The decay rises as (1 + i) / (10 + i) at first: a short past is not worth keeping.
-
-    Args:
-        model: the model without a distributed wrapper.
-        decay: share of the old average at each iteration, below 1.
+    The decay rises as (1 + i) / (10 + i) at first: a short past is not worth keeping. `module` is a model with the
+    averaged weights.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = model
-        self.decay = decay
-        self.average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        # Found once: asking the model at every iteration would take longer than averaging does.
-        moving = [
-            (self.average[name], value) for name, value in model.state_dict().items() if value.is_floating_point()
-        ]
-        self._averages, self._values = [list(tensors) for tensors in zip(*moving, strict=True)]
-
-    def update(self, iteration: int) -> None:
-        """Moves the average towards the weights after `iteration`, counted from 0."""
-        decay = min(self.decay, (1 + iteration) / (10 + iteration))
-        torch._foreach_lerp_(self._averages, self._values, 1 - decay)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Puts the average into the model inside the block."""
-        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.model.load_state_dict(self.state_dict())
-        try:
-            yield
-        finally:
-            self.model.load_state_dict(weights)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The average itself, with the model's names."""
-        for name, value in self.model.state_dict().items():
-            if not value.is_floating_point():
-                self.average[name].copy_(value)
-        return self.average
-
-    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Takes over the average of a checkpoint."""
-        for name, value in state_dict.items():
-            self.average[name].copy_(value)
+    def get_decay(self, step: int | None = None) -> float:
+        """The decay after iteration `step`, counted from 0."""
+        return self.decay if step is None else min(self.decay, (1 + step) / (10 + step))
 
 
 def horizon_scaled(decay: float, batch_size: int, reference: int) -> float:

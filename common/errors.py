@@ -34,10 +34,11 @@ def exits_on_user_error(main: Callable[P, None]) -> Callable[P, None]:
     """Wraps a command line's `main`: what a user can mend becomes one line on stderr and an exit code, no traceback.
 
     A `UserError`, an `OSError` (a full disk, a folder that cannot be written) and memory that is not there give exit
-    code 2, Ctrl-C gives 130. With `DEBUG=1` in the environment the traceback is shown instead. Among several processes
-    rank 0 speaks first; another rank speaks only when it is still alive a little later, that is, when rank 0 did not
-    fail as well. So does a process with another kind of error, which may only be the connection that it lost to the one
-    that failed. Of an interrupt rank 0 speaks alone.
+    code 2, Ctrl-C gives 130. With `DEBUG=1` in the environment the traceback is shown instead.
+
+    Among several processes rank 0 reports at once. Other ranks, and any process with an unexpected error (often only
+    the lost connection to the one that failed), wait a little first: the launcher ends them meanwhile if another one
+    has failed. Only rank 0 reports an interrupt.
     """
 
     @functools.wraps(main)

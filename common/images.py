@@ -42,7 +42,7 @@ UNTURNED = {
     8: Image.Transpose.ROTATE_270,
 }
 TURNED = UNTURNED | {6: UNTURNED[8], 8: UNTURNED[6]}
-# How a file of a form ends unless it was cut off; some whole ones have more behind it.
+# The last bytes of a complete file of each format; some complete files have more after them.
 ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 MOST_WORDS = 100  # of a name with blanks in it
 EXPECTED = "a whole JPEG, PNG, GIF, WebP, BMP or TIFF file"

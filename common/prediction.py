@@ -68,7 +68,7 @@ class Predictor(ABC):
     Attributes:
         class_names: all that it knows.
         batch_size: images that its network sees at a time, at most.
-        min_score: what is told has at least this score, unless another one is asked for.
+        min_score: predictions below it are dropped, unless another one is asked for.
     """
 
     class_names: list[str]
@@ -114,14 +114,14 @@ class Predictor(ABC):
         self,
         images: Iterable[Source],
         keep: Callable[[Tensor], Any] = lambda pixels: None,
-        leave_out: Callable[[int, UserError], None] | None = None,
+        leave_out: Callable[[UserError], None] | None = None,
     ) -> Iterator[Seen]:
         """Predicts any number of images in little memory, reading the next ones while the network runs.
 
         Args:
             images: those of one size are told of in their order, but others may come before them.
             keep: makes of the pixels, uint8 (3, H, W), what is wanted later; called by several threads at a time.
-            leave_out: is told the place of an image that cannot be read, and why.
+            leave_out: is told why an image cannot be read.
 
         Raises:
             UserError: an image cannot be read, and nobody wants to be told of that.
@@ -141,7 +141,7 @@ class Predictor(ABC):
         self,
         images: Iterable[Source],
         keep: Callable[[Tensor], Any],
-        leave_out: Callable[[int, UserError], None] | None,
+        leave_out: Callable[[UserError], None] | None,
     ) -> Iterator[tuple[int, dict, Any]]:
         """The place of each image, its sample and what is kept of it, in order, while threads prepare the next ones."""
 
@@ -169,7 +169,7 @@ class Predictor(ABC):
                 except UserError as error:
                     if leave_out is None:
                         raise
-                    leave_out(index, error)
+                    leave_out(error)
                     continue
                 yield index, sample, kept
 

@@ -90,7 +90,7 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def no_sync_before_last(model: Callable[..., Any], is_last: bool) -> AbstractContextManager:
-    """The context of a part of a batch: processes share its gradients with the last one alone, once a batch.
+    """The context of one part of an accumulated batch: gradients are exchanged with the last part alone.
 
     Args:
         model: in `DistributedDataParallel`, where several processes train; compiled or not.

@@ -80,7 +80,7 @@ class LeftOut:
     def __init__(self, files: int, progress: tqdm) -> None:
         self.files, self.progress, self.count = files, progress, 0
 
-    def __call__(self, index: int, error: UserError) -> None:
+    def __call__(self, error: UserError) -> None:
         """Names one."""
         self.count += 1
         self.warn(f"{error}; left out")
@@ -90,7 +90,7 @@ class LeftOut:
         self.progress.write(f"warning: {text}", file=sys.stderr)
 
     def raise_if_all(self) -> None:
-        """Before anything is written that would look like a result.
+        """Call it before anything is written that would look like a result.
 
         Raises:
             UserError: no file could be read.
@@ -99,7 +99,7 @@ class LeftOut:
             raise UserError(f"none of the {self.files} files could be read; expected photographs or videos")
 
     def raise_if_any(self) -> None:
-        """At the very end, so that the exit code tells.
+        """Call it at the very end, so that the exit code tells.
 
         Raises:
             UserError: a file could not be read.

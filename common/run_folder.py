@@ -6,6 +6,7 @@
     metrics.json       one JSON object a line, one line a step of the log; the only source of the files below
     results.csv        the same as a table, one row an iteration
     results.png        losses, accuracies or APs, and learning rate
+    result.json        of a classifier, its figures on the test split and how the epoch was chosen
     results_per_class.png  of a detector, the AP of each class at every evaluation
     model_best.pth     the weights with the best validation figure, or those of the last epoch where a recipe says so
     evaluation.json    of a detector, what those weights reach; also .csv and .md; detections.json, confusion.csv,
@@ -30,8 +31,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import UserError
+import psutil
+import torch
+
+from common.errors import UserError, first_line
 from common.files import append_line, write_figure, write_json, write_table, write_text
+from common.runtime import gpu_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,11 +161,6 @@ def read_sessions(folder: Path) -> list[dict]:
 
 def machine() -> str:
     """What a session ran on, such as "AMD EPYC 9654, 2 cores, 16 GB, NVIDIA H200"."""
-    import psutil  # here, as torch is: this module is imported by command lines that need neither
-    import torch
-
-    from common.runtime import gpu_count
-
     processor = platform.processor() or platform.machine()
     with suppress(OSError):
         found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -239,8 +239,7 @@ def failures_as_warnings(picture: Path) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logger.warning("%s: not drawn (%s); the figures are in the tables beside it", picture, reason)
+        logger.warning("%s: not drawn (%s); the figures are in the tables beside it", picture, first_line(error))
 
 
 def _plot(table: "pd.DataFrame", title: str) -> "Figure":

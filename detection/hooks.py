@@ -48,11 +48,11 @@ class WeightAveraging(HookBase):
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.average = WeightAverage(model, decay)
+        self.model, self.average = model, WeightAverage(model, decay)
 
     def after_step(self) -> None:
         """Moves the average towards the weights of this iteration."""
-        self.average.update(self.trainer.iter)
+        self.average.update(self.model, self.trainer.iter)
 
 
 class Evaluate(HookBase):

@@ -1,6 +1,5 @@
 """The trainer of both detectors, and their evaluation on test sets."""
 
-import contextlib
 import logging
 import statistics
 import time
@@ -215,15 +214,16 @@ class Trainer(SimpleTrainer):
 
     def evaluate(self) -> dict[str, float]:
         """AP, that of each class, and validation loss of the weights, or of their average; the APs on rank 0 alone."""
-        with self._evaluated_weights():
-            share_buffers(self.bare_model)
-            metrics = self.evaluator.evaluate(self.bare_model)
-            loss = validation_loss(self.bare_model, self.evaluator.labelled_loader, self.cfg.SEED)
+        share_buffers(self.evaluated_model)
+        metrics = self.evaluator.evaluate(self.evaluated_model)
+        loss = validation_loss(self.evaluated_model, self.evaluator.labelled_loader, self.cfg.SEED)
         per_class = {PER_CLASS + name: ap for name, ap in self.evaluator.per_class.items()}
         return {**metrics, **per_class, **loss}
 
-    def _evaluated_weights(self) -> contextlib.AbstractContextManager:
-        return self.averaging.average.applied() if self.averaging else contextlib.nullcontext()
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """What is evaluated, and kept as the best: the model with the average of its weights where there is one."""
+        return self.averaging.average.module if self.averaging else self.bare_model
 
     def _save_last(self) -> None:
         self._check_losses()
@@ -239,7 +239,7 @@ class Trainer(SimpleTrainer):
             "data": self.data,
             "test_data": self.evaluator.data,
         }
-        average = {"average": self.averaging.average.state_dict()} if self.averaging else {}
+        average = {"average": self.averaging.average.module.state_dict()} if self.averaging else {}
         save_checkpoint(
             self.run / "model_last.pth", {"model": self.bare_model.state_dict(), **average, "trainer": state}
         )
@@ -273,12 +273,11 @@ class Trainer(SimpleTrainer):
         self.writer.load_state_dict(state["rows"])
         self.loss_names, self.loss_sum = state["losses"]["names"], state["losses"]["sum"].to(self.loss_sum)
         if self.averaging and "average" in last:
-            self.averaging.average.load_state_dict(last["average"])
+            self.averaging.average.module.load_state_dict(last["average"])
 
     def _save_best(self) -> None:
-        with self._evaluated_weights():
-            checkpoint = {"model": self.bare_model.state_dict(), "iteration": self.iter, METRIC: self.best.value}
-            save_checkpoint(self.run / "model_best.pth", checkpoint)
+        checkpoint = {"model": self.evaluated_model.state_dict(), "iteration": self.iter, METRIC: self.best.value}
+        save_checkpoint(self.run / "model_best.pth", checkpoint)
         self.evaluator.write(self.run)
 
 
@@ -312,7 +311,7 @@ class Evaluator:
         """
         results = []
         for name, loader in self.loaders.items():
-            is_hidden = None if is_main_process() else True  # None shows it on a terminal alone
+            is_hidden = not is_main_process() or None  # None shows it on a terminal alone
             bar = tqdm(loader, desc=name, unit="batch", leave=False, disable=is_hidden, dynamic_ncols=True)
             results.append(inference_on_dataset(model, bar, self.evaluators[name]))
         self.per_class = _means([result.get("per_class", {}) for result in results])

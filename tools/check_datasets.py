@@ -1,6 +1,6 @@
 """Tells what is there of the data sets under a root: complete, incomplete, broken or missing, and what mends it.
 
-    python -m tools.check_datasets [voc2007 voc2012 cub] --root datasets [--deep]     # make check-datasets
+    python -m tools.check_datasets [voc2007 voc2012 cub] --data datasets [--deep]     # make check-datasets
 
 The lists of a data set say which files it must have. Lists, names, annotations and the headers of pictures are read by
 what reads them for training; of the pictures those are decoded that seem to be cut off, and all with `--deep`. A root
@@ -242,7 +242,7 @@ def check_voc(folder: Path, splits: dict[str, int] | dict[str, None], deep: bool
 def _check_annotations(
     report: Report, folder: Path, split: str, ids: list[str], pictures: list[str], headers: list[Header | str]
 ) -> None:
-    """Enters into the report what the annotations of a split hold, and which of them its pictures belie."""
+    """Adds to the report the objects of a split, and the pictures that contradict their annotations."""
     try:
         annotations = read_annotations(folder, split, ids)
     except UserError as error:

@@ -120,7 +120,7 @@ def read_split(
 def detect(detector: Detector, image: torch.Tensor) -> tuple[list[dict], float]:
     """What a detector finds in one photograph, as `comparison.to_objects` has it, and the milliseconds that it takes.
 
-    They go from the resized image to the boxes.
+    The time runs from the resized image to the boxes.
     """
     sample = detector.prepare(image)
     start = time.perf_counter()
@@ -283,7 +283,7 @@ def compare_photographs(
         except UserError as error:
             if "annotations" in record:
                 raise
-            left_out(number, error)
+            left_out(error)
             continue
         if not photographs:
             for detector in detectors:

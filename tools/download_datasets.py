@@ -1,6 +1,6 @@
 """Fetches the official archives of VOC2007, VOC2012 and CUB-200-2011 and unpacks them below a root.
 
-    python -m tools.download_datasets [voc2007 voc2012 cub] --root datasets     # make datasets
+    python -m tools.download_datasets [voc2007 voc2012 cub] --data datasets     # make datasets
 
 What is complete already is left alone. Interrupted at any point, the same command goes on: a download is resumed, an
 unpacking is started again and only shows once it is whole. `--mirror` names another place of the archives: an address

@@ -30,7 +30,7 @@ from classification.engine import evaluate
 from classification.model import build_model
 from classification.recipe import Recipe
 from classification.run import Run
-from classification.train import parse_request, resolve
+from classification.train import parse_args, parse_request, resolve
 from common.errors import UserError, exits_on_user_error, one_line
 from common.files import read_json, write_json
 from common.launch import whole_number
@@ -71,11 +71,7 @@ def estimate(arguments: list[str]) -> Estimate:
     if module == "classification.sweep":
         args = sweep.parse_args(words)
         return _of_birds(args.recipe, _lengths(args))
-    parser = argparse.ArgumentParser()
-    parser.add_argument("recipe", nargs="*")
-    parser.add_argument("--name")
-    parser.add_argument("--output")
-    return _of_birds(parser.parse_intermixed_args(words).recipe, lambda recipe: [recipe.epochs])
+    return _of_birds(parse_args(words).recipe, lambda recipe: [recipe.epochs])
 
 
 def _of_detector(args: argparse.Namespace) -> Estimate:

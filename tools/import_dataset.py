@@ -92,7 +92,7 @@ def _named(text: str) -> list[Path]:
 def _coco_files(source: Path) -> dict[Path, str]:
     """The JSON files that a source is or holds, with the split of each, which their names tell; none of YOLO's form.
 
-    That of Roboflow's, which are all called alike, the folder tells that they lie in.
+    Roboflow's files all have the same name, so their folder tells the split.
     """
     if source.is_file():
         split = split_of(Path(source.stem))

@@ -34,13 +34,13 @@ class Command(NamedTuple):
     Attributes:
         words: for `python -m`.
         is_of_birds: or of detectors.
-        number_of: how many trained runs it tells of; 0 for one that trains.
+        num_sources: how many trained runs it tells of; 0 for a training.
         images: that it looks at, where these are not the whole test split; one seed is then enough.
     """
 
     words: tuple[str, ...]
     is_of_birds: bool = False
-    number_of: int = 0
+    num_sources: int = 0
     images: int | None = None
 
 
@@ -49,13 +49,13 @@ COMMANDS = {
     "finetune": Command(("tools.launch", "classification.train"), is_of_birds=True),
     "sweep": Command(("classification.sweep", "grid"), is_of_birds=True),
     "compare-pretraining": Command(("classification.sweep", "pretraining"), is_of_birds=True),
-    "eval-classifier": Command(("classification.evaluate",), is_of_birds=True, number_of=1),
+    "eval-classifier": Command(("classification.evaluate",), is_of_birds=True, num_sources=1),
     "train-frcnn": Command((*DETECT, "faster_rcnn")),
     "train-yolov3": Command((*DETECT, "yolov3")),
-    "eval-frcnn": Command((*DETECT, "faster_rcnn", "--eval-only"), number_of=1),
-    "eval-yolov3": Command((*DETECT, "yolov3", "--eval-only"), number_of=1),
-    "visualize-proposals": Command(("tools.visualize_proposals",), number_of=1, images=100),
-    "compare-detectors": Command(("tools.compare_detectors",), number_of=2, images=100),
+    "eval-frcnn": Command((*DETECT, "faster_rcnn", "--eval-only"), num_sources=1),
+    "eval-yolov3": Command((*DETECT, "yolov3", "--eval-only"), num_sources=1),
+    "visualize-proposals": Command(("tools.visualize_proposals",), num_sources=1, images=100),
+    "compare-detectors": Command(("tools.compare_detectors",), num_sources=2, images=100),
 }
 
 
@@ -148,9 +148,9 @@ def _check(entry: Entry, before: Sequence[Entry], names: Collection[str], where:
     command = COMMANDS.get(entry.command)
     if command is None:
         raise UserError(f"{where}: command {entry.command}: expected one of {', '.join(COMMANDS)}")
-    trained = {other.name: COMMANDS[other.command] for other in before if not COMMANDS[other.command].number_of}
-    if len(entry.of) != command.number_of:
-        raise UserError(f"{where}: of names {len(entry.of)} runs; {entry.command} expects {command.number_of}")
+    trained = {other.name: COMMANDS[other.command] for other in before if not COMMANDS[other.command].num_sources}
+    if len(entry.of) != command.num_sources:
+        raise UserError(f"{where}: of names {len(entry.of)} runs; {entry.command} expects {command.num_sources}")
     for name in entry.of:
         source = trained.get(_parts(name)[0])
         if source is None or source.is_of_birds != command.is_of_birds:
@@ -159,7 +159,7 @@ def _check(entry: Entry, before: Sequence[Entry], names: Collection[str], where:
     if entry.start and _parts(entry.start)[0] in names and _parts(entry.start)[0] not in trained:
         raise UserError(f"{where}: start {entry.start}: expected a training that stands above it")
     for key in ("recipe", "config", "start", "seeds"):
-        if command.number_of and getattr(entry, key) is not None:
+        if command.num_sources and getattr(entry, key) is not None:
             raise UserError(f"{where}: {key}: {entry.command} trains nothing; the runs that it is of say it")
     if entry.images is not None and command.images is None:
         raise UserError(f"{where}: images: {entry.command} takes none")
@@ -233,11 +233,11 @@ def list_stages(
         arguments = [*command.words, *words]
         return Stage(folder.name, arguments, run=folder, resumes=resumes, entry=entry.name, needs=needs)
 
-    def account(entry: Entry, seed: int) -> Stage:
+    def evaluation(entry: Entry, seed: int) -> Stage:
         command, sources = COMMANDS[entry.command], [str(run(name, seed)) for name in entry.of]
         if command.is_of_birds:
             words = [f"{sources[0]}/model_best.pth", "--data", entry.data or data_of[_parts(entry.of[0])[0]]]
-        elif command.number_of == 1:
+        elif command.num_sources == 1:
             words = ["--start", sources[0], *(["--data", entry.data] if entry.data else [])]
         else:
             words = ["--frcnn", sources[0], "--yolov3", sources[1], "--out", str(output / entry.name)]
@@ -252,7 +252,7 @@ def list_stages(
     for entry in entries:
         if entry.of and (entry.images != [] or images):
             own = seeds_of[_parts(entry.of[0])[0]]
-            stages += [account(entry, seed) for seed in (own[:1] if COMMANDS[entry.command].images else own)]
+            stages += [evaluation(entry, seed) for seed in (own[:1] if COMMANDS[entry.command].images else own)]
         elif not entry.of:
             stages += [training(entry, seed) for seed in seeds_of[entry.name]]
     return stages

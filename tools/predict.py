@@ -251,7 +251,7 @@ def predict_files(
                 annotated_videos += has_pictures
             except UserError as error:
                 entries[place].clear()
-                left_out(place, error)
+                left_out(error)
 
     left_out.raise_if_all()
     lines = ",\n".join(entry for of_file in entries for entry in of_file)

@@ -81,9 +81,7 @@ def main() -> None:
     except KeyboardInterrupt:
         raise UserError("set-up was interrupted; the same command goes on with it") from None
     except OSError as error:
-        raise UserError(
-            f"{error.filename or 'set-up'}: {error.strerror}; mend that and run the same command"
-        ) from error
+        raise UserError(f"{error.filename or 'set-up'}: {error.strerror}; {REMEDY}") from error
 
 
 def set_up(venv: Path | None, requirements: Path, detectron2: str) -> None:

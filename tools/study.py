@@ -31,6 +31,7 @@ from common.files import read_json, write_json
 from common.images import find_images
 from common.processes import ENDS_WITH_PARENT
 from common.run_folder import METRICS, read_metrics
+from common.runtime import visible_gpus
 from detection.voc_lists import OFFICIAL_FOLDERS, is_voc_folder
 from tools.plan import COMMANDS, Entry, Stage, estimate_key, list_stages, read_entries
 from tools.report.document import duration
@@ -161,14 +162,12 @@ def read_plan(path: Path, output: Path, data: Path, **given: Any) -> list[Stage]
 
 
 def devices() -> list[str]:
-    """The GPUs that stages share out, one each; one word "" where they do not: it leaves all to every stage.
+    """The GPUs to hand out, one a stage; `[""]` where every stage sees all of them.
 
-    They do with `NGPU=1`, so that several seeds of one training run beside one another.
+    They are handed out with `NGPU=1`, so that several seeds of one training run beside one another.
     """
     if os.environ.get("NGPU") != "1":
         return [""]
-    from common.runtime import visible_gpus  # here, since little else of this process needs torch
-
     return visible_gpus() or [""]
 
 

@@ -142,11 +142,11 @@ def main() -> None:
     colors = class_colors(detector.class_names)
     progress = tqdm(entries, unit="image", desc="pictures", disable=None)
     left_out = LeftOut(len(entries), progress)
-    for number, (entry, name) in enumerate(zip(progress, names, strict=True)):
+    for entry, name in zip(progress, names, strict=True):
         try:
             image = detector.read(entry)
         except UserError as error:
-            left_out(number, error)
+            left_out(error)
             continue
         proposals, prediction = propose_and_detect(detector, image)
         drawn = Image.fromarray(picture(image, proposals, prediction, colors, args.topk, args.score))

@@ -14,9 +14,9 @@ from classification import data_loader
 from classification.cub import Bird, read_cub
 from classification.data_loader import (
     BirdDataset,
+    BirdStream,
     ImageCache,
     build_training_loader,
-    build_training_stream,
     read_resized,
 )
 from classification.recipe import Recipe
@@ -127,7 +127,7 @@ RECIPE = Recipe(image_size=32, crop_pct=0.8, train_crop="random_resized", batch_
 
 def stream_of(root, seed=3):
     """The training stream without the last seven birds: 23 images, of which 20 make the batches of an epoch."""
-    return build_training_stream(replace(RECIPE, seed=seed), read_cub(root).train[:23])
+    return BirdStream(replace(RECIPE, seed=seed), read_cub(root).train[:23])
 
 
 def test_an_epoch_is_whole_batches_of_different_images_and_the_next_another(tiny_root):
@@ -144,8 +144,8 @@ def test_an_epoch_is_whole_batches_of_different_images_and_the_next_another(tiny
 def test_the_stream_goes_on_anywhere_and_is_shared_by_workers_and_processes(tiny_root, monkeypatch):
     def batches(start, workers=0):
         recipe = replace(RECIPE, workers=workers, cache=not workers)
-        stream = build_training_stream(recipe, read_cub(tiny_root).train[:23])
-        return list(build_training_loader(recipe, stream, range(start, 12), torch.device("cpu")))
+        stream = BirdStream(recipe, read_cub(tiny_root).train[:23])
+        return list(build_training_loader(recipe, stream, range(start, 12)))
 
     whole = batches(0)
     assert len(whole) == 12

@@ -181,14 +181,10 @@ def test_evaluate_is_the_plain_definition():
     logits = torch.cat([model(normalised(image[None])) for image, _, _ in data(11)])
     labels = [label for _, label, _ in data(11)]
     order = logits.argsort(dim=1, descending=True).tolist()
-    assert figures["validation_top1"] == pytest.approx(
-        100 * sum(row[0] == y for row, y in zip(order, labels, strict=True)) / 11
-    )
-    assert figures["validation_top5"] == pytest.approx(
-        100 * sum(y in row[:5] for row, y in zip(order, labels, strict=True)) / 11
-    )
+    assert figures["top1"] == pytest.approx(100 * sum(row[0] == y for row, y in zip(order, labels, strict=True)) / 11)
+    assert figures["top5"] == pytest.approx(100 * sum(y in row[:5] for row, y in zip(order, labels, strict=True)) / 11)
     loss = sum(-row.log_softmax(0)[y].item() for row, y in zip(logits, labels, strict=True)) / 11
-    assert figures["validation_loss"] == pytest.approx(loss, rel=1e-5)
+    assert figures["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_bfloat16_stays_close_to_float32():
@@ -197,8 +193,8 @@ def test_bfloat16_stays_close_to_float32():
     loader = DataLoader(pairs(), batch_size=8)
     exact = evaluate(model, loader, BatchAugmentation(MEAN, STD), "float32")
     close = evaluate(model, loader, BatchAugmentation(MEAN, STD), "bfloat16")
-    assert close["validation_loss"] == pytest.approx(exact["validation_loss"], rel=0.02)
-    assert close["validation_loss"] != exact["validation_loss"]
+    assert close["loss"] == pytest.approx(exact["loss"], rel=0.02)
+    assert close["loss"] != exact["loss"]
 
 
 def test_a_loss_that_is_no_number_is_an_error():

@@ -47,7 +47,7 @@ def three_steps(root: Path, settings: dict) -> tuple[dict, dict, dict, dict]:
         figures,
         {name: value.grad.numpy() for name, value in parameters.items()},
         {name: value.detach().numpy() for name, value in parameters.items()},
-        {name: run.trainer.average.state_dict()[name].numpy() for name in parameters},
+        {name: run.trainer.average.module.state_dict()[name].numpy() for name in parameters},
     )
 
 

@@ -59,10 +59,10 @@ def test_weights_are_averaged_after_each_iteration() -> None:
 
     def step(loop: Loop) -> None:
         nn.init.constant_(model.weight, loop.iter)
-        plain.update(loop.iter)
+        plain.update(model, loop.iter)
 
     Loop([averaging], step).iterate(0, 5)
-    assert torch.equal(averaging.average.average["weight"], plain.average["weight"])
+    assert torch.equal(averaging.average.module.weight, plain.module.weight)
 
 
 def test_iterations_draw_the_same_whenever_they_run() -> None:

@@ -94,7 +94,7 @@ def train(model: str, data: Path, opts: list[str]) -> tuple[list[dict], dict, di
             losses.append(trainer.mean_losses(1))
     parameters = dict(trainer.bare_model.named_parameters())
     gradients = {name: value.grad.numpy() for name, value in parameters.items() if value.grad is not None}
-    average = {name: value.numpy() for name, value in trainer.averaging.average.state_dict().items()}
+    average = {name: value.numpy() for name, value in trainer.averaging.average.module.state_dict().items()}
     return losses, gradients, {name: value.detach().numpy() for name, value in parameters.items()}, average
 
 

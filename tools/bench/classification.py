@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from classification.cub import Bird, read_cub
-from classification.data_loader import build_test_loader, build_training_loader, build_training_stream
+from classification.data_loader import BirdStream, build_test_loader, build_training_loader
 from classification.engine import Batch, BatchAugmentation, evaluate
 from classification.recipe import load_recipe
 from classification.run import build_trainer
@@ -109,9 +109,9 @@ class Ours:
     @cached_property
     def batches(self) -> Iterator[Batch]:
         """Of all epochs; made as the first begins."""
-        stream = build_training_stream(self.recipe, self.birds)
+        stream = BirdStream(self.recipe, self.birds)
         forever = range(1000 * self.iterations)
-        return iter(build_training_loader(self.recipe, stream, forever, self.device))
+        return iter(build_training_loader(self.recipe, stream, forever))
 
     def epoch(self) -> float:
         """Trains an epoch and returns the percentage of its time spent waiting for data."""
@@ -263,4 +263,4 @@ def measure_alike(model: nn.Module, birds: list[Bird], size: int) -> dict[str, f
     """Top-1 and top-5 in float32 on centre crops."""
     loader = build_test_loader(birds, size, 0.875, batch_size=64, workers=0)
     measured = evaluate(model, loader, BatchAugmentation(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), "float32")
-    return {"test top-1, %": measured["validation_top1"], "test top-5, %": measured["validation_top5"]}
+    return {"test top-1, %": measured["top1"], "test top-5, %": measured["top5"]}
