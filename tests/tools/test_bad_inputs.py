@@ -301,8 +301,8 @@ CASES = {
         "own.yaml data=birds: …; the settings are: …"),
     "a setting that is none": Case(RECIPE, put("own.yaml", "rate: 3"),
         "own.yaml data=birds: rate: …; the settings are: …"),
-    "a setting of another type": Case(RECIPE, put("own.yaml", "lr: fast"),
-        "own.yaml data=birds: lr: …; expected another type"),
+    "a setting of another type": Case(RECIPE, put("own.yaml", "milestones: [late]"),
+        "own.yaml data=birds: milestones[0]: …; expected another type"),
     "a network that is none": Case(f"{FINETUNE} model=resnet19", nothing,
         "MODEL=resnet19: timm has no such model; did you mean resnet18…"),
     # birds
