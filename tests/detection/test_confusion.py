@@ -10,7 +10,7 @@ import pytest
 from pytest import approx
 
 from common.errors import UserError
-from detection.confusion import ALL, confuse
+from detection.confusion import ALL, confidence_table, confuse, plot_confusion
 from detection.evaluation import Evaluation, evaluate_voc, read_threshold
 from detection.matching import Detections, list_objects, match_classes
 from tests.detection.scenes import CLASSES, iou, scene
@@ -155,6 +155,20 @@ def test_the_best_threshold_by_hand():
     assert table["F1"].tolist() == approx([0, 2 / 3, 2 / 3, 2 / 4, 4 / 5, 4 / 6])
 
 
+def test_the_picture_has_objects_in_rows_and_detections_in_columns():
+    """One cat, taken for a dog: the first row, the second column."""
+    axes = plot_confusion(evaluate([(CAT, PLACE)], [(DOG, 0.9, PLACE)]).confusion, ["cat", "dog"]).axes[0]
+    assert [(text.get_position(), text.get_text()) for text in axes.texts] == [((1, 0), "1")]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("detected as", "object")
+
+
+def test_curves_go_on_to_scores_above_1():
+    """As other detectors have them."""
+    table = confidence_table(evaluate([(CAT, PLACE)], [(CAT, 3.0, PLACE)]).confidence)
+    assert (table["score"].min(), table["score"].max()) == (0, 3)
+    assert table[table["class"] == "cat"]["recall"].tolist() == [1] * 101
+
+
 def test_files_hold_the_matrix_and_the_curves(tmp_path: Path):
     evaluation = evaluate_voc(*scene(seed=3), CLASSES)
     evaluation.write(tmp_path)
@@ -177,6 +191,16 @@ def test_files_hold_the_matrix_and_the_curves(tmp_path: Path):
     assert cat["F1"].to_numpy() == approx(expected["F1"].to_numpy(), abs=1e-4)
     for name in ("confusion", "f1_curves"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_threshold_of_the_training_comes_before_that_of_a_later_evaluation(tmp_path: Path):
+    weights, later = tmp_path / "model_best.pth", tmp_path / "evaluation" / "evaluation.json"
+    (tmp_path / "config.yaml").touch()  # a run folder
+    later.parent.mkdir()
+    later.write_text('{"threshold": 0.25}')
+    assert read_threshold(weights) == 0.25
+    (tmp_path / "evaluation.json").write_text('{"threshold": 0.75}')
+    assert read_threshold(weights) == 0.75
 
 
 def test_nothing_found_has_no_threshold_and_is_drawn_all_the_same(tmp_path: Path):

@@ -80,6 +80,27 @@ def test_flip_and_resize_by_hand(tmp_path: Path) -> None:
     assert sample["instances"].gt_boxes.tensor.tolist() == [[(160 - 90) / 2, 15, (160 - 40) / 2, 35]]
 
 
+def test_boxes_below_a_pixel_are_dropped(tmp_path: Path) -> None:
+    """Halved, two are half a pixel wide or high, and one is a whole pixel."""
+    entry = paint(tmp_path / "image.png")
+    boxes = [(10, 10, 11, 50), (10, 10, 50, 11), (10, 10, 12, 12)]
+    entry["annotations"] = [{"bbox": box, "category_id": number} for number, box in enumerate(boxes)]
+    instances = make_mapper([], [60])(entry)["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [[5, 5, 6, 6]]
+    assert instances.gt_classes.tolist() == [2]
+
+
+def test_padding_and_what_is_zoomed_out_of_have_the_mean_colour(tmp_path: Path) -> None:
+    cfg = get_cfg()
+    cfg.MODEL.PIXEL_MEAN, cfg.INPUT.SQUARE_SIZES_TRAIN = [10.4, 20.0, 29.6], [160]
+    cfg.INPUT.AUGMENTATIONS = [{"RandomZoomOut": {"p": 1.0, "side_range": [2.0, 2.0]}}]
+    image = DatasetMapper(cfg, True)(paint(tmp_path / "image.png"))["image"]
+    is_fill = (image == torch.tensor([10, 20, 30])[:, None, None]).all(dim=0)
+    # 160 x 120 becomes 320 x 240, which is 160 x 120 again and padded below; a quarter of it is the image.
+    assert is_fill[120:].all()
+    assert is_fill[:120].float().mean().item() == pytest.approx(3 / 4, abs=0.01)  # an edge may lie within a pixel
+
+
 @pytest.mark.parametrize("width", range(100, 120))
 def test_boxes_on_the_border_are_kept(tmp_path: Path, width: int) -> None:
     """Scaled in float32, a box as wide as its image may become wider than the resized image by a rounding."""

@@ -248,7 +248,7 @@ def test_evaluator_gathers_what_the_model_says(registered: Callable, tmp_path: P
     assert json.loads((tmp_path / "evaluation.json").read_text())["AP"] == result["bbox"]["AP"]
 
 
-def test_scores_keep_every_digit(registered: Callable):
+def test_scores_keep_every_digit(registered: Callable, tmp_path: Path):
     record = objects((60, 60, 70, 70))[0]
     instances = Instances((100, 100), pred_boxes=Boxes([[0, 0, 9, 9], [60, 60, 70, 70]]))
     instances.scores = torch.tensor([0.1, 0.10000001])  # neighbours in single precision
@@ -257,6 +257,9 @@ def test_scores_keep_every_digit(registered: Callable):
     evaluator = VOCEvaluator(registered([record]))
     evaluator.process([record], [{"instances": instances}])
     assert evaluator.evaluate()["bbox"]["AP50"] == 1
+    evaluator.write(tmp_path)
+    found = json.loads((tmp_path / "detections.json").read_text())
+    assert sorted(row["score"] for row in found) == approx(instances.scores.tolist(), abs=1e-15)
 
 
 def test_detections_file_is_in_coco_results_form(registered: Callable, tmp_path: Path):

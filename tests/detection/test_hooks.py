@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.engine import TrainerBase
+from detectron2.utils import comm
 from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from common.averaging import WeightAverage
@@ -65,7 +67,7 @@ def test_weights_are_averaged_after_each_iteration() -> None:
     assert torch.equal(averaging.average.module.weight, plain.module.weight)
 
 
-def test_iterations_draw_the_same_whenever_they_run() -> None:
+def test_iterations_draw_the_same_whenever_they_run(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = {}
 
     def step(loop: Loop) -> None:
@@ -77,6 +79,9 @@ def test_iterations_draw_the_same_whenever_they_run() -> None:
     assert len({values[0] for values in drawn.values()}) == 6
     Loop([SeedIteration(1)], step).iterate(0, 1)
     assert drawn[0][0] != drawn[0][-1]
+    monkeypatch.setattr(comm, "get_rank", lambda: 1)  # another process draws for other images
+    Loop([SeedIteration(0)], step).iterate(1, 2)
+    assert drawn[1][0] != drawn[1][-1]
 
 
 @pytest.mark.parametrize(("period", "expected"), [(3, [2, 5, 7]), (0, [7]), (1, list(range(8))), (8, [7]), (100, [7])])
@@ -193,6 +198,16 @@ def test_rows_are_means_by_hand(whole: Path) -> None:
     assert [row.get(METRIC) for row in rows] == [None, 0.3, None, 0.7]
     assert [row.get("validation_loss") for row in rows] == [None, 7.0, None, 7.0]
     assert [row.get("per_class_AP50_11point/glossy ibis") for row in rows] == [None, 0.25, None, 0.25]
+
+
+def test_tensorboard_has_the_values_of_the_rows(whole: Path) -> None:
+    events = EventAccumulator(str(whole)).Reload()
+    rows = read_metrics(whole)
+    names = {name for row in rows for name in row}
+    assert set(events.Tags()["scalars"]) == names >= {"total_loss", "lr", METRIC}
+    for name in names:
+        found = {event.step: event.value for event in events.Scalars(name)}
+        assert found == pytest.approx({row["iteration"]: row[name] for row in rows if name in row}), name
 
 
 def test_each_class_has_a_panel_of_its_evaluations(whole: Path) -> None:

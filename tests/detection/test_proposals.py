@@ -1,4 +1,4 @@
-"""The forward hook on the proposal generator, and the recall of what it records."""
+"""What both stages predict, the forward hook on the proposal generator, and the recall of what it records."""
 
 import math
 import socket
@@ -42,6 +42,16 @@ def images(*sizes: tuple[int, int]) -> list[dict]:
         }
         for h, w in sizes or ((64, 96), (80, 64))
     ]
+
+
+def test_logits_and_deltas_are_float32_under_autocast(model: nn.Module) -> None:
+    """Of both stages: bfloat16 would tie many scores."""
+    rpn, predictor = model.proposal_generator.rpn_head, model.roi_heads.box_predictor
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits, deltas = rpn([torch.rand(1, rpn.conv.in_channels, 4, 4)])
+        assert rpn.conv(torch.rand(1, rpn.conv.in_channels, 4, 4)).dtype == torch.bfloat16
+        found = predictor(torch.rand(2, predictor.cls_score.in_features))
+    assert [each.dtype for each in (*logits, *deltas, *found)] == [torch.float32] * 4
 
 
 def hooks(model: nn.Module) -> int:

@@ -192,6 +192,12 @@ def test_what_is_random_is_trained(voc_folder: Path, monkeypatch: pytest.MonkeyP
     assert not any(isinstance(module, FrozenBatchNorm2d) for module in model.modules())
 
 
+@pytest.mark.parametrize("model", ["faster_rcnn", "yolov3"])
+def test_pixels_are_normalised_as_the_backbone_learned(voc_folder: Path, monkeypatch, model: str) -> None:
+    cfg = prepared(monkeypatch, voc_folder, "--model", model, "--backbone", "tf_efficientnet_lite0")
+    assert cfg.MODEL.PIXEL_MEAN == cfg.MODEL.PIXEL_STD == [127.5] * 3  # -1 to 1, other than any recipe
+
+
 def test_splits_that_are_given_need_no_default(voc_folder: Path, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a folder with lists of trainval and val alone, which are no pair by default."""
     data = shutil.copytree(voc_folder, tmp_path / "data")

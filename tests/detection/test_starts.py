@@ -205,6 +205,13 @@ def test_torchvisions_detectors_are_known_by_their_tensors(tmp_path: Path, versi
         assert torch.equal(ours[COCO_CLASSES.index(name)], theirs[categories.index(name)])
 
 
+def test_torchvisions_detectors_of_other_classes_are_none_that_is_known(tmp_path: Path) -> None:
+    """Their file does not say what they detect."""
+    build = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn
+    torch.save(build(weights=None, weights_backbone=None, num_classes=5).state_dict(), tmp_path / "own.pth")
+    assert identify(str(tmp_path / "own.pth")) is None
+
+
 def test_detectors_of_the_zoo_are_known_by_their_tensors(tmp_path: Path) -> None:
     """A pickle, whatever its name; what it then computes is in test_zoo.py."""
     cfg = read_leaf("faster_rcnn_R_50_FPN_zoo", ["MODEL.DEVICE", "cpu"])
@@ -375,7 +382,8 @@ def test_darknets_backbone_is_computed_as_darknet_does(tmp_path: Path, voc_folde
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model.backbone.eval()(image), backbone.eval()(image))
-    assert experiment.cfg.MODEL.PIXEL_STD == [255.0] * 3
+    assert (experiment.cfg.MODEL.PIXEL_MEAN, experiment.cfg.MODEL.PIXEL_STD) == ([0.0] * 3, [255.0] * 3)
+    assert experiment.cfg.MODEL.YOLOV3.NORM_EPS == 1e-6  # of the head, which the file does not fill
 
 
 def test_a_run_lends_its_network_and_the_recipe_its_way_of_training(detector, trained: Path) -> None:

@@ -137,6 +137,19 @@ def test_what_all_views_see_is_found_once_in_its_place():
     assert output["instances"].scores.tolist() == pytest.approx([200 * 400 / 1e6])  # of the surest view
 
 
+def test_of_all_that_is_found_the_best_are_returned():
+    """By a detector that finds two objects far apart, the better one last."""
+
+    def two_corners(batch: list[dict]) -> list[dict[str, Instances]]:
+        boxes, classes = Boxes(torch.tensor([[0.0, 0, 9, 9], [50, 50, 60, 60]])), torch.tensor([0, 0])
+        found = Instances((100, 100), pred_boxes=boxes, scores=torch.tensor([0.8, 0.9]), pred_classes=classes)
+        return [{"instances": found} for _ in batch]
+
+    tta = TTA(scales=(1.0,), max_size=400, flip=False, nms_thresh=0.5, max_detections=1)
+    (output,) = tta(two_corners, [{"image": torch.zeros(3, 100, 100)}])
+    assert output["instances"].pred_boxes.tensor.tolist() == [[50, 50, 60, 60]]
+
+
 def test_wrong_sizes_are_told_in_one_line(build: Callable):
     with pytest.raises(UserError, match=r"TEST\.AUG: MIN_SIZES \[0\], MAX_SIZE 4000: expected positive"):
         build(*ENABLED, "TEST.AUG.MIN_SIZES", "(0,)")

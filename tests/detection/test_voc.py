@@ -2,6 +2,7 @@ import os
 import shutil
 import struct
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from detectron2.structures import BoxMode
 
 from common.errors import UserError
 from detection.voc import VOC_CLASSES, default_test, default_train, load_voc_instances, read_labels, register_voc
+from detection.voc_annotations import annotation_xml
 from detection.voc_lists import read_ids
 
 DOG_AND_CAT = """<?xml version="1.0"?>
@@ -107,6 +109,27 @@ def test_list_may_have_blank_lines_spaces_and_windows_line_ends(voc):
 def test_box_leaving_the_image_by_one_pixel_is_clipped(tmp_path):
     (entry,) = load(write(tmp_path, "train", {"x": annotation(("dog", 0, 0.5, 201, 100.75))}))
     assert entry["annotations"][0]["bbox"] == [0, 0, 200, 100]
+
+
+def test_a_box_of_the_first_pixel_is_one_in_pixels(tmp_path):
+    """And none in shares of the image, which would be 0 to 1."""
+    (entry,) = load(write(tmp_path, "train", {"x": annotation(("dog", 1, 1, 1, 1))}))
+    assert entry["annotations"][0]["bbox"] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("box", "corners"),
+    [
+        ((10.25, 20, 40.5, 30), [11.25, 21, 40.5, 30]),
+        ((10.25, 20, 10.5, 20.5), [11.25, 21, 11.25, 21]),  # below a pixel: from and to the same
+        ((99.5, 49.5, 100, 50), [100, 50, 100, 50]),  # the same in the last pixel
+    ],
+)
+def test_written_boxes_count_from_1_and_stay_in_their_image(box, corners):
+    written = ElementTree.fromstring(annotation_xml("a.jpg", 50, 100, [("cat", box)])).find("object/bndbox")
+    assert [(side.tag, float(side.text)) for side in written] == list(
+        zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+    )
 
 
 @pytest.mark.parametrize(("year", "split"), [("VOC2007", "trainval"), ("VOC2007", "test"), ("VOC2012", "trainval")])
@@ -370,6 +393,7 @@ NO_NUMBER = (
         (annotation(width=0), "image size is 0 x 100; expected two whole numbers above 0"),
         (annotation(height="nan"), "image size is 200 x nan"),
         (annotation(height="99.5"), "image size is 200 x 99.5"),
+        (annotation(width=20000, height=20000), "expected two whole numbers above 0, at most 178,956,970 pixels"),
         (
             annotation(("dgo", 1, 1, 9, 9)),
             "unknown class 'dgo', did you mean 'dog'? expected one of aeroplane, bicycle",
@@ -401,6 +425,7 @@ NO_NUMBER = (
             "1 objects or boxes lie elsewhere than VOC has them",
         ),
         (DOG_AND_CAT.replace("<difficult>1<", "<difficult>0.5<"), "has <difficult> '0.5'; expected 0 or 1"),
+        (DOG_AND_CAT.replace("<truncated>1<", "<truncated>5<"), "has <truncated> '5'; expected 0 or 1"),
         (
             DOG_AND_CAT.replace("<difficult>1<", "<difficult>\nyes<"),
             "an <object> has <difficult> 'yes'; expected 0 or 1",

@@ -74,6 +74,19 @@ def test_kmeans_finds_separate_groups():
     assert torch.equal(anchors, kmeans_anchors(sizes, 3))
 
 
+def test_kmeans_takes_the_median_of_a_group():
+    sizes = torch.tensor([[10.0, 10.0], [10.0, 10.0], [40.0, 40.0]])
+    assert kmeans_anchors(sizes, 1).tolist() == [[10, 10]]  # their mean is 20
+
+
+def test_kmeans_keeps_the_best_of_its_starts():
+    """Of five groups of five a start seldom draws one of each, and never finds the group that it has left out."""
+    groups = torch.tensor([[10.0, 10.0], [40.0, 40.0], [160.0, 160.0], [10.0, 160.0], [160.0, 10.0]])
+    sizes = groups.repeat_interleave(5, dim=0)
+    assert mean_best_iou(sizes, kmeans_anchors(sizes, 5)) == pytest.approx(1.0)
+    assert mean_best_iou(sizes, kmeans_anchors(sizes, 5, num_starts=1)) < 0.99
+
+
 def test_kmeans_with_as_many_anchors_as_objects_fits_them_all():
     sizes = torch.tensor([[8.0, 8.0], [3.0, 90.0], [50.0, 50.0], [70.0, 2.0]])
     assert mean_best_iou(sizes, kmeans_anchors(sizes, 4)) == pytest.approx(1.0)

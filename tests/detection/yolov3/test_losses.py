@@ -209,15 +209,41 @@ def test_losses_and_gradients_equal_the_reference(scenes, options, device, reque
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+def train_on(model: YOLOv3, scenes: list[list[tuple]], generator: torch.Generator) -> dict[str, float]:
+    """The losses of random predictions."""
+    sizes = [(HEIGHT // stride, WIDTH // stride) for stride in STRIDES]
+    levels = [torch.randn(len(scenes), 3 * (5 + CLASSES), *size, generator=generator) for size in sizes]
+    images = ImageList(torch.zeros(len(scenes), 3, HEIGHT, WIDTH), [(HEIGHT, WIDTH)] * len(scenes))
+    losses = model.forward_training(images, levels, levels, [instances(scene) for scene in scenes])
+    return {name: loss.item() for name, loss in losses.items()}
+
+
 def test_losses_do_not_depend_on_the_number_of_threads_or_on_the_run():
+    """Of 90 images, whose 34,020 predictions are enough for torch to share them out; its sums are rounded otherwise."""
     generator = torch.Generator().manual_seed(7)
-    scene = random_scene(200, generator)
-    levels = [torch.randn(1, 3 * (5 + CLASSES), HEIGHT // s, WIDTH // s, generator=generator) for s in STRIDES]
-    images = ImageList(torch.zeros(1, 3, HEIGHT, WIDTH), [(HEIGHT, WIDTH)])
-    model = model_with(*PLAIN)
-    runs = [model.forward_training(images, levels, levels, [instances(scene)]) for _ in range(3)]
-    for run in runs[1:]:
-        assert {name: loss.item() for name, loss in run.items()} == {n: loss.item() for n, loss in runs[0].items()}
+    scenes = [random_scene(200, generator), *([random_scene(20, generator)] * 89)]
+    found, before = {}, torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            runs = [train_on(model_with(*PLAIN), scenes, generator.manual_seed(0)) for _ in range(2)]
+            assert runs[0] == runs[1], threads
+            found[threads] = runs[0]
+    finally:
+        torch.set_num_threads(before)
+    assert found[2] == pytest.approx(found[1], rel=1e-6)
+    assert found[4] == pytest.approx(found[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["l1", "giou"])
+def test_the_weight_of_the_box_losses_is_theirs_alone(kind):
+    scene, weighted = random_scene(5, torch.Generator().manual_seed(0)), model_with(kind, *PLAIN[1:])
+    weighted.loss.box_reg_loss_weight = 3.0
+    plain, found = (
+        train_on(model, [scene], torch.Generator().manual_seed(1)) for model in (model_with(kind, *PLAIN[1:]), weighted)
+    )
+    factors = {name: 1 if name in ("loss_objectness", "loss_cls") else 3 for name in plain}
+    assert {name: found[name] / plain[name] for name in plain} == pytest.approx(factors, rel=1e-5)
 
 
 def test_unknown_box_loss_is_refused():

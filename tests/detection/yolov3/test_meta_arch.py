@@ -1,6 +1,7 @@
 """The whole model: the same detections alone and in a batch, precision, limits, and one photograph learned by heart."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -89,6 +90,28 @@ def test_one_prediction_may_be_of_several_classes_and_limits_hold(tiny):
     torch.testing.assert_close(found.scores, scores[rows, classes][keep])
     torch.testing.assert_close(found.pred_classes, classes[keep])
     torch.testing.assert_close(found.pred_boxes.tensor, boxes[keep])
+
+
+@pytest.mark.parametrize(
+    ("side", "other", "kept"),
+    [
+        (48, 0, 1),  # two squares 16 pixels apart share 32 of 64 columns: more than 0.45
+        (39, 0, 2),  # 23 of 55: less
+        (48, 1, 2),  # of two classes
+    ],
+)
+def test_the_worse_of_two_of_one_class_is_suppressed_above_an_iou_of_45_percent(tiny, side, other, kept):
+    grid = Grid.of(tiny.anchor_generator, [torch.zeros(1, 1, 26, 26), torch.zeros(1, 1, 13, 13)])
+    predictions = torch.full((len(grid.anchors), 85), -20.0)
+    for column, category, objectness in ((5, 0, 8.0), (6, other, 9.0)):  # neighbours in row 5, the second is better
+        place = (5 * 26 + column) * 3
+        width, height = (grid.anchors[place, 2:] - grid.anchors[place, :2]).tolist()
+        predictions[place, :5] = torch.tensor([0, 0, math.log(side / width), math.log(side / height), objectness])
+        predictions[place, 5 + category] = 9
+    found = tiny.inference_single_image(predictions, grid, (416, 416))
+    # The centre of the cell at column 6, row 5, of 16 pixels.
+    assert found.pred_boxes.get_centers()[0].tolist() == pytest.approx([104, 88])
+    assert len(found) == kept
 
 
 def test_nothing_found_is_no_error(build):
