@@ -58,12 +58,12 @@ def build_augmentations(
 
 @singledispatch
 def augment(transform: v2.Transform, scene: Scene, rng: np.random.Generator) -> Scene:
-    """Does to a scene what one of `AUGMENTATIONS` does to an image and its boxes, at random.
+    """Applies one of `AUGMENTATIONS` to a scene, at random.
 
     Args:
         transform: the transform.
-        scene: is not changed.
-        rng: draws.
+        scene: the scene, which is not changed.
+        rng: source of randomness.
 
     Returns:
         The scene.
@@ -187,7 +187,7 @@ def mixup(first: Scene, second: Scene, share: float) -> Scene:
         share: from 0 to 1.
 
     Returns:
-        The scene, as high and as wide as the higher and the wider of the two; black where there is neither.
+        The scene, as high as the higher and as wide as the wider of the two; black where neither image is.
     """
     shares = ((first, share), (second, 1 - share))
     return Scene(

@@ -1,4 +1,4 @@
-"""Average precision from what `detection.matching` tells: both definitions of VOC, and of objects of one size or shape.
+"""Average precision from the matches of `detection.matching`: both VOC definitions, and by size or shape of object.
 
 Sources: Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010, section 4.2 (11 points);
 development kit of VOC2010, section 3.4.1 (area under the curve); sizes: cocodataset.org, "Detection Evaluation".

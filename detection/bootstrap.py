@@ -65,7 +65,7 @@ def draw_images(images: int, resamples: int) -> np.ndarray:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of resampled figures; those that are nan stay out, and without others it is nan."""
+    """Bounds of the middle 95 % of resampled figures, ignoring nan; nan if all are nan."""
     known = values[~np.isnan(values)]
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
     return float(low), float(high)

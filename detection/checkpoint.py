@@ -29,11 +29,11 @@ def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
 
     The source is a file, or `torchvision://ResNet50_Weights.IMAGENET1K_V1`, `timm://darknet53.c2ns_in1k`,
     `darknet://yolov3.weights` or another name of these hubs; the empty string leaves the random weights. It may hold
-    the classifier that the backbone is made of, or a whole detector. Of a detector of other classes those that both
-    name are carried over; what predicts the rest stays random, with a line in the log.
+    the classifier that the backbone is made of, or a whole detector. From a detector of other classes, the classes that
+    both name are carried over; the outputs for the rest stay random, and the log says so.
 
     Raises:
-        UserError: the weights cannot be had, or do not fit tensor for tensor.
+        UserError: the weights cannot be fetched or read, or do not fit tensor for tensor.
     """
     source = cfg.MODEL.WEIGHTS
     if not source:
@@ -41,7 +41,7 @@ def load_initial_weights(model: nn.Module, cfg: CfgNode) -> None:
         return
     try:
         state, prefix, classes = _read(source, model)
-    except ValueError as error:  # of what knows tensors, and not where they come from
+    except ValueError as error:  # raised by code that does not know where the tensors come from
         raise UserError(f"{source}: {error}") from error
     if prefix:
         load_state(model, state, source, prefix)

@@ -41,8 +41,8 @@ def is_class_layer(name: str) -> bool:
 def carry_over(name: str, value: Tensor, own: Tensor, old: Sequence[str], new: Sequence[str]) -> Tensor | None:
     """A parameter of a class layer for other classes: the rows of those named in both, the rest as in `own`.
 
-    What does not depend on the class, YOLOv3's box and objectness and Faster R-CNN's background, is taken over too, and
-    the boxes of a single class for another single one, which look like those for all classes together.
+    What does not depend on the class, YOLOv3's box and objectness and Faster R-CNN's background, is taken over too. So
+    are the box deltas of a single class for another single class: they have the shape of class-agnostic ones.
 
     Args:
         name: of the parameter.

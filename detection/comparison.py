@@ -48,8 +48,8 @@ def agreements(names: Sequence[str]) -> list[str]:
 def compare(found: Mapping[str, Sequence[dict]]) -> list[dict]:
     """Pairs what two detectors found in one photograph.
 
-    Two objects of one class that overlap by an IoU of 0.5 or more are the same, the best overlap first, each in one
-    pair; of those left over, two of different classes at the same place are paired likewise.
+    Objects of one class with an IoU of 0.5 or more are paired, best overlap first, each at most once. Those left over
+    are then paired in the same way with objects of other classes.
 
     Args:
         found: name of the detector -> objects as `to_objects` gives them, for two detectors.

@@ -52,7 +52,7 @@ IDLE_WHILE = {
     "SOLVER.WARMUP_METHOD": ("SOLVER.WARMUP_ITERS", (0,)),
     "INPUT.MIXUP_BETA": ("INPUT.MIXUP_PROB", (0.0,)),
 }
-# Keys in whose place another one is read, and which.
+# For keys that were not read: what takes their place.
 INSTEAD = {
     "INPUT.RANDOM_FLIP": "INPUT.AUGMENTATIONS lists what is done to an image",
     "INPUT.CROP.ENABLED": "INPUT.AUGMENTATIONS lists what is done to an image",
@@ -67,7 +67,8 @@ INSTEAD = {
 
 def add_detection_config(cfg: CfgNode) -> None:
     """Adds the keys that both detectors share to Detectron2's."""
-    # "auto", the fastest of the device, or "bfloat16", "float16", "float32": of the network, in training and inference.
+    # What the network computes in, in training and inference: "auto", the device's fastest, "bfloat16", "float16" or
+    # "float32".
     cfg.MODEL.PRECISION = "auto"
     cfg.MODEL.CHANNELS_LAST = True
     # A backbone of timm: any network that has features at strides 8, 16 and 32; at 4 too below a feature pyramid of
@@ -82,8 +83,8 @@ def add_detection_config(cfg: CfgNode) -> None:
     cfg.MODEL.CLASSES = []
     cfg.DATASETS.ROOT = ""
 
-    # On which pixels boxes were drawn where the size in their annotation does not tell: "auto", those turned and
-    # mirrored as the EXIF tag of the image says, or "stored", those of the file.
+    # What boxes were drawn on, where the annotated size does not tell: "auto", the image turned and mirrored as its
+    # EXIF tag says, or "stored", the pixels as they are in the file.
     cfg.INPUT.EXIF = "auto"
     # torchvision.transforms.v2 classes by name, in order, applied to the training images with their boxes; arguments
     # other than their defaults as {name: {argument: value}}.
@@ -93,7 +94,7 @@ def add_detection_config(cfg: CfgNode) -> None:
     cfg.INPUT.SQUARE_SIZES_TRAIN = []
     # "nearest", "bilinear", "bicubic": one is drawn for each training image.
     cfg.INPUT.INTERPOLATIONS = ["bilinear"]
-    # Shares of the training images that are mixed with another one, Beta(b, b) of each, or become part of a mosaic.
+    # Shares of the training images that are mixed with another one, by a weight from Beta(b, b), or put into a mosaic.
     cfg.INPUT.MIXUP_PROB = 0.0
     cfg.INPUT.MIXUP_BETA = 1.5
     cfg.INPUT.MOSAIC_PROB = 0.0
@@ -109,8 +110,8 @@ def add_detection_config(cfg: CfgNode) -> None:
     cfg.SOLVER.WARMUP_EPOCHS = 0.0
     cfg.INPUT.CLOSE_EPOCHS = 0.0
     cfg.TEST.EVAL_EPOCHS = 0.0
-    # Parts in which a process trains on its share of a batch, one after the other: a large batch in little memory. A
-    # recipe is then scaled as for so many times the processes.
+    # Gradient accumulation: number of parts that a process splits its share of a batch into, to save memory. A recipe
+    # is scaled as if there were that many times as many processes.
     cfg.SOLVER.ACCUMULATE = 1
     # Exponential moving average of the weights, evaluated and kept in their stead; 0 is off.
     cfg.SOLVER.EMA_DECAY = 0.0
@@ -123,8 +124,8 @@ def add_detection_config(cfg: CfgNode) -> None:
     # Images whose losses are averaged into validation_loss at every evaluation; 0 is off.
     cfg.TEST.VALIDATION_LOSS_IMAGES = 500
     cfg.TEST.IMS_PER_BATCH = 4
-    # Sizes that test-time augmentation looks at, values of INPUT.MIN_SIZE_TEST; the long side grows along, up to
-    # TEST.AUG.MAX_SIZE. Empty: three, four and five quarters of it.
+    # Sizes of test-time augmentation, in the sense of INPUT.MIN_SIZE_TEST; the long side is scaled too, up to
+    # TEST.AUG.MAX_SIZE. Empty: 0.75, 1 and 1.25 times INPUT.MIN_SIZE_TEST.
     cfg.TEST.AUG.MIN_SIZES = ()
 
 
@@ -174,10 +175,10 @@ def merge_file(cfg: CfgNode, path: Path, within: Sequence[Path] = ()) -> tuple[C
     Args:
         cfg: changed in place.
         path: of the file.
-        within: the files that name it as their base, none of which can be its own.
+        within: the files that name it as their base; it cannot name one of them as its own.
 
     Returns:
-        The configuration as its bases make it, and the keys that the file itself sets.
+        The configuration before the file's own keys are merged, and those keys.
 
     Raises:
         UserError: the file is missing, is no YAML, or holds a key or type that the configuration does not know.
@@ -247,7 +248,7 @@ def merge_options(cfg: CfgNode, options: Sequence[str]) -> list[str]:
 
 
 def _with_quotes(value: str) -> str:
-    """A list as Python writes it, where its words stand without quotes, as YAML has them."""
+    """A list in Python's syntax, also if its words lack quotes, as in YAML."""
     try:
         ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -256,9 +257,9 @@ def _with_quotes(value: str) -> str:
 
 
 def _fit_types(leaf: dict, cfg: CfgNode) -> None:
-    """Makes values, in place, what yacs takes for the configuration's floats and strings.
+    """Converts values, in place, to what yacs accepts for the configuration's floats and strings.
 
-    It refuses whole numbers for floats, and would read a string, such as a folder `2024`, as a number.
+    yacs refuses whole numbers for floats, and would read a string, such as a folder `2024`, as a number.
     """
     for key, value in leaf.items():
         known = cfg.get(key)
@@ -271,7 +272,7 @@ def _fit_types(leaf: dict, cfg: CfgNode) -> None:
 
 
 def _forget_epochs(cfg: CfgNode, key: str) -> None:
-    """Leaves a length to its key in iterations."""
+    """Resets a length in epochs, so that its key in iterations counts."""
     cfg.merge_from_list([IN_EPOCHS[key], [] if key == "SOLVER.STEPS" else 0.0])
 
 
@@ -322,7 +323,7 @@ class RecordingCfg(CfgNode):
 
 
 def refuse_unread(cfg: RecordingCfg, recipe: CfgNode, keys: Iterable[str]) -> None:
-    """Refuses what the user has set for nothing, once everything is built from the configuration.
+    """Refuses keys that the user has set to no effect; call it once everything is built.
 
     Args:
         cfg: the configuration that everything was built from.
@@ -330,7 +331,7 @@ def refuse_unread(cfg: RecordingCfg, recipe: CfgNode, keys: Iterable[str]) -> No
         keys: those that the user has set.
 
     Raises:
-        UserError: nothing reads one of them, or what reads it makes nothing of it.
+        UserError: one of them is never read, or is read without effect.
     """
     in_iterations = {epochs: iterations for iterations, epochs in IN_EPOCHS.items()}
     for key in keys:
@@ -350,10 +351,10 @@ def refuse_unread(cfg: RecordingCfg, recipe: CfgNode, keys: Iterable[str]) -> No
 
 @contextlib.contextmanager
 def blamed_on(keys: Collection[str]) -> Iterator[None]:
-    """Takes what a library says while something is built for the fault of the keys that the user has set, if any.
+    """Blames a library's error, while something is built, on the keys that the user has set, if any.
 
     Raises:
-        UserError: an error that is none of the user's by itself.
+        UserError: in place of an error that would not tell the user what to mend.
     """
     try:
         yield

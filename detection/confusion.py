@@ -107,8 +107,8 @@ def confuse(objects: Objects, detections: Detections, matches: Sequence[Matches]
     """Counts which class was taken for which.
 
     True positives come first, since they have found their objects. Then each false positive, in descending order of
-    score, looks at the one object of its image with the highest overlap, of whatever class: if it is greater than 0.5,
-    and the object neither difficult nor taken, the detection takes it for its own class; else it has found background.
+    score, looks at the object of any class in its image with the highest overlap. If that is greater than 0.5 and the
+    object neither difficult nor taken, the detection takes the object for its own class; else it has found background.
 
     Args:
         objects: of the dataset.

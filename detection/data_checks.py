@@ -50,7 +50,7 @@ def _has_object(dataset: str, difficult_ones: bool) -> bool:
 def check_pictures(cfg: CfgNode, names: Sequence[str]) -> None:
     """Refuses datasets with pictures that cannot be read or are of another size than their annotations say.
 
-    What is left to `INPUT.EXIF` is said, where that is its default.
+    Warns of pictures whose size does not tell whether EXIF applies, where `INPUT.EXIF` is "auto".
 
     Raises:
         UserError: there are such pictures; it names the first few.

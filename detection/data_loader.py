@@ -24,7 +24,7 @@ from detection.config import at_least_one
 from detection.dataset_mapper import DatasetMapper
 from detection.meta_arch import padded_size
 
-PADDING = 32  # both detectors pad to multiples of it; the detector would part a batch if its own were another
+PADDING = 32  # both detectors pad to multiples of it; with another value they would split a batch into groups
 
 
 class BatchLoader:
@@ -54,7 +54,7 @@ def pack(samples: Sequence[dict]) -> tuple[list[dict], dict[str, Tensor]]:
         samples: with `image` (uint8, (3, H, W)) and, all or none of them, `instances` with `gt_boxes` and other fields.
 
     Returns:
-        The samples, where the shape of the image stands in its place and, in that of the instances, their number; and
+        The samples, with the image replaced by its shape and the instances by their number; and tensors by name:
         `image`, all pixels one after the other, and each field of all instances.
     """
     tensors = {"image": torch.cat([sample["image"].flatten() for sample in samples])}
@@ -146,7 +146,7 @@ def build_test_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], with_annotati
 
 
 def batches_of_one_size(indices: Sequence[int], sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """Indices in lists of `batch_size` at most, those of one list of one size once they are padded.
+    """Groups indices into lists of at most `batch_size` whose images have the same padded size.
 
     Args:
         indices: of the images.

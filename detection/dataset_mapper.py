@@ -28,8 +28,8 @@ class DatasetMapper:
         augmentations: transforms of an image and its boxes, applied in order, before the resize.
         min_sizes: lengths of the short side to choose from; one of them for inference.
         max_size: the long side is never longer.
-        exif: "auto", images are turned as their EXIF tag says, or "stored", they are not; where the size in the
-            annotation is that of the other way, it decides.
+        exif: "auto", images are turned as their EXIF tag says, or "stored", they are not; where only the other gives
+            the annotated size, that one is used.
         with_annotations: whether `instances` are made of the annotations.
         square_sizes: sides to choose from, one for each batch, of the square that an image is fitted into, with
             padding right and below; they replace `min_sizes` and `max_size`. Empty: no square.
@@ -189,7 +189,7 @@ class DatasetMapper:
         return _read(dataset_dict, (dataset_dict["height"], dataset_dict["width"]), self.exif == "auto", shrink=1)
 
     def test_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of what inference makes of an image of this height and width."""
+        """Height and width that inference resizes an image of this height and width to."""
         return _fit(height, width, self.min_sizes[0], self.max_size)
 
     def square_size(self, batch: int) -> int:
@@ -231,7 +231,7 @@ def _read(dataset_dict: dict, expected: tuple[int, int], turned: bool, shrink: i
     else:
         image, (height, width) = read_shrunk_image(dataset_dict["file_name"], shrink, turned)
         if (width, height) == expected != (height, width):
-            # The boxes were drawn on what the other way gives: then it is looked at like that here too.
+            # The boxes were drawn on the image turned the other way, so it is read that way.
             image, (height, width) = read_shrunk_image(dataset_dict["file_name"], shrink, not turned)
     if (height, width) != expected:
         raise UserError(f"{dataset_dict.get('file_name')}: {wrong_size((height, width), expected)}")
@@ -239,7 +239,7 @@ def _read(dataset_dict: dict, expected: tuple[int, int], turned: bool, shrink: i
 
 
 def _fit(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
-    """Height and width with a short side of `min_size`, or if that is too long, a long side of `max_size`."""
+    """Height and width with a short side of `min_size`, or a long side of `max_size` where it would exceed that."""
     scale = min(min_size / min(height, width), max_size / max(height, width))
-    # Whole pixels, as torchvision counts them, but that no rounding of the quotient takes one from the side that fits.
+    # Truncated to whole pixels, as in torchvision, but so that rounding errors take no pixel from the side that fits.
     return max(int(height * scale + 1e-6), 1), max(int(width * scale + 1e-6), 1)

@@ -41,7 +41,7 @@ def read_detections(
         path: a JSON file, or a folder.
         records: the images in the order of the dataset: `image_id`, and for YOLO's form `height` and `width`.
         class_names: names in the order of `category_id`.
-        annotations: COCO's file of annotations, of which the numbers of images and categories are.
+        annotations: COCO's annotation file, which the numbers of images and categories refer to.
 
     Raises:
         UserError: a file cannot be read, or one of its entries is wrong; the message says which.

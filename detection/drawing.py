@@ -148,7 +148,7 @@ def place_labels(boxes: np.ndarray, sizes: np.ndarray, frame: tuple[int, int]) -
 
 
 def _shared(starts: np.ndarray, length: float, others: np.ndarray) -> np.ndarray:
-    """What lines of a length, starting at each of (S,), share with others from start to end (P, 2): lengths (S, P)."""
+    """Lengths (S, P) that segments of one length, from each start (S,), share with others, (P, 2) starts and ends."""
     shared = np.minimum(starts[:, None] + length, others[:, 1]) - np.maximum(starts[:, None], others[:, 0])
     return shared.clip(min=0)
 

@@ -133,7 +133,7 @@ def sort_errors(ground_truth: Sequence[dict], detections: Detections) -> ErrorKi
 def mend(
     ground_truth: Sequence[dict], detections: Detections, errors: ErrorKinds, kinds: Collection[str]
 ) -> tuple[list[dict], Detections]:
-    """The ground truth and the detections as an oracle leaves them that mends all errors of these kinds.
+    """The ground truth and the detections after an oracle has mended all errors of these kinds.
 
     Ignored detections are left out.
     """

@@ -243,8 +243,8 @@ def evaluate_voc(ground_truth: Sequence[dict], detections: Detections, class_nam
 def read_threshold(weights: Path) -> float:
     """The threshold with the best F1 of all classes: in an exported file, or in an evaluation of the weights.
 
-    That of their training, in the file or beside them, comes before that of `make eval-*`, in `evaluation/` of their
-    results.
+    The evaluation during training, in the file or beside the weights, takes precedence over that of `make eval-*`, in
+    `evaluation/` of their results folder.
 
     Raises:
         UserError: there is none that has a threshold.

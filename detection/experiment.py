@@ -45,8 +45,8 @@ from detection.voc_lists import present_splits
 logger = logging.getLogger(__name__)
 
 FROM_DATA = ("MODEL.CLASSES", "MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.YOLOV3.NUM_CLASSES")
-# What a resumed run may change: neither the network nor what stands at a position of the training stream, nor which
-# parameters share a group of the optimizer. Beginnings of names end in a dot or a _.
+# Keys that a resumed run may change: none that would change the network, what the training stream has at a position, or
+# the optimizer's parameter groups. Entries that end in a dot or a _ are prefixes.
 MAY_CHANGE = (
     *("SOLVER.BASE_LR", "SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.GAMMA", "SOLVER.STEPS", "SOLVER.STEPS_EPOCHS"),
     *("SOLVER.MAX_", "SOLVER.WEIGHT_DECAY"),
@@ -152,7 +152,7 @@ def new_experiment(args: argparse.Namespace) -> Experiment:
 
 
 def _use_sample(cfg: CfgNode, root: Path, path: Path, small: Path, is_small: bool) -> None:
-    """Says that the drawn sample stands in, and takes the configuration that is sized for it, where that fits."""
+    """Warns that the drawn sample is used, and merges the configuration sized for it if `is_small`."""
     if is_small:
         merge_file(cfg, small)
     logger.warning(
@@ -205,8 +205,8 @@ def _use_start(cfg: CfgNode, args: argparse.Namespace, is_whole: bool, is_sample
 def configuration_file(args: argparse.Namespace) -> tuple[Path, bool]:
     """The configuration that a command line means, and whether it is that of a third-party detector.
 
-    It is one of one's own, the leaf of the recipe, or, where no recipe is named, the leaf that a whole detector to
-    start from belongs to.
+    It is the user's own file, the leaf of the recipe, or, where no recipe is named, the leaf of the whole detector to
+    start from.
     """
     start = resolve_start(args.start, args.model) if args.start else None
     found = identify(start) if start else None
@@ -266,7 +266,7 @@ def _merge_options(cfg: CfgNode, options: Sequence[str]) -> list[str]:
 
 
 def run_names(args: argparse.Namespace) -> list[str]:
-    """Names that the runs of a command line may have: on data and, but for a configuration of one's own, the sample."""
+    """Names that a command line's runs may have: on data and, unless the configuration is the user's, on the sample."""
     return _names(configuration_file(args)[0].stem, args.backbone, is_own=bool(args.config))
 
 
@@ -319,8 +319,8 @@ def recorded(folder: Path, cfg: CfgNode, **facts: object) -> contextlib.Abstract
 def use_test_data(cfg: CfgNode, data: str | None, given: Collection[str] = ()) -> None:
     """Sets in `cfg` and registers what a detector is tested on.
 
-    Without `data` it is what the detector was trained and tested on; of one that was not trained here, or with `data`,
-    the default of the data root.
+    Without `data`, that is the test data of the detector's own run; with `data`, or for a detector that was not trained
+    here, it is the default of the data root.
 
     Args:
         cfg: of the detector, changed in place.

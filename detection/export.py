@@ -31,7 +31,7 @@ PREDICTION_LAYERS = ("prediction", "objectness_logits", "anchor_deltas", "cls_sc
 
 
 class DetectorGraph(nn.Module):
-    """Detects in one image of any size, with operators alone that a trace keeps.
+    """Detects in one image of any size, using only operators that tracing preserves.
 
     Args:
         detector: one of our meta-architectures, in inference mode and float32.

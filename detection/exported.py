@@ -24,7 +24,7 @@ class ExportedDetector(nn.Module):
 
     Args:
         model: the exported file, opened.
-        cfg: its configuration, of which test-time augmentation alone still means something.
+        cfg: its configuration, of which only test-time augmentation still has an effect.
         classes: pairs of a class of the file and its number in what is returned; objects of others are left out.
     """
 

@@ -212,12 +212,12 @@ class MetricsWriter(HookBase):
 class LastCheckpoint(HookBase):
     """Saves `model_last.pth` every `period` iterations and after the last one. Comes last, so it holds all states.
 
-    Also with every `model_best.pth`, so that a run which goes on knows that there is one.
+    It also saves with every `model_best.pth`, so that a resumed run knows of it.
 
     Args:
         save: writes the checkpoint; called on rank 0.
         period: iterations between two checkpoints.
-        best: what saves the other.
+        best: the hook that saves `model_best.pth`.
     """
 
     def __init__(self, save: Callable[[], None], period: int, best: BestCheckpoint) -> None:
@@ -237,8 +237,8 @@ class LastCheckpoint(HookBase):
 def validation_loss(model: nn.Module, batches: Iterable[list[dict]], seed: int) -> dict[str, float]:
     """Mean training loss of labelled images that are not trained on, gathered over all ranks.
 
-    The model is in training mode, since only then it computes losses, but BatchNorm uses and keeps its statistics, and
-    what the model samples is drawn from a seed of its own.
+    The model is in training mode, since only then does it compute losses, but BatchNorm uses its running statistics
+    without updating them, and what the model samples is drawn from a seed of its own.
 
     Returns:
         `validation_loss`; empty without images.

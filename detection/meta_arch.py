@@ -19,7 +19,7 @@ from detection.test_time_augmentation import TTA
 
 
 def padded_size(size: Sequence[int], divisibility: int) -> tuple[int, int]:
-    """Height and width of a batch of images of this height and width: multiples of a number, where it is not 0."""
+    """Height and width once padded to multiples of `divisibility`; unchanged where that is 0."""
     multiple = max(divisibility, 1)
     height, width = (-(-side // multiple) * multiple for side in size)
     return height, width

@@ -41,7 +41,8 @@ def load_detector(
             `detection.starts`.
         options: KEY VALUE pairs over the configuration.
         model: which detector "coco" means.
-        classes: what a third-party detector is to detect, of its own classes those that have these names; default all.
+        classes: what to detect in place of its own classes, for a third-party detector or one of COCO's classes. Names
+            that it lacks get random weights or, with an exported file, no detections. Default: its own.
 
     Raises:
         UserError: weights or configuration are missing, broken, or do not fit each other.

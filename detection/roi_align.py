@@ -15,15 +15,15 @@ class ROIAlign(nn.Module):
     """Takes the place of Detectron2's `ROIAlign`.
 
     Two differences. On CPUs it is an `embedding_bag`, which is about fifteen times as fast as torchvision's operator,
-    forward and backward. And boxes stay in float32 whatever the type of the features: bfloat16 knows a coordinate
-    beyond 256 pixels only to the nearest even number.
+    forward and backward. And boxes stay in float32 whatever the type of the features: bfloat16 rounds coordinates
+    beyond 256 pixels to multiples of 2 or more.
 
     Args:
         output_size: cells along either side of the output.
-        spatial_scale: pixels of the feature map to a pixel of the boxes.
+        spatial_scale: pixels of the feature map per pixel of the boxes.
         sampling_ratio: samples along either side of a cell; 0 takes one for each pixel that the cell spans.
-        aligned: whether the centre of the first pixel lies at half a pixel, as it does, or at 0, as first published;
-            then boxes are also widened to a pixel of the features.
+        aligned: True puts the centre of the first pixel at half a pixel, where it is; False at 0, as first published,
+            and then also widens boxes to at least one pixel of the features.
     """
 
     def __init__(self, output_size: int, spatial_scale: float, sampling_ratio: int, aligned: bool = True) -> None:

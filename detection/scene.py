@@ -29,7 +29,7 @@ class Layer:
     """An image on the canvas.
 
     Attributes:
-        read: decodes it, to uint8 (3, H, W), RGB; it may come up to as many times smaller as the argument says.
+        read: decodes it to uint8 (3, H, W), RGB; the argument is the factor by which it may be shrunk at most.
         size: height and width of the file's image.
         place: where all of it would lie.
         shown: the part of `place` that is not cut off.
@@ -119,7 +119,7 @@ def map_boxes(scene: Scene, height: int, width: int) -> np.ndarray:
 
 
 def paint(scene: Scene, height: int, width: int, interpolation: str = "bilinear") -> np.ndarray:
-    """What is in view, resized, antialiased where it shrinks unless to the nearest pixels.
+    """Renders what is in view at a size; antialiased where that shrinks it, except with "nearest".
 
     Args:
         scene: the scene.

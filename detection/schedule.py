@@ -44,7 +44,7 @@ def resolve_schedule(
 
     A run that is shorter or longer than its recipe is the same recipe, shorter or longer: the steps of the rate, the
     warm-up and the closing phase keep their shares of it unless they are given. The average of the weights forgets as
-    fast, counted in images, as in the recipe. A file of the user's own is in this the recipe of what it sets.
+    fast, counted in images, as in the recipe. For keys that a file of the user's own sets, that file is the recipe.
 
     Args:
         cfg: the configuration of the run, with its batch.
@@ -54,7 +54,7 @@ def resolve_schedule(
         leaf: what a file of the user's own makes of the recipe before those keys, and the keys that the file sets.
 
     Raises:
-        UserError: a length or the batch is none.
+        UserError: a length or the batch size is not positive.
     """
     for key in ("IMS_PER_BATCH", "CHECKPOINT_PERIOD", "LOG_PERIOD"):
         if cfg.SOLVER[key] < 1:

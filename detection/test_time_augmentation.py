@@ -22,7 +22,7 @@ Detect = Callable[[list[dict]], list[dict[str, Instances]]]
 class TTA:
     """Looks at images in several views. As in Detectron2's, views are made of the image that the model is given.
 
-    What the views find is suppressed class by class as what one view finds is: of several boxes the best stays.
+    The detections of all views together go through non-maximum suppression per class, like those of a single view.
 
     Attributes:
         scales: factors of the sides of the image, one view each.

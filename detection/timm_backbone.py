@@ -60,7 +60,7 @@ class TimmBackbone(Backbone):
             norm: "BN", or "SyncBN" for statistics over all GPUs.
             norm_eps: epsilon of every BatchNorm; None keeps the network's own.
             negative_slope: slope of every LeakyReLU; None keeps the network's own.
-            freeze_at: what the features with stride 2 ** freeze_at are computed with is not trained; 0 trains all.
+            freeze_at: parameters up to the features with stride 2 ** freeze_at are not trained; 0 trains all.
 
         Raises:
             UserError: timm does not know the network, or it lacks a stride, takes images of one size only, or lacks
@@ -166,11 +166,11 @@ def normalisation_of(name: str) -> tuple[list[float], list[float]]:
 
 
 def _examine(name: str, strides: Sequence[int], freeze_at: int) -> tuple[list[int], list[str], set[str]]:
-    """What a network is found to do on an image of a size that it was not trained with.
+    """Runs a network on an image of a size that it was not trained with.
 
     Returns:
-        timm's indices of the features with these strides; the parameters that those with stride 2 ** freeze_at are
-        computed with; and those that none of the features is computed with.
+        timm's indices of the features with these strides; the parameters that `freeze_at` freezes; and the parameters
+        that none of these features depends on.
 
     Raises:
         UserError: timm does not know it, or it lacks one of `strides`, or does not take the image.

@@ -125,9 +125,9 @@ def is_torchvision_v2(state: dict[str, Tensor]) -> bool:
 def convert_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Renames the tensors of `fasterrcnn_resnet50_fpn` and `fasterrcnn_resnet50_fpn_v2` to those of Detectron2.
 
-    The background moves from the first class to the last and loses its boxes. Of 91 classes, the numbers of COCO's
-    categories, the eighty that are none's placeholder are kept: what never occurs in training has a probability of
-    almost nothing. BatchNorm's step counters are dropped. A network without them has frozen BatchNorms, which
+    The background moves from the first class to the last and loses its boxes. Of 91 classes, numbered as COCO's
+    categories, the eighty that are no placeholders are kept: the others never occur in training, so their probability
+    is almost zero. BatchNorm's step counters are dropped. A network without them has frozen BatchNorms, which
     torchvision computes with an epsilon of 0; their variances are lowered by the epsilon that is added here.
 
     Raises:

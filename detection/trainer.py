@@ -64,8 +64,8 @@ class Trainer(SimpleTrainer):
     Args:
         cfg: a configuration with every length in iterations.
         resumed: the run folder to go on in from its `model_last.pth`, where there is one.
-        given: keys that the user has set; an error of the first iteration is theirs, since some values are looked at
-            there only.
+        given: keys that the user has set; they are blamed for an error in the first iteration too, since some values
+            are used only there.
 
     Raises:
         UserError: weights or data cannot be read, or the resumed run has gone further or was trained on other images.
@@ -170,7 +170,7 @@ class Trainer(SimpleTrainer):
                 self.after_train()
 
     def run_step(self) -> None:
-        """One iteration. Its losses stay on the device, summed up over the processes, until `mean_losses` asks."""
+        """One iteration. Its losses, averaged over the processes, are summed on the device until `mean_losses` asks."""
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         self.storage.put_scalar("data_time", time.perf_counter() - start)

@@ -132,7 +132,7 @@ def _tell_of_division(dirname: Path) -> None:
 
 
 def tails(path: str) -> Iterator[str]:
-    """A path, of whatever machine, without its root, then without its first folder too, to the name alone."""
+    """The ends of a path from any machine, longest first: without its root, then without each folder in turn."""
     parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     return ("/".join(parts[start:]) for start in range(len(parts)))
 

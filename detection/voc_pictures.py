@@ -13,7 +13,7 @@ HEADER = np.dtype([("file_size", "i8"), ("mtime_ns", "i8"), ("height", "i8"), ("
 
 
 def cached_headers(dirname: Path, split: str, files: Sequence[str]) -> list[Header | str]:
-    """The header of each picture of a split or, of one that cannot be read, why: from the cache what has not changed.
+    """The header of each picture of a split, or why it cannot be read; unchanged files come from the cache.
 
     Args:
         dirname: the folder in VOC's layout.
@@ -51,7 +51,7 @@ def _rows(arrays: Arrays) -> Iterator[tuple[tuple, Header]]:
 def find_odd(
     files: Sequence[str], sizes: Sequence[tuple[int, int]], headers: Sequence[Header | str]
 ) -> tuple[dict[str, str], list[str]]:
-    """What training could not take, or takes one way of two.
+    """Pictures that training cannot use, and those whose orientation is ambiguous.
 
     Args:
         files: the pictures.
@@ -59,8 +59,8 @@ def find_odd(
         headers: of each, see `cached_headers`.
 
     Returns:
-        By the pictures that cannot be read or are of another size, why; and those that EXIF turns or mirrors so that
-        their size does not tell on which pixels their boxes were drawn: on those shown or on those stored.
+        Picture -> what is wrong, for those that cannot be read or have another size; and those that EXIF turns or
+        mirrors without changing their size, which may have been annotated as shown or as stored.
     """
     odd, undecided = {}, []
     for file, size, header in zip(files, sizes, headers, strict=True):

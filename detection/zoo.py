@@ -27,10 +27,10 @@ def zoo_leaf(state: dict[str, Tensor]) -> str | None:
 def convert_zoo(checkpoint: dict, model: nn.Module) -> tuple[dict[str, Tensor], str]:
     """The tensors of a file of the zoo under the names of a model.
 
-    The first convolution is turned round: the zoo's networks see images in BGR, all but those whose author is
-    "torchvision". Names of Caffe2 and of backbones alone are found by Detectron2's own rules. A backbone whose
-    BatchNorm is folded into scale and shift has no statistics; those of the model, which change nothing, take their
-    place.
+    The input channels of the first convolution are reversed: the zoo's networks see images in BGR, except those whose
+    author is "torchvision". Names in files of Caffe2 or of a backbone alone are matched by Detectron2's own rules. A
+    backbone whose BatchNorm is folded into scale and shift has no statistics; those of the model, which change nothing,
+    take their place.
 
     Args:
         checkpoint: of `common.zoo_pickle.read_zoo_pickle`.

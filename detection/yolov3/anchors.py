@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
 from torch import Tensor
 
-# No predicted side is longer than this times its anchor's: exp must not overflow (the value of Detectron2's R-CNN).
+# Largest log of a predicted side over its anchor's, so that exp does not overflow (the value of Detectron2's R-CNN).
 SCALE_CLAMP = math.log(1000.0 / 16)
 
 
@@ -64,7 +64,7 @@ class YOLOBox2BoxTransform:
         return torch.cat([centres - half_sizes, centres + half_sizes], dim=-1)
 
     def decode(self, logits: Tensor, anchors: Tensor, strides: Tensor) -> Tensor:
-        """The boxes that a network means, whose places in their cells (the first two columns) are logits yet."""
+        """The boxes of raw predictions, whose first two columns (the places in the cells) are still logits."""
         deltas = torch.cat([logits[..., :2].sigmoid(), logits[..., 2:]], dim=-1)
         return self.apply_deltas(deltas, anchors, strides)
 

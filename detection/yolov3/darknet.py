@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from detection.timm_backbone import TimmBackbone, with_norm
 
-# Norms that are one scale and shift a channel in evaluation; of others a convolution can take nothing over.
+# Norms that are one scale and shift per channel in evaluation; others cannot be folded into a convolution.
 BATCH_NORMS: tuple[Any, ...] = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNormAct2d)
 
 

@@ -129,7 +129,7 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _check_arithmetic(path: Path, model: nn.Module) -> None:
-    """A file does not say how its values are used: elsewhere they would give other outputs without a word."""
+    """Refuses a model with other constants than Darknet's: the file lacks them, so outputs would differ silently."""
     epsilons: set[float] = {vars(module)["eps"] for module in model.modules() if hasattr(module, "running_mean")}
     slopes = {module.negative_slope for module in model.modules() if isinstance(module, nn.LeakyReLU)}
     if epsilons != {NORM_EPS} or slopes != {NEGATIVE_SLOPE}:

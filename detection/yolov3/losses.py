@@ -61,8 +61,7 @@ class YOLOv3Loss:
         """The losses by name, scalars.
 
         Args:
-            predictions: (N, R, 5 + K) logits x, y, objectness and classes, logarithms of width and height:
-                x, y, w, h, objectness, classes.
+            predictions: (N, R, 5 + K) x, y, w, h, objectness and classes; w and h are logarithms, all others logits.
             grid: the anchors.
             targets: what should have been predicted.
         """

@@ -155,7 +155,7 @@ class YOLOv3(DetectorMixin, DenseDetector):
         return Instances(image_size, pred_boxes=Boxes(boxes[keep]), scores=scores[keep], pred_classes=classes[keep])
 
     def _grid(self, features: list[Tensor]) -> Grid:
-        """The grid of features of these sizes, which is made once, and in a trace each time, as part of it."""
+        """The grid for features of these sizes, made once; in a trace it is made each time, as part of the trace."""
         if torch.jit.is_tracing():
             return Grid.of(self.anchor_generator, features)
         key = (self.device, *(feature.shape[-2:] for feature in features))
