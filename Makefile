@@ -1,7 +1,7 @@
 # The interface of the project: `make` lists every target with the variables it takes.
 
 # Without PYTHON the project lives in .venv and sets it up by itself; PYTHON=python uses the active environment.
-# The first Python that runs does it: BASE_PYTHON where it is named, else that of .venv, whatever python3 has become.
+# Set-up runs with BASE_PYTHON if it is given, else with .venv's Python, whatever python3 has become, else with python3.
 ifeq ($(PYTHON),)
 PY := .venv/bin/python
 SETUP = for python in $(if $(BASE_PYTHON),"$(BASE_PYTHON)",$(PY) python3); do \
@@ -17,7 +17,7 @@ export NGPU NNODES NODE_RANK DIST_URL DEBUG DETECTRON2
 # Some shells export these with another meaning.
 $(foreach name,HOST PORT,$(if $(filter environment,$(origin $(name))),$(eval $(name) :=)))
 
-# The text of a variable as one word of the shell, whatever it holds: no $ in it is make's, no blank or & the shell's.
+# The text of a variable as one shell word, whatever it holds: make expands no $ in it, the shell sees no blank or &.
 quoted = $(if $(value $1),'$(subst ','\'',$(value $1))')
 # Options that are given only when their variable is.
 option = $(if $(value $2),$1 $(call quoted,$2))
@@ -97,7 +97,7 @@ setup-export: setup ## Adds the runtimes of exported models; make export does it
 # Set up without a lock, so that new pins in requirements.txt may bring other versions along; the old one stays until then.
 .PHONY: lock
 lock: extra = --requirements .lock/requirements.txt --extra .lock/requirements-export.txt
-lock: ## Locks in constraints.txt what the pins of both lists of requirements pull in; what is installed and fits stays [PYTHON]
+lock: ## Locks in constraints.txt the versions that both requirements files pull in; installed ones that fit are kept [PYTHON]
 	@mkdir -p .lock && cp requirements.txt requirements-export.txt .lock && : > .lock/constraints.txt
 	@$(SETUP)
 	@echo "# Everything that requirements.txt and requirements-export.txt pull in, as installed by pip; written by make lock." \
@@ -121,7 +121,7 @@ datasets: setup ## Fetches Pascal VOC 2007 and 2012 and CUB-200-2011 into datase
 	@$(PY) -m tools.download_datasets $(data) $(call option,--mirror,MIRROR)
 
 .PHONY: import-dataset
-import-dataset: setup ## Makes a folder in VOC's layout of COCO's JSON or a folder of YOLO's form [FROM="train.json val.json" or folder, IMAGES=folder of COCO's pictures, OUT=new folder]
+import-dataset: setup ## Converts COCO JSON or a folder in YOLO format to a folder in VOC layout [FROM="train.json val.json" or folder, IMAGES=folder of COCO's pictures, OUT=new folder]
 	@$(PY) -m tools.import_dataset $(call quoted,FROM) $(call option,--images,IMAGES) $(out)
 
 .PHONY: check-datasets
@@ -214,7 +214,7 @@ report: setup ## Every table and figure of the study, from the runs there are; o
 
 ##@ Development
 
-# A process a core, and one thread in each: with several, networks as small as those of the tests mostly wait for one
+# One process per core, with one thread each: in networks as small as the tests', several threads mostly wait for one
 # another. The tests of a file stay together, since they share what is trained once.
 .PHONY: test
 test: setup ## Runs the tests [TESTS=tests/detection]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import common  # noqa: F401 # before torch: how its threads wait is settled there
+import common  # noqa: F401 # before torch: sets how its threads wait
 
 if TYPE_CHECKING:
     from classification.predict import BirdClassifier

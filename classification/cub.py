@@ -9,9 +9,9 @@ The official layout, 200 classes, 5,994 training and 5,794 test images:
         train_test_split.txt      1 0          (1: training, 0: test)
         images/001.Black_footed_Albatross/...
 
-Any other folder in this layout is read as well, with as many classes as it has, and so is a root without it that holds
-`train/` and `test/` (or `val/`, `valid/`), each with a folder of photographs a class, or such folders themselves, of
-which a fifth of each class is drawn to test on.
+Any other folder in this layout is read as well, with any number of classes. So is a root without it that holds `train/`
+and `test/` (or `val/`, `valid/`), each with one folder of photographs per class, or that holds such class folders
+itself: then a fifth of each class is drawn as the test split.
 
 Source: C. Wah, S. Branson, P. Welinder, P. Perona, S. Belongie. The Caltech-UCSD Birds-200-2011 Dataset. 2011.
 """
@@ -49,9 +49,9 @@ class Cub:
 
 
 def read_cub(root: Path) -> Cub:
-    """Reads the four index files under `root/CUB_200_2011`, or the folders of a root that has none.
+    """Reads the four index files under `root/CUB_200_2011`, or the class folders of a root without it.
 
-    Of one tree of classes the split is drawn: the same for the same files, whatever the seed of the training.
+    Class folders without a split get a drawn one: the same for the same files, whatever the training seed.
 
     Raises:
         UserError: a file is missing or malformed, the files disagree, an image is missing, or a split is empty.
@@ -116,7 +116,7 @@ def read_indices(folder: Path) -> Cub:
 
 
 def is_folder_tree(root: Path) -> bool:
-    """Whether a root has no index files but folders: `train/`, or one a class with photographs in it."""
+    """Whether a root has no `CUB_200_2011/`, but `train/` or several class folders with photographs."""
     return not (root / FOLDER).is_dir() and ((root / "train").is_dir() or len(_classes_with_images(root)) > 1)
 
 

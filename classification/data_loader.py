@@ -40,7 +40,7 @@ def read_resized(path: Path, side: int) -> Tensor:
 
 
 def resize_short_side(pixels: Tensor, side: int) -> Tensor:
-    """An image, uint8 (3, H, W), with a short side of `side` pixels, of a very long one its middle."""
+    """Resizes an image, uint8 (3, H, W), to a short side of `side` pixels; of a very long one, only its middle."""
     short, long = sorted(pixels.shape[1:])
     if long > LONGEST * short:
         # Resized, the long side would not fit into the memory.
@@ -74,7 +74,7 @@ class BirdDataset(Dataset):
 
 
 class BirdStream(TrainingStream):
-    """The samples to train on: image, label, and the seed of what is drawn for the image in its batch."""
+    """The training samples: image, label, and the seed of the image's random draws in `BatchAugmentation`."""
 
     def __init__(self, recipe: Recipe, birds: Sequence[Bird]) -> None:
         size, side = recipe.image_size, int(recipe.image_size / recipe.crop_pct)
@@ -98,7 +98,7 @@ def build_training_loader(recipe: Recipe, stream: BirdStream, iterations: range)
 def build_test_loader(
     birds: Sequence[Bird], image_size: int, crop_pct: float, batch_size: int, workers: int, cache: bool = False
 ) -> DataLoader:
-    """This process's share of photographs, their centres, as images and labels: every photograph in one process.
+    """Centre crops and labels of this process's share of the photographs: each photograph is in one process only.
 
     Args:
         birds: the photographs.
@@ -211,7 +211,7 @@ def _shared_memory(size: int) -> Tensor | None:
                 available / 1e9,
             )
         elif several and not hasattr(os, "memfd_create"):
-            logger.warning("Several processes share decoded images on Linux alone: they are decoded in every epoch")
+            logger.warning("Processes can share decoded images only on Linux: they are decoded again in every epoch")
         elif several:
             file = os.memfd_create("birds")
             os.ftruncate(file, size)
@@ -222,7 +222,7 @@ def _shared_memory(size: int) -> Tensor | None:
         return None
     offers: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(offers, offer if local_rank == 0 else "")
-    if None in offers:  # on one machine: all do without, since they wait for one another
+    if None in offers:  # some machine has none to offer: all do without, since they wait for one another
         if offer:
             os.close(int(offer.rpartition("/")[2]))
         return None

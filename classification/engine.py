@@ -27,7 +27,7 @@ Batch = tuple[Tensor, Tensor, Tensor]  # uint8 images (B, 3, S, S), labels (B,),
 
 
 class BatchAugmentation:
-    """From a batch of uint8 images to what the network eats: normalised, turned, flipped, erased.
+    """Turns a batch of uint8 images into the network's input: normalised, rotated, flipped, erased.
 
     Flip and rotation are one resampling of the whole batch. What is drawn for an image depends on its seed alone.
 
@@ -89,7 +89,7 @@ class BatchAugmentation:
         return [sign * cos, -sign * sin, 0.0, sin, cos, 0.0]
 
     def _rectangle(self, draw: random.Random, height: int, width: int) -> list[int]:
-        """Top, left, bottom and right of what is erased, the last two beyond it; all 0 where nothing is.
+        """Top, left, bottom and right of the erased rectangle, the last two exclusive; all 0 for none.
 
         Source: Z. Zhong et al. Random Erasing Data Augmentation. AAAI 2020, algorithm 1, with the ranges of timm.
         """
@@ -118,7 +118,7 @@ class Trainer:
         forward: the model as it is called, when it is wrapped (compiled, distributed).
         precision: see `common.runtime.autocast`.
         clip_grad: largest norm of the gradient, 0 for no limit.
-        accumulate: parts in which a batch is trained on, one after the other.
+        accumulate: micro-batches that a batch is split into; their gradients are added up.
         seed: of the run.
     """
 
@@ -145,7 +145,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.grad_scaler = gradient_scaler(self.device, precision)
         self.iteration = 0
-        # Loss and correct answers, summed up over the images of this epoch so far, and these images; of all processes.
+        # Sums over the images of this epoch so far, in all processes: loss, correct answers, number of images.
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
 
     @property
@@ -154,7 +154,7 @@ class Trainer:
         return self.average.module if self.average else self.model
 
     def state_dict(self) -> dict[str, Any]:
-        """A checkpoint: `model`, where there is one `average`, and under `trainer` what a step changes beside them."""
+        """A checkpoint: `model`, `average` if there is one, and under `trainer` whatever else a step changes."""
         average = {"average": self.average.module.state_dict()} if self.average else {}
         return {
             "model": self.model.state_dict(),
@@ -176,7 +176,7 @@ class Trainer:
         self.iteration = trainer["iteration"]
         self.sums.copy_(trainer["sums"])
         resume_optimizer(self.optimizer, trainer["optimizer"])
-        if trainer["grad_scaler"]:  # empty where the precision was another
+        if trainer["grad_scaler"]:  # empty if the run did not scale gradients
             self.grad_scaler.load_state_dict(trainer["grad_scaler"])
 
     def train(

@@ -1,6 +1,6 @@
 """How good a classifier is and where it errs: one checkpoint in, tables and pictures out.
 
-`python -m classification.evaluate WEIGHTS [--data DATA] [--tta] [--output FOLDER]`
+`python -m classification.evaluate WEIGHTS [--data DATA] [--tta] [--out FOLDER]`
 """
 
 import argparse
@@ -126,8 +126,8 @@ def confused_pairs(logits: Tensor, labels: Tensor, count: int = 10) -> list[dict
     """The errors made most often.
 
     Returns:
-        At most `count` rows, most frequent first, each with the `true` and `predicted` class, how many `images` were
-        taken so, and as `example` the index of the one among them that the model was surest of.
+        At most `count` rows, most frequent first, each with the `true` and `predicted` class, the number of `images`
+        confused in this way, and as `example` the index of the one that the model was surest of.
     """
     confidence, predicted = logits.softmax(1).max(1)
     matrix = confusion_matrix(predicted, labels, logits.shape[1])
@@ -266,7 +266,7 @@ def main() -> None:
             f"{root} has {len(cub.class_names)} ({', '.join(cub.class_names[:3])}, ...): name the data it was "
             "trained on with DATA="
         )
-    # The same classes may be numbered otherwise: the network's numbers count.
+    # The data may number the same classes differently: the network's numbering is used.
     test = cub.test
     if not is_same:
         test = [bird._replace(label=names.index(cub.class_names[bird.label])) for bird in test]

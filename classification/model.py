@@ -84,10 +84,10 @@ def _check_name(name: str) -> None:
 
 
 def check_image_size(name: str, model: nn.Module, image_size: int) -> None:
-    """Refuses images of a size that a network is not made for: a transformer for one alone, others for none so small.
+    """Refuses an image size that a network cannot take: a transformer has a fixed one, others have a smallest one.
 
     Raises:
-        UserError: it is made for another one.
+        UserError: the network does not take this size.
     """
     config = getattr(model, "pretrained_cfg", None) or {}
     expected = config.get("input_size", (3, image_size, image_size))[-1]
@@ -117,7 +117,7 @@ def _build_timm(name: str, num_classes: int, from_hub: bool, drop_rate: float | 
     )
     is_trained = from_hub and num_classes == (getattr(model, "pretrained_cfg", None) or {}).get("num_classes")
     for head in head_modules(model):
-        # EfficientNets draw theirs the wider the fewer the classes, and would begin sure of a wrong one.
+        # EfficientNet's own initialisation is wider the fewer the classes, and would start out sure of a wrong class.
         if isinstance(head, nn.Linear) and not is_trained and head.weight.abs().max() > head.in_features**-0.5:
             head.reset_parameters()
     return model
@@ -172,8 +172,8 @@ def mean_and_std(model: nn.Module) -> tuple[list[float], list[float]]:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Loads weights from a file, every tensor accounted for.
 
-    A head of another size, or none, leaves the model's own head as it is, and the log says so. Nothing else may be
-    missing or left over.
+    If the file's head is missing or has another size, the model keeps its own, and the log says so. Nothing else may
+    be missing or left over.
 
     Raises:
         UserError: the file's tensors are not those of this model.

@@ -18,9 +18,9 @@ from common.run_folder import read_metrics
 
 
 def newest_classifier(output: Path) -> Path | None:
-    """`model_best.pth` of the newest classifier that was trained for its own sake, on whatever data; None without one.
+    """`model_best.pth` of the newest classifier in the folder of all runs, on any data; None if there is none.
 
-    A run that another one started from was only its beginning. Of the runs of a sweep or a comparison the best counts.
+    Runs that another run started from do not count. Of the runs of a sweep, comparison or study, the best one counts.
     """
     # The runs of a sweep lie one folder deeper than others, all of the demo and of a study one deeper still.
     folders = sorted(path for parents in ("*", "*/*", "*/*/*") for path in output.glob(f"{parents}/model_best.pth"))
@@ -35,7 +35,7 @@ def newest_classifier(output: Path) -> Path | None:
 
 
 def data_of_run(weights: Path) -> str | None:
-    """The data root that the run of these weights, or of what was exported from them, names; None for the default."""
+    """The data root in the recipe of the run that weights or an exported file came from; None for the default."""
     beside = _recipe_beside(weights) or _recipe_beside(weights.parent)
     return beside.data if beside else None
 

@@ -24,7 +24,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "schedule": ("constant", "cosine", "multistep"),
     "precision": ("auto", *PRECISIONS),
 }
-# Smallest and largest value of each setting, and whether these two are allowed themselves.
+# Lower and upper bound of each setting, and whether each bound is itself allowed.
 _RANGES: dict[str, tuple[float, float, str]] = {
     **dict.fromkeys(("flip", "random_erasing", "mix_prob"), (0, 1, "[]")),
     **dict.fromkeys(("label_smoothing", "warmup", "ema_decay", "holdout", "drop_rate", "momentum"), (0, 1, "[)")),
@@ -90,13 +90,13 @@ class Recipe:
         milestones: epochs at which `multistep` lowers the rate.
         warmup: share of the run in which the rate rises linearly from zero.
         clip_grad: largest norm of the gradient, 0 for no limit.
-        epochs: passes over the training images; where they alone are changed the milestones keep their shares of them.
-        batch_size: images a step, over all processes together; that of a recipe is for one process, and grows with them
-            as its rate does.
-        accumulate: parts in which a process trains on its share of a batch, one after the other: for a large batch in
+        epochs: passes over the training images; if they are changed without the milestones, those scale with them.
+        batch_size: images per step over all processes; a recipe gives that of one process, which is multiplied by their
+            number, as its rate is.
+        accumulate: micro-batches that a process splits its share of a batch into, so that a large batch fits into
             little memory.
         ema_decay: decay of the moving average of the weights, which is then what is measured and kept; 0 for none.
-            Where the batch alone is changed it forgets as fast, counted in images.
+            If batch_size is changed without it, it is adapted to average over as many images as before.
         choose: `best`, the weights of the epoch with the highest validation top-1, or `last`, those of the last epoch:
             then no image chooses, and all of them can be trained on.
         holdout: share of the training images kept for validation; 0 validates on the test split.
@@ -160,7 +160,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     `weights=` without `pretrained=` means `pretrained=true`.
 
     Raises:
-        UserError: the file cannot be read, a key or value is not one a `Recipe` has, or nothing would come of one.
+        UserError: the file cannot be read, a key or value is not valid, or a setting would have no effect.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such recipe; expected one of classification/recipes/*.yaml")
@@ -200,7 +200,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def scale_to_processes(recipe: Recipe, changes: Sequence[str], processes: int) -> Recipe:
-    """The recipe with its batch for so many processes, and rate and averaging to match; what is changed stays.
+    """The recipe with batch size, rate and averaging scaled to the number of processes; the user's own values stay.
 
     Args:
         recipe: with the changes.
@@ -245,7 +245,7 @@ def _check(recipe: Recipe, path: Path) -> None:
         least = f"{low} or more" if ends[0] == "[" else f"more than {low}"
         most = "" if high == math.inf else f" and at most {high}" if ends[1] == "]" else f" and less than {high}"
         raise UserError(f"{path}: {key}={value}: expected {least}{most}")
-    # The others need libraries that are not installed, or a second derivative.
+    # Those excluded need libraries that are not installed, or second derivatives.
     optimizers = [str(name) for name in list_optimizers(exclude_filters=["bnb*", "fused*", "adahessian"])]
     if recipe.optimizer not in optimizers:
         close = difflib.get_close_matches(recipe.optimizer, optimizers, n=3) or ["sgd", "adamw"]

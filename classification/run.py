@@ -33,19 +33,19 @@ from common.weights import is_finite, read_checkpoint, read_last, save_checkpoin
 
 logger = logging.getLogger(__name__)
 
-FEWEST_IMAGES = 8  # that BatchNorm takes statistics of, if it can have more
+FEWEST_IMAGES = 8  # per process for BatchNorm's statistics; with fewer, GPUs share theirs
 _NAMED_IN_RESULT = ("model", "pretrained", "weights", "lr", "epochs", "image_size", "seed")
 
 
 class Run:
-    """One training on its way. Building it reads data and weights and writes nothing.
+    """One training run. Constructing it reads data and weights, and writes nothing.
 
     Args:
         recipe: all settings.
         cub: the data set.
         model: as `build_model` made it; trained in place.
         device: of this process.
-        resumed: the run folder to go on in from its `model_last.pth`, where there is one.
+        resumed: the run folder to resume, from its `model_last.pth` if there is one.
 
     Raises:
         UserError: an image cannot be read, the batch does not fit the data or the processes, or the resumed run was
@@ -107,8 +107,8 @@ class Run:
             run: an existing folder, for the files.
 
         Returns:
-            What `run/result.json` holds: `top1` and `top5` on the test split in percent, the epoch they are of and how
-            it was `chosen`, its validation figures and what they were taken on, and the settings that name the run.
+            What `run/result.json` holds: `top1` and `top5` on the test split in percent, the epoch they belong to and
+            how it was `chosen`, its validation figures and the images they are from, and the run's main settings.
 
         Raises:
             UserError: an image cannot be read, or the loss diverges.
@@ -124,7 +124,7 @@ class Run:
             def on_iteration() -> None:
                 done = self.trainer.iteration % self.iterations
                 if not done or not is_main_process():
-                    return  # an epoch ends with a checkpoint anyway, and not before it is validated
+                    return  # the checkpoint at the end of an epoch is written after its validation
                 if interrupt.is_set() or done % self.recipe.checkpoint_every == 0:
                     self._save_last(run)
                     logger.info("iteration %d: checkpoint", self.trainer.iteration, extra={"is_progress": True})
@@ -164,7 +164,7 @@ class Run:
         if is_kept:
             self.kept_row = {"epoch": epoch, **validated}
         if writer:  # in the main process
-            # Rows before the checkpoint, the best before the last: what a kill loses is then done again in full.
+            # The row first, then the best weights, then the last checkpoint: what a kill cuts off is redone in full.
             row = {"iteration": self.trainer.iteration - 1, "epoch": epoch, **row, **validated}
             append_metrics(run, row)
             write_results(run)
@@ -243,7 +243,7 @@ def _log_epoch(row: dict, epochs: int, is_best: bool) -> None:
 
 
 def with_enough_statistics(model: nn.Module, images: int, device: torch.device) -> nn.Module:
-    """Makes BatchNorm take its statistics over all processes where one alone has too few images for them.
+    """Converts BatchNorm to SyncBatchNorm, on several GPUs, if one process has too few images for its statistics.
 
     Args:
         model: changed in place.

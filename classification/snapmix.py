@@ -15,11 +15,11 @@ Box = tuple[int, int, int, int]  # top, bottom, left, right; bottom and right be
 
 
 class SnapMix:
-    """Mixes a batch as timm's `Mixup` does; the share of a label is that of its class activation map in a region.
+    """Mixes a batch as timm's `Mixup` does, but weights labels by how much of their class activation maps is shown.
 
-    A share of the area, as in CutMix, calls a patch of sky a bird: noise where classes differ in details. The shares of
-    two labels need not add up to 1. Source: S. Huang et al. SnapMix: Semantically Proportional Mixing for Augmenting
-    Fine-grained Data. AAAI 2021, equations 2 to 5.
+    Weights by area, as in CutMix, label a patch of sky as bird: noise where classes differ in details. The weights of
+    the two labels need not add up to 1. Source: S. Huang et al. SnapMix: Semantically Proportional Mixing for
+    Augmenting Fine-grained Data. AAAI 2021, equations 2 to 5.
 
     Args:
         model: the network that is trained; its maps are taken in evaluation mode, without gradients.
@@ -49,7 +49,7 @@ class SnapMix:
         Returns:
             The mixed images, and targets (B, num_classes): the shares of both labels, 0 elsewhere.
         """
-        # In every process, whether or not it mixes; a resumed run has those of the first process alone.
+        # In every process, whether or not it mixes: a resumed run has only the first process's buffers.
         share_buffers(self.model)
         kept = functional.one_hot(labels, self.num_classes).to(images.dtype)
         if np.random.random() >= self.prob:

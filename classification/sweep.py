@@ -3,8 +3,8 @@
 `python -m classification.sweep grid [RECIPE] [KEY=VALUE ...] --lrs "0.005 0.01 0.02" --epochs "20"`
 `python -m classification.sweep pretraining [RECIPE] [KEY=VALUE ...]`
 
-Every trial is a run of `classification.train` in its own folder inside the sweep's; on several GPUs as many
-run at once. Called again, the finished ones are taken as they are and the one that was interrupted goes on.
+Every trial is a run of `classification.train` in its own folder inside the sweep's; as many run at once as there are
+GPUs. Called again, the sweep keeps finished trials and resumes interrupted ones.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def run_trials(
         trials: what to run.
         recipe: the recipe and overrides that all share, as on the command line of `classification.train`.
         folder: of the sweep.
-        failed: gets the names of those that fail, of which a warning says why; the others go on.
+        failed: collects the names of trials that fail; a warning says why, and the others go on.
     """
     devices: queue.SimpleQueue[str] = queue.SimpleQueue()
     gpus = visible_gpus() or [""]
@@ -87,7 +87,7 @@ def run_trials(
                         else:
                             yield trial, result
                     bar.update(sum(len(read_metrics(folder / trial.name)) for trial in trials) - bar.n)
-        except BaseException:  # Ctrl-C too, which those that run have had as well
+        except BaseException:  # Ctrl-C too, which the running trials have received as well
             pool.shutdown(cancel_futures=True)
             raise
 
@@ -145,7 +145,7 @@ def sweep_grid(lrs: Sequence[float], epochs: Sequence[int], recipe: list[str], f
         )
     if not rows:
         raise _failure(failed, folder)
-    # Of equals the one that costs least comes first, in whatever order they ended.
+    # Ties: the cheapest trial first, whatever order they finished in.
     table = pd.DataFrame(rows).sort_values(["validation top-1", "epochs", "lr"], ascending=[False, True, True])
     write_table(folder / "sweep.csv", table, index=False, float_format="%g")
     write_figure(folder / "sweep.png", _draw_grid(table), dpi=120)

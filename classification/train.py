@@ -33,7 +33,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def build_model_for(recipe: Recipe, num_classes: int, is_sample: bool) -> tuple[nn.Module, Recipe]:
-    """Builds the recipe's model; on the drawn sample, and only there, without weights from the hub if need be.
+    """Builds the recipe's model; on the drawn sample only, from random weights if the hub cannot be reached.
 
     Returns:
         The model, and the recipe as it was followed.
@@ -166,12 +166,12 @@ class Request:
         return self.setting("data") or (load_recipe(self.recipe_file(False)).data if self.recipe else None)
 
     def recipe_file(self, is_sample: bool) -> Path:
-        """The file of the recipe, or of the one that is taken on such data where none is named."""
+        """The file of the recipe; if none is named, of the default for such data."""
         name = self.recipe or ("sample" if is_sample else "best")
         return Path(name) if name.endswith(".yaml") else RECIPES / f"{name}.yaml"
 
     def run_names(self) -> list[str]:
-        """Names that the runs asked for may have, on the data named or on any, and from whatever start."""
+        """Names that the run may have: pretrained or random, on the given data, else on real and on drawn data."""
         names = []
         data = self.data()
         for is_sample in (resolve_data_root(data, [FOLDER])[1],) if data else (True, False):

@@ -1,4 +1,4 @@
-"""The ground floor: what both halves and the command lines stand on, each thing once."""
+"""What both halves and the command lines share."""
 
 import logging
 import warnings

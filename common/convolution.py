@@ -1,7 +1,7 @@
 """Convolutions in channels-last memory that learn quickly on a CPU without AVX-512.
 
-There oneDNN computes the gradient of a wide kernel's weights up to four times as slowly from channels-last tensors as
-from plain ones, and everything else about as quickly or more so; docs/log.md has the figures.
+On such a CPU oneDNN takes up to four times as long for the weight gradient of a wide kernel from channels-last tensors
+as from contiguous (NCHW) ones; everything else is about as fast or faster. docs/log.md has the figures.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ def _pair(value: int | Sequence[int]) -> list[int]:
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution whose input gradient is computed in channels-last memory and its weights' in the plain one."""
+    """A convolution that computes its input gradient in channels-last and its weight gradient in contiguous memory."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:

@@ -22,7 +22,7 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what a library says of an error, or, where it says nothing, of which kind the error is."""
+    """The first line of an error's message, or the name of its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -83,7 +83,7 @@ def _with_contexts(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of what an error of a library says, cut short, or its kind where it says nothing."""
+    """The last line of an error's message, cut short, or the name of its type if the message is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:160] if lines else type(error).__name__
 
@@ -94,8 +94,8 @@ def one_line(error: Exception) -> str | None:
     if isinstance(error, UserError):
         # A worker of a DataLoader hands its error on with a traceback in front of the message.
         return text.splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")
-    # One that is killed while it hands over a batch is seen by the broken connection alone. Else a signal tells of it,
-    # anywhere, and what that leaves half done, a checkpoint say, may fail in its turn and be what is raised.
+    # A worker killed while it hands over a batch shows only as a broken connection. Otherwise torch raises in a signal
+    # handler, at any point, and what that interrupts, such as a checkpoint, may fail in turn and hide the first error.
     frames = traceback.extract_tb(error.__traceback__)
     is_broken = isinstance(error, ConnectionError | EOFError) and any("torch/utils/data" in f.filename for f in frames)
     is_killed = any("DataLoader worker (pid" in str(cause) for cause in _with_contexts(error))
@@ -109,7 +109,7 @@ def one_line(error: Exception) -> str | None:
         if error.filename is not None:
             return f"{error.filename}: {error.strerror}; check the path, its permissions and the space on its disk"
         return text.splitlines()[-1] if text else type(error).__name__
-    # torch's own class derives from RuntimeError; its CPU allocator, and CUDA where it has no size to tell, have none.
+    # Matched by text: torch's CPU allocator, and CUDA where it knows no size, do not raise torch.OutOfMemoryError.
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
         parts = [part.strip(" .") for part in re.split(r"\.\s|\n", text)]
         asked = next((part for part in parts if "llocate" in part), "nothing is left")

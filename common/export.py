@@ -27,15 +27,15 @@ class Exportable:
     """A model on its way to a file.
 
     Attributes:
-        network: from one tensor to one or several; everything between pixels and findings is in it.
+        network: maps one tensor to one or several: all that the file computes.
         example: an input.
         free: axes of the input that may have any length, with their names.
         outputs: names of the outputs.
         card: what the file is to say of the model.
-        training_images: finds those of a data root, or of None, the one that was trained on.
-        prepare: makes an input of one of them.
-        quantised: names of the modules that int8 may compute; empty: all.
-        kept: names of modules in these that it may not: those that predict.
+        training_images: gives the training images of a data root; None is the root that the model was trained on.
+        prepare: turns one of these images into an input.
+        quantised: names of the modules that may be quantised to int8; empty: all.
+        kept: names of modules inside these that stay in floating point: the prediction layers.
     """
 
     network: nn.Module

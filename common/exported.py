@@ -1,7 +1,7 @@
 """Models in files of other runtimes: one file, `model.xml` of OpenVINO or `model.onnx`, with all that its use needs.
 
 What a model is, its `card`, travels in the metadata of the file, each value as JSON: in OpenVINO's `rt_info` below
-`model_info`, in `metadata_props` of ONNX. Both halves put what they need there; `kind` and `precision` all files have.
+`model_info`, in `metadata_props` of ONNX. Both halves put what they need there; all files have `kind` and `precision`.
 """
 
 import importlib
@@ -37,7 +37,7 @@ def import_runtime(name: str) -> ModuleType:
     Raises:
         UserError: it is not installed.
     """
-    # With this package OpenVINO and NNCF report to their maker that, and on what, they are used, from their import on.
+    # Blocks the package through which OpenVINO and NNCF send usage data to Intel as soon as they are imported.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     try:
         return importlib.import_module(name)
@@ -112,7 +112,7 @@ def _open(path: Path, kind: str | None) -> tuple[dict[str, Any], Callable[[str],
 
 @contextmanager
 def _told(path: Path, what: str) -> Iterator[None]:
-    """Says in one line what a runtime says of a file; each runtime has errors of its own."""
+    """Turns any error of a runtime, each of which has its own types, into a one-line `UserError`."""
     try:
         yield
     except Exception as error:

@@ -97,7 +97,7 @@ def read_json(path: Path, expected: str) -> Any:
 
 
 def wrong_download(path: Path) -> str | None:
-    """What a file is instead, where a download has left a web page or a pointer of Git LFS; None where it has not."""
+    """What a file really is if a download has left a web page or a Git LFS pointer in its place; else None."""
     with path.open("rb") as file:
         head = file.read(512)
     if head.startswith(b"version https://git-lfs"):
@@ -113,7 +113,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch.save lays a RuntimeError of its own over it.
+        # torch.save raises a RuntimeError of its own on top of it.
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise

@@ -27,8 +27,8 @@ from common.files import MAX_PIXELS, wrong_download
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of pictures below MAX_PIXELS, which are taken
 SHRUNK = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-# What torchvision does not read, or not turned as EXIF says, or, of an animation, with all its pictures; a damaged PNG
-# would end the process.
+# Formats that torchvision does not read, does not turn as EXIF says, or decodes with all frames of an animation; a
+# damaged PNG would crash the process.
 BY_PILLOW = {"BMP", "TIFF", "WEBP", "GIF", "PNG"}
 BY_TORCHVISION = {"JPEG", "MPO"}
 # What undoes an orientation, by EXIF's number of it; 6 and 8 undo one another, each of the others itself.
@@ -98,7 +98,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, turned: bool = Tr
 def _decode(picture: Image.Image, turned: bool) -> Image.Image:
     orientation = _header(picture).orientation
     picture.load()
-    is_turned = picture.format == "TIFF"  # by Pillow itself, which now tells no orientation any more
+    is_turned = picture.format == "TIFF"  # Pillow turns it on loading, and then drops the tag
     if orientation == 1 or is_turned == turned:
         return picture
     return picture.transpose((TURNED if turned else UNTURNED)[orientation])
@@ -108,7 +108,7 @@ def to_rgb(picture: Image.Image) -> np.ndarray:
     """The pixels of a picture, uint8 (H, W, 3), RGB, 0 to 255; of 16 bits the upper 8, and transparent ones as opaque.
 
     Raises:
-        ValueError: they are numbers of 32 bits, which no scale is known of.
+        ValueError: the pixels have 32 bits, whose scale is unknown.
     """
     if picture.mode in ("I", "F"):
         raise ValueError(f"its pixels have 32 bits instead of 8 or 16: mode {picture.mode}")
@@ -129,7 +129,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of an image file; of a form that has no known one, what decoding it tells.
+    """The header of an image file; files whose headers are not understood are decoded instead.
 
     Raises:
         UserError: the file is missing, is no image, or has too many pixels.
@@ -165,11 +165,11 @@ def _header(picture: Image.Image) -> Header:
 
 
 def read_headers(paths: Sequence[str | Path], decode: bool = False) -> list[Header | str]:
-    """The header of each image file or, of one that cannot be read, why; in threads, since disks are slow.
+    """The header of each image file, or why it cannot be read; in threads, since disks are slow.
 
     Args:
         paths: the files.
-        decode: every pixel as well. Without, those alone of a JPEG or PNG file that seems to be cut off.
+        decode: decode every file as well, not only JPEG and PNG files that seem to be cut off.
     """
     with ThreadPoolExecutor() as pool:
         found = pool.map(partial(_attempt, decode), paths)
@@ -213,7 +213,7 @@ def refuse_odd(odd: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def _failures_named(path: str | Path, max_pixels: int) -> Iterator[None]:
-    """Makes one line with the file's name of everything that decoders raise."""
+    """Turns whatever decoders raise into a one-line `UserError` with the file's name."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:  # no table or picture could name it
@@ -234,11 +234,11 @@ def _failures_named(path: str | Path, max_pixels: int) -> Iterator[None]:
 
 
 def read_shrunk_image(path: str | Path, shrink: int, turned: bool = True) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Decodes as `read_image` does, but a JPEG file smaller, which takes a fraction of the time.
+    """Like `read_image`, but decodes a JPEG file at a reduced size, in a fraction of the time.
 
     Args:
         path: the file.
-        shrink: 1, 2, 4 or 8: how many times smaller a JPEG file comes.
+        shrink: 1, 2, 4 or 8: the factor by which a JPEG file is reduced.
         turned: see `read_image`.
 
     Returns:
@@ -269,12 +269,12 @@ def read_shrunk_image(path: str | Path, shrink: int, turned: bool = True) -> tup
 def find_images(names: Sequence[str], suffixes: Collection[str] = SUFFIXES) -> list[Path]:
     """Image files named one by one, by folder (not its subfolders) or by a pattern with `*` or `?`.
 
-    A name that is there is taken as it stands, whatever it holds. One that is not may be several parted by blanks, as
-    the variable IMAGES of make holds them, in quotes or not.
+    A name that exists is taken whole, with any blanks. Any other may be several names separated by blanks, quoted or
+    not, as make's variable IMAGES holds them.
 
     Args:
         names: what is named.
-        suffixes: of what counts in a folder.
+        suffixes: of files that count as images in a folder.
 
     Returns:
         Each file once, sorted within each name.
@@ -297,7 +297,7 @@ def find_images(names: Sequence[str], suffixes: Collection[str] = SUFFIXES) -> l
 
 
 def _parted(text: str, suffixes: Collection[str]) -> list[str]:
-    """The names in a text, of which the longest run of words that is there is one; else those of the shell's quotes."""
+    """Splits a text into names: each the longest run of words that exists, or else as the shell splits it by quotes."""
     if " " not in text or _matches(text, suffixes):
         return [text]
     names, words = [], text.split()

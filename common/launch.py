@@ -42,10 +42,10 @@ def _run_here(module: str, arguments: list[str]) -> None:
 
 
 def _run_without_teardown(module: str, arguments: list[str]) -> None:
-    """Runs a module in this process, which then ends before the interpreter takes itself apart.
+    """Runs a module in this process, which then exits without tearing the interpreter down.
 
-    gloo's threads run on as long as anything holds the process group, as Detectron2's cache does: below them the
-    interpreter would be taken apart, and a process whose work is done may abort.
+    gloo's threads live as long as anything holds the process group, as Detectron2's cache does. If the interpreter is
+    torn down under them, a process whose work is done may abort.
     """
     codes: list[int] = []
 
@@ -104,7 +104,7 @@ def launch(module: str, arguments: list[str]) -> None:
     """Reads the environment, checks it against the machine and runs `module` as a command line.
 
     Raises:
-        UserError: the environment asks for what the machine has not.
+        UserError: the environment is malformed, or asks for more GPUs than the machine has.
         SystemExit: one of several processes failed.
     """
     if "RANK" in os.environ:
@@ -147,12 +147,12 @@ def launch(module: str, arguments: list[str]) -> None:
     if not gpus:
         share_cores(processes)  # or each would take all of them, and they would fight
     for name in logging.root.manager.loggerDict:
-        if name.startswith("torch.distributed.elastic"):  # what they would say of an end, its process has said
+        if name.startswith("torch.distributed.elastic"):  # the process that failed says why itself
             logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ["LAUNCHER_PID"] = str(os.getpid())
     try:
         parsed = get_args_parser().parse_args([*options, "--module", "common.launch"])
-        parsed.training_script_args = [module, *arguments]  # of which torch's parser would take --start for its own
+        parsed.training_script_args = [module, *arguments]  # given apart: torch's parser would take --start for its own
         run(parsed)
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}

@@ -21,7 +21,7 @@ class _Terminal(logging.Handler):
 
 
 class RunLog:
-    """The lines of some loggers, in the main process; in the others only errors are said.
+    """Shows the lines of some loggers in the main process, and only their errors in the others.
 
     Args:
         names: of the loggers, such as `detection`.

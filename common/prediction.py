@@ -99,7 +99,7 @@ class Predictor(ABC):
         Args:
             images: a file, an array (uint8, (H, W, 3) in RGB, or (H, W)), a PIL image, a tensor (uint8, (3, H, W),
                 RGB), or a list of those.
-            score: what is told has at least this one; None: `min_score`.
+            score: predictions below it are dropped; None: `min_score`.
 
         Raises:
             UserError: a file cannot be read, or an array is no image.
@@ -119,12 +119,12 @@ class Predictor(ABC):
         """Predicts any number of images in little memory, reading the next ones while the network runs.
 
         Args:
-            images: those of one size are told of in their order, but others may come before them.
+            images: to predict; results of one size come in order, but may be overtaken by those of another size.
             keep: makes of the pixels, uint8 (3, H, W), what is wanted later; called by several threads at a time.
-            leave_out: is told why an image cannot be read.
+            leave_out: called with the reason for each image that cannot be read.
 
         Raises:
-            UserError: an image cannot be read, and nobody wants to be told of that.
+            UserError: an image cannot be read, and `leave_out` is None.
         """
         waiting: dict[Hashable, list[tuple[int, dict, Any]]] = {}
         for index, sample, kept in self._read_ahead(images, keep, leave_out):

@@ -1,4 +1,4 @@
-"""Files that a command makes of a user's files: named after them, apart from one another, and never in their place."""
+"""Files that a command makes from a user's files: named after them, all different, and never overwriting them."""
 
 import os
 import re

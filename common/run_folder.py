@@ -83,8 +83,8 @@ def run_to_resume(root: Path, names: Iterable[str], name: str | None = None) -> 
 
     Args:
         root: folder of all runs.
-        names: those that the run may have, without a number; of several the one that was trained in last.
-        name: of the very folder, where the user names one.
+        names: names that the run may have, without a number; of several folders, the last one trained in is taken.
+        name: exact name of the folder, if the user gives one.
 
     Raises:
         UserError: there is none.
@@ -95,7 +95,7 @@ def run_to_resume(root: Path, names: Iterable[str], name: str | None = None) -> 
         raise UserError(
             f"{root / names[0]}: no run to resume; expected a folder of that name: start one without RESUME=1"
         )
-    # An evaluation too writes into a folder, and so moves its time, but never into its metrics.
+    # An evaluation also changes the folder's time, but never writes to its metrics.
     return max(runs, key=lambda run: next(path for path in (run / METRICS, run) if path.exists()).stat().st_mtime)
 
 

@@ -27,7 +27,7 @@ PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": t
 
 
 def default_device() -> str:
-    """The device that a model runs on here: `cuda` or `cpu`; why a GPU cannot be used is warned of."""
+    """The device that a model runs on here: `cuda` or `cpu`; logs why a GPU cannot be used."""
     return "cuda" if gpu_count() else "cpu"
 
 
@@ -48,7 +48,7 @@ def visible_gpus() -> list[str]:
 
 @functools.cache  # it warns once a process
 def _is_supported(gpu: int) -> bool:
-    """Whether PyTorch is built for a GPU at least as old as this one."""
+    """Whether PyTorch is built for this GPU's compute capability or an older one."""
     built_for = [int(name[1]) for name in map(re.compile(r"sm_(\d+)").match, torch.cuda.get_arch_list()) if name]
     major, minor = torch.cuda.get_device_capability(gpu)
     oldest = min(built_for, default=0)
@@ -64,7 +64,7 @@ def _is_supported(gpu: int) -> bool:
 
 @functools.cache  # once a process
 def _warn_of_old_driver() -> None:
-    """Warns where PyTorch could use a GPU and the driver could not: any driver runs all CUDA of its major version."""
+    """Warns if the driver is too old for PyTorch's CUDA; a driver runs every CUDA of its own major version."""
     if torch.version.cuda is None:
         return
     driver = _driver_version()
@@ -87,7 +87,7 @@ def _driver_version() -> int:
 
 
 def to_device(values: Sequence, device: torch.device) -> Tensor:
-    """Numbers of the host as a tensor of a device, whose copy the host does not wait for."""
+    """Numbers of the host as a tensor on a device, copied asynchronously."""
     tensor = torch.tensor(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
@@ -149,11 +149,11 @@ def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScale
 
 
 def leave_cores(model: nn.Module) -> None:
-    """Makes a network predict on the cores that other processes leave to it; training is as it was.
+    """Makes a network predict only on the cores that other processes leave free; training is not changed.
 
-    They are looked at twice a second, before the network runs. It never takes more threads than torch had before the
-    first such network: on hyperthreads, or where the user has told torch, those are fewer than the cores. Where the
-    user or a launcher has set `OMP_NUM_THREADS`, that is the number of threads.
+    Before the network runs, at most twice a second, the load of the cores is read. The network never takes more threads
+    than torch had before the first such network, which may be fewer than the cores: with hyperthreads, or by the user's
+    choice. If the user or a launcher has set `OMP_NUM_THREADS`, that stays the number of threads.
     """
     if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "sched_getaffinity"):
         return

@@ -41,7 +41,8 @@ def seeded(*key: int | str) -> Iterator[None]:
 class TrainingStream(Dataset):
     """An endless sequence of training samples, indexed by position.
 
-    Every image comes once an epoch, in a new order. Within an epoch, images of one group are put into batches together.
+    Every image comes once an epoch, with `drop_last` at most once, in a new order. Images of one group are put into
+    batches together.
 
     Args:
         num_images: images to train on.
@@ -49,7 +50,7 @@ class TrainingStream(Dataset):
         seed: of the order and of all that `sample` draws.
         batch_size: images in a batch over all processes.
         groups: for each image a number; those of one group are batched together, such as those of one orientation.
-        drop_last: leave out what an epoch's last batch lacks, so that every epoch is a whole number of batches.
+        drop_last: leave out an incomplete last batch, so that every epoch is a whole number of batches.
     """
 
     def __init__(
@@ -137,8 +138,8 @@ def _prepare_worker(worker: int) -> None:
 def _collate_for_sending(collate_fn: Callable, samples: Sequence) -> Any:
     """A batch, in a loading process already in the memory that is shared with the training process.
 
-    Left to the thread that sends it, a batch for which /dev/shm is too small would be dropped there, and waited for
-    without end.
+    If the sending thread moved it there, a batch too large for /dev/shm would be dropped, and the training process
+    would wait for it forever.
     """
     batch = collate_fn(samples)
     if get_worker_info() is not None:

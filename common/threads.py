@@ -2,9 +2,9 @@
 
 The OpenMP runtime that torch brings lets a thread that waits for the others spin for some 300,000 rounds. On cores that
 are free nothing is faster; but where another process keeps the slowest thread from its core, the others spin on the
-cores that it could have moved to. They wait for it at every operator, however they do it: so a network that predicts
-leaves the cores on which others work (`common.runtime.leave_cores`). Training does not, since the number of threads
-sets the order in which gradients are summed, and with it their last digits.
+cores that it could have moved to. Spinning or not, they wait for it at every operator; so a network that predicts
+stays off cores that others use (`common.runtime.leave_cores`). Training does not, since the number of threads sets the
+order in which gradients are summed, and with it their last digits.
 """
 
 import contextlib

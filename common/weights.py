@@ -19,19 +19,19 @@ from common.errors import UserError, first_line
 from common.files import write_atomically, wrong_download
 
 LOCAL_WEIGHTS = Path("weights")
-"""Where files of hubs are looked for before the hub is asked, under the names that they have there.
+"""Where files are looked for before a hub is asked, under the names that they have on the hub.
 
-Those of timm, which are all called alike there, have the name of the model here.
+timm's files, which all have the same name on the hub, are named after the model instead.
 """
 
 
 def local_place(url: str) -> Path:
-    """Where in `weights/` a file is looked for that serves for what a hub has at an address."""
+    """Where in `weights/` a local copy of the file at a hub's address is looked for."""
     return LOCAL_WEIGHTS / url.rpartition("/")[2]
 
 
 def local_file(url: str) -> Path | None:
-    """The file in `weights/` that serves for what a hub has at an address; None where there is none."""
+    """The local copy in `weights/` of the file at a hub's address; None if there is none."""
     path = local_place(url)
     return path if path.is_file() else None
 
@@ -96,7 +96,7 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
     """Takes over what an optimizer remembers of its steps; its settings stay those that it was built with.
 
     Raises:
-        UserError: with these settings parameters are grouped otherwise, so that none could be told from another.
+        UserError: with these settings the parameters are grouped differently, so that they cannot be matched.
     """
     settings = optimizer.state_dict()["param_groups"]
     if [len(own["params"]) for own in settings] != [len(saved["params"]) for saved in state["param_groups"]]:
@@ -104,7 +104,7 @@ def resume_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) ->
             "the optimizer has other groups of parameters than the run began with; expected the same ones: leave the "
             "weight decay as it was, or start a new run without RESUME=1"
         )
-    # What it has added to a group since it was built, such as the number of its steps, it remembers there.
+    # A saved group also holds what the optimizer has added to it since it was built, such as its step count.
     groups = [saved | own for saved, own in zip(state["param_groups"], settings, strict=True)]
     optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 

@@ -1,8 +1,8 @@
 """Files of Detectron2's model zoo and of Caffe2's: pickles of arrays, read by an unpickler that runs nothing.
 
-A pickle is a program. Of its instructions those are known here that make numbers, texts and containers; of the
-functions that it may call, stand-ins for the few that numpy's arrays are made of. None of numpy's own is reached, and
-no array is larger than the bytes that the file holds for it.
+A pickle is a program. Only its instructions that make numbers, texts and containers are known here, and the only
+functions that it can call are stand-ins for the few that build numpy's arrays. numpy's own functions are not reached,
+and no array is larger than the bytes that the file holds for it.
 """
 
 import io
@@ -112,7 +112,7 @@ class _ArrayUnpickler(PYTHON_UNPICKLER):
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle, and none of those that torch once saved."""
+    """Whether a file is a pickle, but not in torch's legacy format."""
     with path.open("rb") as file:
         head = file.read(20)
     return head.startswith(b"\x80") and TORCH_MAGIC not in head

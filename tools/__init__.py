@@ -1,3 +1,3 @@
 """Command lines in front of the two halves, which do not import them, and what several of them share."""
 
-import common  # noqa: F401 # before torch: how its threads wait is settled there
+import common  # noqa: F401 # before torch: sets how its threads wait

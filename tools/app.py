@@ -92,8 +92,8 @@ def build_page(models: Models, score: float, examples: Sequence[Path] = ()) -> g
     """Lays out the page.
 
     Args:
-        models: in the place of one that is missing stands the command that makes it.
-        score: objects shown have at least this one.
+        models: a missing one is replaced by the command that trains it.
+        score: objects below it are not shown.
         examples: photographs to choose from.
     """
     frcnn, yolov3, bird = models
@@ -104,8 +104,8 @@ def build_page(models: Models, score: float, examples: Sequence[Path] = ()) -> g
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 photograph = gr.Image(label="Photograph", sources=["upload", "clipboard"], height=320, buttons=[])
-                # Handed on as the file that was uploaded: Gradio's own reading of a broken one tells nobody why. It
-                # writes a .pyi beside the source of every subclass of its components, so the method is replaced.
+                # Passed on as the uploaded file: when Gradio reads a broken one itself, nobody learns why. It writes a
+                # .pyi beside the source of every subclass of its components, so the method is replaced instead.
                 photograph.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
                 if examples:
                     chosen = gr.Examples([str(path) for path in examples], photograph, label="Drawn examples")

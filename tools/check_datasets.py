@@ -2,10 +2,11 @@
 
     python -m tools.check_datasets [voc2007 voc2012 cub] --data datasets [--deep]     # make check-datasets
 
-The lists of a data set say which files it must have. Lists, names, annotations and the headers of pictures are read by
-what reads them for training; of the pictures those are decoded that seem to be cut off, and all with `--deep`. A root
-that is itself a folder in VOC's layout, with any classes and lists, is checked alike, its objects are counted by class
-and size, and a few of its images drawn with their boxes; so are folders of birds, one a class, but for boxes.
+The lists of a data set say which files it must have. Lists, names, annotations and image headers are read by the code
+that training uses; images are decoded only if they seem to be cut off, or all of them with `--deep`. A root that is
+itself a folder in VOC's layout, with any classes and lists, is checked in the same way, its objects are counted by
+class and size, and a few of its images are drawn with their boxes. Of bird folders, one per class, the images are
+checked and counted by class.
 """
 
 import argparse

@@ -263,14 +263,14 @@ def compare_photographs(
         score: what is compared and drawn has at least this one.
         folder: of the results.
         pictures: the file of each picture in it.
-        left_out: is told of photographs that cannot be read.
+        left_out: called for each photograph that cannot be read.
 
     Returns:
         A dict a photograph: `file_name`, `milliseconds` by detector, `objects` as `compare` pairs them, and `picture`
         where there is one; and by detector all objects that it found in each photograph.
 
     Raises:
-        UserError: no photograph can be read, or one of a split cannot, whose figures would be those of another one.
+        UserError: no photograph can be read, or one of a split cannot: its figures would then be of another split.
     """
     colors = class_colors(class_names)
     photographs: list[dict] = []

@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the command line without the program's name; None takes that of the process.
 
     Raises:
-        UserError: the target's name is not that of the other kind, the file and the configuration do not belong
-            together, or the target cannot be written, or its folder is that of another run.
+        UserError: source and target are not one file of each kind, the source does not fit the configuration, the
+            target cannot be written, or its folder belongs to another run.
     """
     parser = argparse.ArgumentParser(prog="tools.convert_darknet", description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="Darknet's .weights or our .pth")

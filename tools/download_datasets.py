@@ -2,9 +2,9 @@
 
     python -m tools.download_datasets [voc2007 voc2012 cub] --data datasets     # make datasets
 
-What is complete already is left alone. Interrupted at any point, the same command goes on: a download is resumed, an
-unpacking is started again and only shows once it is whole. `--mirror` names another place of the archives: an address
-or a folder. An archive that lies in `<root>/archives` is not fetched, which is the way without a network.
+Complete data sets are left alone. After an interruption the same command goes on: a download is resumed; unpacking
+starts again, and its files appear only once it is done. `--mirror` names another place for the archives: an address or
+a folder. An archive that is already in `<root>/archives` is not fetched: the way to go without a network.
 """
 
 import argparse
@@ -153,7 +153,7 @@ def _check_space(root: Path, archives: Path, wanted: list[Archive]) -> None:
 
 
 def fetch(archive: Archive, folder: Path, mirror: str = "") -> Path:
-    """Gives the path of an archive in `folder`, downloaded if it is not there, its checksum compared.
+    """Downloads an archive into `folder` unless it is there, checks its md5 and returns its path.
 
     Raises:
         UserError: it cannot be had, or its checksum is wrong (it is deleted then).

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("detections", type=Path, help="COCO results as JSON, or a folder of VOC's or YOLO's text files")
     parser.add_argument("--split", help="dataset they were made on (default: voc07_test, or the root's own test split)")
     parser.add_argument("--data", help="data root (default: datasets/, or else the sample)")
-    parser.add_argument("--annotations", type=Path, help="COCO's annotations, of which numbers in the results are")
+    parser.add_argument("--annotations", type=Path, help="COCO's annotations, if the results use their ids")
     parser.add_argument("--interval", action="store_true", help="also 95 %% intervals, by a bootstrap over the images")
     parser.add_argument(
         "--submission", action="store_true", help="write VOC's submission form, for which no annotations are needed"

@@ -1,14 +1,14 @@
-"""Makes a folder in VOC's layout of a data set of COCO's or YOLO's form: `make import-dataset FROM=... OUT=folder`.
+"""Converts a data set in COCO or YOLO format to a folder in VOC layout: `make import-dataset FROM=... OUT=folder`.
 
     python -m tools.import_dataset instances_train.json instances_val.json --images photos --out folder
     python -m tools.import_dataset folder_of_yolo another --out folder
 
 COCO: one JSON file a split, or a folder whose `train/`, `valid/` and `test/` hold one each. YOLO: a folder with
 `data.yaml`, or with `classes.txt` (`obj.names`), whose images have a text file of their name beside them or in
-`labels/` in the place of `images/`. A split is told by the lists or folders that `data.yaml` (`obj.data`) names, by a
-`train.txt` with a path of a picture a line, or by the words train, val (valid) and test in the names of files and
-folders; without any there is CVAT's undivided `default.txt`, of which the reader makes two. Pictures are linked, or
-copied where that cannot be; nothing is overwritten.
+`labels/` in the place of `images/`. The splits come from the lists or folders that `data.yaml` (`obj.data`) names, from
+a `train.txt` with one image path per line, or from the words train, val (valid) and test in the names of files and
+folders. Without any of these all images go into one list, CVAT's `default.txt`, which is split in two when it is read.
+Pictures are hard-linked, or else copied; nothing is overwritten.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from detection.voc_lists import UNDIVIDED
 
 
 def clip(picture: Picture, remarks: Counter[str]) -> list[tuple[str, Box]]:
-    """The objects of a picture inside it; what leaves it is cut off and counted, and so is what nothing remains of."""
+    """The objects of a picture, clipped to it; counts the boxes that are cut off and those of which nothing remains."""
     kept = []
     for name, box in picture.objects:
         inside = max(box[0], 0.0), max(box[1], 0.0), min(box[2], picture.width), min(box[3], picture.height)
@@ -90,7 +90,7 @@ def _named(text: str) -> list[Path]:
 
 
 def _coco_files(source: Path) -> dict[Path, str]:
-    """The JSON files that a source is or holds, with the split of each, which their names tell; none of YOLO's form.
+    """The JSON files that a source is or holds, each with the split that its name tells; none for a YOLO folder.
 
     Roboflow's files all have the same name, so their folder tells the split.
     """

@@ -7,10 +7,10 @@
       seeds: [0, 1, 2]             # without them SEEDS
     - name: plain-evaluated
       command: eval-yolov3
-      of: [plain]                  # what it tells of, all seeds; the comparison of two detectors has two
+      of: [plain]                  # the run that it evaluates, all seeds; compare-detectors takes two
 
-Also `start`, of a training: as START of detectors and WEIGHTS of birds, or the name of a run above; `data`, in place of
-DATA; and `images`, photographs for the commands that take them: without any in it, those of IMAGES.
+Also `start` of a training: as START of detectors or WEIGHTS of birds, or the name of a run above; `data` in place of
+DATA; and `images`, photographs for commands that take them: an empty list means those of IMAGES.
 """
 
 import os
@@ -34,8 +34,8 @@ class Command(NamedTuple):
     Attributes:
         words: for `python -m`.
         is_of_birds: or of detectors.
-        num_sources: how many trained runs it tells of; 0 for a training.
-        images: that it looks at, where these are not the whole test split; one seed is then enough.
+        num_sources: how many trained runs it evaluates; 0 for a training.
+        images: how many it looks at, if not the whole test split; one seed is then enough.
     """
 
     words: tuple[str, ...]
@@ -86,8 +86,8 @@ class Stage:
         run: the folder that shows that it has begun.
         resumes: whether it is then called with `--resume`.
         entry: the item of the list that it is of; stages that share it differ in their seed alone.
-        of: the items that it tells of; none of a training.
-        needs: names of the trainings that it begins from or tells of.
+        of: the items that it evaluates; empty for a training.
+        needs: names of the trainings that it starts from or evaluates.
         images: test images that it looks at; None is all.
     """
 

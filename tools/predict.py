@@ -198,9 +198,9 @@ def predict_files(
         model: the trained model.
         paths: photographs and videos.
         out: folder of the results.
-        score: what is told has at least this one.
-        has_pictures: whether annotated pictures and videos are among them.
-        has_voc_xml: whether VOC annotations of the photographs are.
+        score: predictions below it are dropped.
+        has_pictures: whether annotated pictures and videos are written.
+        has_voc_xml: whether VOC annotations of the photographs are written.
 
     Raises:
         UserError: a file could not be read; the others are done.

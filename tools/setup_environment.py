@@ -6,8 +6,8 @@
 
 Runs before anything is installed, so it needs the standard library alone. It does nothing when nothing has changed:
 a stamp in the environment, written last, names what was installed. An interrupted set-up leaves no such stamp and is
-finished by the next call. The virtual environment is one of the Python that runs this, which may be its own; one of
-another Python is made anew.
+finished by the next call. The virtual environment is made with the Python that runs this, which may be its own; one
+made with another Python is recreated.
 
 Detectron2 publishes no wheels, so it comes from the package registry as `sal-detectron2`, a wheel of its sources. Its
 tag says Python 3.10, which holds for a compiled extension that neither model needs; so only its folder `detectron2/` is
@@ -151,7 +151,7 @@ def _find_environment(venv: Path | None) -> Environment | None:
 
 
 def _refuse_foreign(venv: Path | None) -> None:
-    """Packages are neither put into a folder that is something else nor among those of the operating system."""
+    """Refuses a folder that is no virtual environment, and the Python of the operating system."""
     if venv and venv.is_dir():
         names = {path.name for path in venv.iterdir()}
         if names and not names & {LOCK, "pyvenv.cfg"}:

@@ -59,7 +59,7 @@ class Running:
 
 
 def check_data(entries: Sequence[Entry], data: Path) -> None:
-    """Names what a list of runs needs and the data root lacks; a folder of one's own is left to those who read it.
+    """Checks that the data root has what a list of runs needs; a user's own folder is checked when it is read.
 
     Raises:
         UserError: something is missing.
@@ -76,7 +76,7 @@ def check_data(entries: Sequence[Entry], data: Path) -> None:
 
 
 def left_to_do(stages: Sequence[Stage], output: Path) -> list[Stage]:
-    """The stages that have not come to their end with these arguments, or whose run is gone, or is to be trained again.
+    """The stages that have not finished with these arguments, whose run is gone, or that need one of these.
 
     Raises:
         UserError: a training has begun with other arguments, or from another that is to be trained again, so that going
@@ -116,8 +116,8 @@ def read_plan(path: Path, output: Path, data: Path, **given: Any) -> list[Stage]
         given: what else `list_stages` takes.
 
     Raises:
-        UserError: the list is not what is expected, data is missing, or a training has begun as another one.
-        SystemExit: a training could not begin; it has been said which and why.
+        UserError: the list is malformed, data is missing, or a training has begun with other arguments.
+        SystemExit: a training could not begin; which and why has been printed.
     """
     entries = read_entries(path)
     check_data(entries, data)

@@ -42,7 +42,7 @@ def read_frames(path: Path, warn: Callable[[str], None]) -> Iterator[np.ndarray]
 
     Args:
         path: the video.
-        warn: is told where it ends before its header says.
+        warn: called if it has fewer frames than its header says.
 
     Raises:
         UserError: it has no frame that can be read.

@@ -65,7 +65,7 @@ def matmul_rate(precision: str, size: int = 2048, rounds: int = 3) -> float:
 def main() -> None:
     """Reads the command line and prints the table of each benchmark as soon as it is measured."""
     parser = argparse.ArgumentParser(description="Benchmarks; times are medians, the contenders taking turns.")
-    # argparse holds the empty list, all of them, against the choices too.
+    # argparse also checks the empty list, which means all, against the choices.
     parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], metavar="name", help=", ".join(BENCHMARKS))
     parser.add_argument("--data", help="data root (default: datasets/, else the drawn sample)")
     parser.add_argument("--fetch", action="store_true", help="fetch ultralytics without asking")

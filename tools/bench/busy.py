@@ -37,7 +37,7 @@ Job = Callable[[], object]
 def busy(root: Path, rounds: int = ROUNDS) -> pd.DataFrame:
     """Times inference and a training step of all three networks, quiet and beside one busy process, in turn.
 
-    A ratio of 2 is that of a thread which shares its core with the other process, while the other threads wait for it.
+    A ratio of 2 means that one thread shares its core with the other process, and all other threads wait for it.
 
     Args:
         root: data root; its first training images are resized and taken.

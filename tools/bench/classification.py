@@ -7,7 +7,7 @@ Three trainings of ResNet-18 on the same images, on this machine, in turn:
   the same factories with the same defaults: create_loader, create_transform, batch 128, 4 workers, float32, NCHW;
 - ours, with the study's recipe.
 
-The first two also as ours computes: channels last, under autocast.
+Where ours computes in a reduced precision, the first two are also timed that way: channels last, under autocast.
 
 Each lives in a process of its own, so that what ours sets for its process (the memory allocator) helps no other.
 """

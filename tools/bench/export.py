@@ -63,7 +63,7 @@ def speed(root: Path, rounds: int = ROUNDS) -> pd.DataFrame:
 
 
 def _built(folder: Path, image: Tensor) -> tuple[Contender, Exportable, Tensor]:
-    """The network of a run as PyTorch runs it; ready to be exported; and what it then takes of an image."""
+    """The network of a run as PyTorch runs it, the same ready to be exported, and the exported model's input."""
     model, device = load_model(str(folder)), default_device()
     if isinstance(model, Detector):
         run = torch.inference_mode()(partial(model.model, [{"image": image}]))

@@ -23,8 +23,8 @@ def has_ultralytics() -> bool:
 def fetched_ultralytics(agreed: bool) -> Iterator[None]:
     """Makes ultralytics importable in the block: what is installed, else the pinned version, checked by its sha256.
 
-    It is put into a folder that goes at the end, without its dependencies, of which the project has those that the
-    network needs. On a terminal the user is asked; what cannot be fetched is left out, and pip says why.
+    It is installed into a temporary folder, without its dependencies: the project has those that the network needs. On
+    a terminal the user is asked; what cannot be fetched is left out, and pip says why.
 
     Args:
         agreed: the user has agreed already.

@@ -14,7 +14,7 @@ from common.runtime import PRECISIONS, fastest_precision
 
 ROUNDS = 5
 NOISE = 0.05  # a difference of less says nothing
-LEAST_SECONDS = 0.5  # of a turn, or what the contender before leaves, cold caches and waiting threads, would count
+LEAST_SECONDS = 0.5  # of a turn: in a shorter one, the previous contender's cold caches and waiting threads count
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def at_precision(model: nn.Module, precision: str, device: str) -> nn.Module:
 
 
 def in_turn(contenders: Sequence[Contender], rounds: int = ROUNDS) -> list[list[float]]:
-    """Seconds of each contender in each round, and before them in one that does not count.
+    """Seconds of each contender in each round, preceded by those of a warm-up.
 
     Every round takes each contender in turn, so that a machine that grows busy slows all of them. In its turn a short
     run is repeated, and the mean counts.

@@ -49,8 +49,8 @@ def training_images(
 ) -> pd.DataFrame:
     """Times both best recipes on the photographs of `root` and on one of 12 megapixels, whose memory is told too.
 
-    Our recipe for YOLOv3 mixes every image with a second one; of the others none does, and ultralytics makes mosaics of
-    four of which it keeps three from before.
+    Our recipe for YOLOv3 mixes every image with a second one; no rival does, but ultralytics makes mosaics of four
+    images, three of them from its buffer.
 
     Args:
         root: data root.

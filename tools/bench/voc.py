@@ -107,7 +107,7 @@ def write_voc_folder(folder: Path, root: Path, images: int) -> None:
 
 
 def random_detections(records: list[dict], count: int) -> list[Instances]:
-    """As many detections for each image; a third of them lie near an object, most of these with its class."""
+    """`count` detections per image; a third of them near an object, if there is one, most of these with its class."""
     rng = np.random.default_rng(0)
     outputs = []
     for record in records:

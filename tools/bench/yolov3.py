@@ -278,7 +278,7 @@ def assign_in_a_loop(
     """What `assign_targets` does, one object after the other, each against all predictions of its image.
 
     Returns:
-        The class of the object of each image and prediction that has one, and the mask (N, R) of those to ignore.
+        By image and prediction, the class of the object assigned to it, and the mask (N, R) of predictions to ignore.
     """
     classes: dict[tuple[int, int], int] = {}
     ignored = torch.zeros(deltas.shape[:2], dtype=torch.bool)

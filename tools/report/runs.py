@@ -76,7 +76,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """All that it was trained with but the seed, which is also in the names of the runs that it started from."""
+        """Everything it was trained with but the seed, which is also removed from the names of runs it started from."""
         settings = {key: value for key, value in self.config.items() if key.lower() != "seed"}
         return re.sub(r"-seed\d+\b", "", json.dumps([settings, self.data()], sort_keys=True, default=str))
 
@@ -250,7 +250,7 @@ class Runs:
 
 
 def find_twins(runs: Iterable[Run], key: Callable[[Run], str]) -> None:
-    """Makes finished runs of one key each other's twins; of several of one seed the newest is that of the others."""
+    """Makes finished runs with one key each other's twins; of several with one seed, the newest is the others' twin."""
     every = sorted(runs, key=lambda run: run.written)
     newest: dict[str, dict[str, Run]] = {}
     for run in filter(lambda run: run.is_finished, every):
@@ -261,7 +261,7 @@ def find_twins(runs: Iterable[Run], key: Callable[[Run], str]) -> None:
 
 
 def of_seeds(runs: Sequence[Run]) -> str:
-    """What is to be said of figures of several runs that are twins; nothing of those of one."""
+    """The note to figures over several twin runs; empty for a single run."""
     if len(runs) == 1:
         return ""
     seeds = ", ".join(run.seed for run in runs)

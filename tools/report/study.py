@@ -27,13 +27,13 @@ def is_cub_test(run: Run) -> bool:
 
 
 def top1(run: Run) -> float | None:
-    """The study's top-1, in per cent, where a classifier is its own: network, data, and pretrained."""
+    """The study's top-1, in percent, for a pretrained classifier with the study's network and data; else None."""
     is_its_own = is_cub_test(run) and run.network.partition(".")[0] == STUDY["network"] and run.start != "random"
     return 100 * max(STUDY["sweep"].values()) if is_its_own else None
 
 
 def mean_ap(run: Run) -> float | None:
-    """The study's mAP (11 points) where a detector is its own: network and data."""
+    """The study's mAP (11 points) for a detector with the study's network and data; else None."""
     is_its_own = run.network == "Faster R-CNN" and run.evaluation and is_voc07_test(run.evaluation)
     return STUDY["mAP"] if is_its_own else None
 
