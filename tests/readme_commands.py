@@ -35,6 +35,7 @@ ELSEWHERE = {
 OFFLINE = {
     "make datasets": "datasets/README.md",
     "make check-datasets": "make datasets",
+    "make study": "make datasets",
     "make study PLAN=1": "make datasets",
     'make study SEEDS="0 1 2" START=coco': "make datasets",
     "make study STUDY=docs/ablation.yaml PLAN=1": "make datasets",
