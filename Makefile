@@ -131,7 +131,7 @@ check-datasets: setup ## Tells which data is complete, broken or missing, and wh
 ##@ Classification
 
 .PHONY: finetune
-finetune: setup ## Fine-tunes ResNet-18, or another network, on CUB-200-2011 [RECIPE=best|floor|study|alexnet|own.yaml MODEL LR EPOCHS PRETRAINED=1|0 WEIGHTS DATA NGPU RUN=name RESUME=1 OPTS="key=value ..."]
+finetune: setup ## Fine-tunes ResNet-18, or another network, on CUB-200-2011 [RECIPE=best|study|floor|alexnet|sample|own.yaml MODEL LR EPOCHS PRETRAINED=1|0 WEIGHTS DATA NGPU RUN=name RESUME=1 OPTS="key=value ..."]
 	@$(PY) -m tools.launch classification.train $(bird) $(call setting,epochs,EPOCHS) $(run)
 
 .PHONY: sweep
