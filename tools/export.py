@@ -35,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", choices=LEAF, default="faster_rcnn", help="which detector coco means")
     parser.add_argument("--format", choices=SUFFIXES, default="openvino")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="that the runtime is to compute in")
-    parser.add_argument("--size", type=int, help="side of the images in pixels: the short one, of YOLOv3 the long one; default: that of the run's tests")
+    parser.add_argument(
+        "--size",
+        type=int,
+        help="side of the images in pixels: the short one, of YOLOv3 the long one; default: that of the run's tests",
+    )
     parser.add_argument("--data", help="data root of the training images that int8 is calibrated on")
     parser.add_argument("--out", type=Path, help="folder; default openvino-int8/, or the like, in that of the run")
     args = parser.parse_args(argv)
