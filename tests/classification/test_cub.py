@@ -76,6 +76,7 @@ def test_reads_a_folder_a_class(tmp_path, test):
     files = f"train/wren/b.jpg train/wren/a.PNG train/1_owl/deep/c.webp train/wren/notes.txt {test}/wren/d.jpg"
     files += f" train/.ipynb_checkpoints/a.jpg train/@eaDir/a.jpg {test}/.ipynb_checkpoints/a.txt"
     files += f" train/wren/@eaDir/b.jpg train/1_owl/deep/.thumbnails/c.webp {test}/wren/.ipynb_checkpoints/d.jpg"
+    files += " train/wren/._a.jpg"
     cub = read_cub(draw_folders(tmp_path, files))
     assert cub.class_names == ["1_owl", "wren"]
     train = tmp_path / "train"

@@ -13,6 +13,7 @@ from classification.cub import read_cub
 from classification.evaluate import WithMirror, calibration, confused_pairs, confusion_matrix, measure, write_report
 from classification.model import build_model, describe
 from classification.predict import BirdClassifier
+from common.images import read_image
 from tools import predict_bird
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -85,6 +86,30 @@ def test_the_report_of_the_command_line(tiny_root, checkpoint, run_main):
     assert pd.read_csv(folder / "per_class.csv")["accuracy"].mean() == pytest.approx(report["mean_class_accuracy"])
     for name in ("confusion_matrix", "confused_pairs", "calibration", "per_class"):
         assert Image.open(folder / f"{name}.png").size[0] > 300
+
+
+def test_with_the_mirror_image_the_report_is_of_the_mean_of_both_views(tiny_root, checkpoint, run_main):
+    birds = read_cub(tiny_root).test
+    for bird in birds:
+        pixels = np.array(Image.open(bird.path))
+        pixels[:, :24] //= 4  # darker on the left, so that its mirror image is another
+        Image.fromarray(pixels).save(bird.path)
+    state = torch.load(checkpoint, weights_only=True)
+    state["model"]["fc.weight"] *= 100  # and the network surer than one that has learned nothing
+    torch.save(state, checkpoint)
+    code, _, complaint = run_main(evaluate.main, str(checkpoint), "--data", str(tiny_root), "--tta")
+    assert code == 0, complaint
+    predictions = pd.read_csv(checkpoint.parent / "evaluation_tta" / "predictions.csv")
+    classifier = BirdClassifier(checkpoint)
+    differences = []
+    for bird, row in zip(birds, predictions.itertuples(), strict=True):
+        view = classifier.cut_out(read_image(bird.path))
+        plain, mirrored = classifier.probabilities(torch.stack([view, view.flip(2)])).tolist()
+        mean = [(one + other) / 2 for one, other in zip(plain, mirrored, strict=True)]
+        assert row.predicted == classifier.class_names[mean.index(max(mean))]
+        assert row.probability == pytest.approx(max(mean), abs=1e-3)
+        differences.append(abs(max(mean) - max(plain)))
+    assert max(differences) > 0.02
 
 
 def test_a_head_of_other_classes_is_refused(tiny_root, checkpoint, run_main):
@@ -163,6 +188,24 @@ def test_saliency_points_at_what_the_network_looks_at(checkpoint):
     assert heat.shape == (32, 32)
     assert (heat[:, :14] > 0.9).all()
     assert (heat[:, 18:] < 0.1).all()
+
+
+def test_saliency_is_the_mean_over_noisy_copies(checkpoint):
+    """The gradient of a square is 2 x: without noise nothing where the image has the mean colour."""
+    classifier = BirdClassifier(checkpoint)
+
+    class Square(torch.nn.Module):
+        def forward(self, images):
+            return images.square().sum((1, 2, 3))[:, None]
+
+    classifier.model = Square()
+    image = torch.full((3, 32, 32), 255, dtype=torch.uint8)
+    image[..., :16] = 127  # 0.5 of 255, rounded down
+    plain, noisy = (classifier.saliency(image, label=0, noise=noise) for noise in (0.0, 0.5))
+    torch.testing.assert_close(plain[:, :15], torch.zeros(32, 15), atol=1e-2, rtol=0)
+    torch.testing.assert_close(plain[:, 17:], torch.ones(32, 15), atol=1e-2, rtol=0)
+    assert noisy[:, :15].std() > 0.02
+    assert noisy[:, :15].mean() < noisy[:, 17:].mean()
 
 
 def test_predict_bird_keeps_equal_names_apart_and_goes_on_after_an_odd_file(tiny_root, checkpoint, tmp_path, run_main):

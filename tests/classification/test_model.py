@@ -1,5 +1,4 @@
 import math
-import pickle
 from pathlib import Path
 
 import huggingface_hub
@@ -19,7 +18,6 @@ from classification.model import (
 )
 from common import weights
 from common.errors import UserError
-from common.weights import read_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -84,23 +82,6 @@ def test_weights_of_another_model_are_refused(tmp_path):
     torch.save(state, tmp_path / "incomplete.pth")
     with pytest.raises(UserError, match=r"1 tensors missing \(layer1\.0\.bn1\.running_var"):
         load_weights(build_model("resnet18", 200), tmp_path / "incomplete.pth")
-
-
-class Harmful:
-    def __reduce__(self):
-        return Path.touch, (Path("harm_was_done"),)
-
-
-def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    torch.save({"model": Harmful()}, tmp_path / "harmful.pth")
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Harmful()))
-    (tmp_path / "text.safetensors").write_text("not weights")
-    for name in ("harmful.pth", "plain.pth", "text.safetensors", "absent.pth"):
-        with pytest.raises(UserError, match=name) as caught:
-            read_checkpoint(tmp_path / name)
-        assert "\n" not in str(caught.value)
-    assert not Path("harm_was_done").exists()
 
 
 def test_a_plain_state_dict_is_no_classifier(tmp_path):

@@ -138,7 +138,7 @@ def test_validation_is_of_the_weights_that_are_saved(kept_root, wholes, tmp_path
     run = wholes[processes]
     best = torch.load(run / "model_best.pth", weights_only=True)
     code, _, complaint = run_main(
-        evaluate.main, str(run / "model_best.pth"), "--data", str(kept_root), "--output", str(tmp_path)
+        evaluate.main, str(run / "model_best.pth"), "--data", str(kept_root), "--out", str(tmp_path)
     )
     assert code == 0, complaint
     report = json.loads((tmp_path / "report.json").read_text())

@@ -230,16 +230,50 @@ def test_a_recipe_of_ones_own_trains_and_names_the_run(kept_root, tmp_path, run_
     assert rates(run) == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 
+CARD = {"mean": [0.5] * 3, "std": [0.25] * 3, "class_names": ["wren", "owl"]}
+
+
 @pytest.mark.parametrize("milestone", [1, 1.5, 1.1])
 def test_the_rate_falls_at_the_milestone_and_not_before(milestone):
     recipe = Recipe(schedule="multistep", milestones=[milestone], epochs=2, lr=1.0, pretrained=False)
-    card = {"mean": [0.5] * 3, "std": [0.5] * 3, "class_names": ["a", "b"]}
-    trainer = build_trainer(recipe, build_model("test_resnet", 2), 10, card)
+    trainer = build_trainer(recipe, build_model("test_resnet", 2), 10, CARD)
     seen = []
     for iteration in range(20):
         trainer.scheduler.step_update(iteration)
         seen.append(trainer.optimizer.param_groups[0]["lr"])
     assert seen == pytest.approx([1.0 if iteration / 10 < milestone else 0.1 for iteration in range(20)])
+
+
+def test_what_a_recipe_asks_for_is_what_trains():
+    recipe = Recipe(
+        **{"lr": 0.8, "backbone_lr_scale": 0.25, "schedule": "cosine", "warmup": 0.25, "epochs": 4},
+        **{"flip": 0.1, "rotation": 7, "random_erasing": 0.3, "label_smoothing": 0.05},
+        **{"mixup": 0.2, "cutmix": 0.9, "mix_prob": 0.6},
+    )
+    trainer = build_trainer(recipe, build_model("test_resnet", 2), 10, CARD)
+    assert (trainer.augment.flip, trainer.augment.rotation, trainer.augment.random_erasing) == (0.1, 7, 0.3)
+    white = trainer.augment(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))
+    torch.testing.assert_close(white, torch.full((1, 3, 2, 2), 2.0))  # (1 - 0.5) / 0.25
+    mixup = trainer.mixup
+    assert (mixup.mixup_alpha, mixup.cutmix_alpha, mixup.mix_prob, mixup.label_smoothing) == (0.2, 0.9, 0.6, 0.05)
+    assert trainer.criterion.label_smoothing == 0  # mixup has done it
+    # A quarter of 40 iterations warms up: the fifth is half way to 0.8, and to a quarter of that in the backbone.
+    trainer.scheduler.step_update(5)
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([0.4, 0.1])
+
+
+def test_from_random_weights_every_layer_learns_at_the_full_rate():
+    recipe = Recipe(pretrained=False, lr=0.8, backbone_lr_scale=0.25, schedule="constant")
+    trainer = build_trainer(recipe, build_model("test_resnet", 2), 10, CARD)
+    trainer.scheduler.step_update(0)
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([0.8, 0.8])
+
+
+def test_snapmix_has_the_settings_of_the_recipe_and_leaves_smoothing_to_the_loss():
+    recipe = Recipe(snapmix=3.0, mix_prob=0.6, label_smoothing=0.05)
+    trainer = build_trainer(recipe, build_model("test_resnet", 2), 10, CARD)
+    assert (trainer.mixup.alpha, trainer.mixup.prob) == (3.0, 0.6)
+    assert trainer.criterion.label_smoothing == 0.05
 
 
 TRAIN = ["study", "model=test_resnet", "pretrained=false", "image_size=32", "batch_size=8"]

@@ -1,5 +1,6 @@
 """SnapMix against a reference that goes pixel by pixel, and the maps against their definition."""
 
+import math
 import os
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from torch.nn import functional
 
 from classification.model import build_model
+from classification.recipe import Recipe
+from classification.run import build_trainer
 from classification.snapmix import SnapMix
 from common.errors import UserError
 from tests.classification.runs import assert_same, train_in
@@ -102,14 +105,28 @@ def test_mixing_equals_a_reference_that_goes_pixel_by_pixel(batch):
         torch.testing.assert_close(targets[i], torch.tensor(shares))
 
 
-def test_the_loss_is_that_of_both_labels_weighted_by_their_shares(model, batch):
+def test_the_loss_is_that_of_both_labels_weighted_by_their_shares(batch):
+    """With smoothing: of a share 0.9 is left, and every class has 0.1 / 4 more."""
+    recipe = Recipe(model="test_resnet", snapmix=5.0, mix_prob=1.0, label_smoothing=0.1, precision="float32")
+    card = {"mean": [0.5] * 3, "std": [0.5] * 3, "class_names": list("abcd")}
+    trainer = build_trainer(recipe, build_model("test_resnet", 4), 1, card)
+    mix, shares, seen = trainer.mixup, [], []
+
+    def mix_and_remember(*arguments):
+        images, targets = mix(*arguments)
+        shares.extend(targets.tolist())
+        return images, targets
+
+    trainer.mixup = mix_and_remember
+    trainer.model.register_forward_hook(lambda *call: seen.extend(call[2].detach().double().softmax(1).tolist()))
     images, labels = batch
-    np.random.seed(3)
-    _, targets = SnapMix(model, 4, 5.0, 1.0, "float32")(images, labels)
-    assert not torch.allclose(targets.sum(1), torch.ones(6))  # shares of two images need not add up to 1
-    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(4))
-    by_hand = torch.stack([-(share * logits.log_softmax(1)[i]).sum() for i, share in enumerate(targets)]).mean()
-    torch.testing.assert_close(torch.nn.CrossEntropyLoss()(logits, targets), by_hand)
+    row = trainer.train(iter([((255 * images).byte(), labels, torch.arange(6))]), 1)
+    assert any(abs(sum(share) - 1) > 1e-3 for share in shares)  # those of two images need not add up to 1
+    by_hand = [
+        -sum((0.9 * part + 0.1 / 4) * math.log(p) for part, p in zip(share, probabilities, strict=True))
+        for share, probabilities in zip(shares, seen, strict=True)
+    ]
+    assert row["train_loss"] == pytest.approx(sum(by_hand) / 6, rel=1e-5)
 
 
 def test_a_batch_that_is_not_drawn_is_left_as_it_is(model, batch):

@@ -1,6 +1,8 @@
 import json
 import subprocess
+import threading
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -62,6 +64,26 @@ def test_the_grid_is_a_line_a_trial_a_table_and_a_map_and_goes_on_where_it_was(s
     assert (folder / "sweep.png").exists()
 
 
+def test_trials_run_at_once_each_on_a_gpu_of_its_own(tmp_path, monkeypatch):
+    meeting = threading.Barrier(2)
+    gpus = []  # of each trial
+
+    def run(command, env, **_):
+        gpus.append(env["CUDA_VISIBLE_DEVICES"])
+        meeting.wait(timeout=20)  # so that two run together
+        trial = Path(command[command.index("--output") + 1], command[command.index("--name") + 1])
+        trial.mkdir()
+        (trial / "result.json").write_text("{}")
+        meeting.wait(timeout=20)
+        return subprocess.CompletedProcess(command, 0, stderr="")
+
+    monkeypatch.setattr("classification.sweep.subprocess.run", run)
+    monkeypatch.setattr("classification.sweep.visible_gpus", lambda: ["3", "5"])
+    trials = [Trial(str(number), 1, ()) for number in range(4)]
+    assert len(list(run_trials(trials, [], tmp_path, []))) == 4
+    assert sorted(gpus[:2]) == sorted(gpus[2:]) == ["3", "5"]
+
+
 def test_ctrl_c_ends_a_sweep_after_the_trial_that_runs(tmp_path, monkeypatch):
     begun = []
 
@@ -121,6 +143,13 @@ def test_a_recipe_that_trains_on_all_images_is_compared_on_held_out_ones(sweep, 
         result = json.loads((folder / trial / "result.json").read_text())
         assert result["chosen"] == "the last"
         assert "held out" in result["validated_on"]
+        # What the test figure says is the reverse, and must not choose.
+        validation, test = (60, 10) if trial.startswith("lr0.01") else (50, 90)
+        (folder / trial / "result.json").write_text(json.dumps({**result, "validation_top1": validation, "top1": test}))
     # Called again, it is the same grid.
-    sweep("grid", *SETTINGS, "pretrained=0", "choose=last", "--lrs", "0.01 0.05", "--epochs", "1")
+    _, said, _ = sweep("grid", *SETTINGS, "pretrained=0", "choose=last", "--lrs", "0.01 0.05", "--epochs", "1")
     assert not (tmp_path / "test_resnet-study-random-grid-2").exists()
+    assert pd.read_csv(folder / "sweep.csv")["lr"].tolist() == [0.01, 0.05]
+    better, worse = (next(line for line in said.splitlines() if f"] lr {lr}," in line) for lr in ("0.01", "0.05"))
+    assert "<- new best" in better
+    assert ("<- new best" in worse) == worse.startswith("[1/2]")  # they may come in either order

@@ -114,6 +114,18 @@ def test_a_batch_larger_than_the_data_is_refused(tiny_root, tmp_path):
         train_in(tmp_path / "run", tiny_root, batch_size=32)
 
 
+@pytest.mark.parametrize(
+    ("holdout", "processes", "images"), [(0.0, 12, 10), (0.1, 6, 5), (0.5, 12, 10)], ids=["test", "held out", "fewer"]
+)
+def test_fewer_images_to_measure_on_than_processes_are_refused(
+    tiny_root, tmp_path, monkeypatch, holdout, processes, images
+):
+    """10 pictures to test on; of the 6 training pictures of each of 5 classes 1 or 3 are held out."""
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with pytest.raises(UserError, match=f"^{images} images to .* at least {processes}, one a process: lower NGPU$"):
+        train_in(tmp_path / "run", tiny_root, holdout=holdout, batch_size=processes)
+
+
 def test_alexnet_trains_too(tiny_root):
     recipe = Recipe(**{**TINY, "model": "alexnet", "image_size": 64})
     training = Run(recipe, read_cub(tiny_root), build_model("alexnet", 5), torch.device("cpu"))

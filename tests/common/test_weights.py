@@ -4,16 +4,19 @@ import copy
 import os
 import pickle
 import re
+import urllib.error
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.optim import create_optimizer_v2
 from torch import nn
 
 from common.errors import UserError
-from common.weights import load_state, read_checkpoint, resume_optimizer, save_checkpoint, weights_of
+from common.weights import load_state, locate_weights, read_checkpoint, resume_optimizer, save_checkpoint, weights_of
 
 
 def network(classes: int = 2) -> nn.Module:
@@ -157,3 +160,40 @@ def test_an_optimizer_of_other_groups_is_refused() -> None:
     apart = torch.optim.SGD([{"params": [value]} for value in model.parameters()], lr=0.1)
     with pytest.raises(UserError, match="other groups of parameters"):
         resume_optimizer(apart, together.state_dict())
+
+
+@pytest.fixture
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, with nothing in it, nor in `weights/`; whoever asks the hub itself is told of no such page."""
+
+    def answer(url: str, **_: object) -> None:
+        raise urllib.error.HTTPError(url, 404, "Not Found", None, None)  # type: ignore[arg-type]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("urllib.request.urlopen", answer)
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.usefixtures("empty_hub")
+def test_a_file_in_weights_is_found_by_the_name_of_its_model(suffix: str) -> None:
+    path = Path(f"weights/resnet18{suffix}")
+    path.parent.mkdir()
+    save_file(network().state_dict(), path) if suffix == ".safetensors" else torch.save(network().state_dict(), path)
+    assert locate_weights("resnet18") == {"file": str(path)}
+    assert locate_weights("resnet34") is None
+
+
+def test_what_the_hub_has_sent_before_is_found_in_its_cache(empty_hub: Path) -> None:
+    repository = empty_hub / f"models--{timm.get_pretrained_cfg('resnet18').hf_hub_id.replace('/', '--')}"
+    file = repository / "snapshots" / "abc" / "model.safetensors"
+    for path, text in ((repository / "refs" / "main", "abc"), (file, "weights")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    assert locate_weights("resnet18") == {"file": str(file)}
+
+
+@pytest.mark.usefixtures("empty_hub")
+def test_a_hub_that_answers_with_an_error_is_left_to_timm() -> None:
+    assert locate_weights("resnet18") is None

@@ -172,6 +172,7 @@ def test_a_class_of_other_words_is_the_same(data, make_detector, tmp_path):
     for out in ("out", "photo"):
         photographs = json.loads((tmp_path / out / "comparison.json").read_text())["photographs"]
         assert {pair["agreement"] for photo in photographs for pair in photo["objects"]} == {"both"}
+        assert all(("picture" in photo) == (out == "photo") for photo in photographs)  # of a split where they differ
 
 
 def test_who_is_ahead_is_said_with_the_interval_of_the_difference():
@@ -191,10 +192,13 @@ def test_a_limit_takes_the_same_photographs_each_time_and_two_of_a_kind_are_numb
     for number in range(2):
         out = tmp_path / str(number)
         weights = ["--frcnn", str(runs["same classes"]), "--yolov3", str(runs["yolov3"])]
-        main([*weights, "--split", "voc_trainval", "--limit", "1", "--out", str(out)])
+        main([*weights, "--split", "voc_trainval", "--limit", "1", "--score", "0.2", "--out", str(out)])
         content = json.loads((out / "comparison.json").read_text())
         assert list(content["weights"]) == ["YOLOv3 1", "YOLOv3 2"]
         chosen.append([photo["file_name"] for photo in content["photographs"]])
+        for photo in content["photographs"]:  # they agree on some objects, and differ in others, which are shown
+            assert {"both", "only YOLOv3 2"} <= {pair["agreement"] for pair in photo["objects"]}
+            assert "picture" in photo
     assert chosen[0] == chosen[1]
     assert len(chosen[0]) == 1
 

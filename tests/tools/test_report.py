@@ -28,8 +28,10 @@ from detection.matching import Detections
 from tests.tools.scenes import TINY, TINY_FRCNN, TINY_YOLOV3, draw_voc
 from tools import compare_detectors, visualize_proposals
 from tools.report.__main__ import main
+from tools.report.birds import sweep
 from tools.report.document import BROWSERS, NONE
-from tools.report.study import CLASSES, STUDY
+from tools.report.runs import Runs
+from tools.report.study import CLASSES, FINDINGS, STUDY
 
 
 def draw_birds(root: Path) -> None:
@@ -462,6 +464,67 @@ def test_on_other_data_the_figures_of_the_study_stand_alone(runs: Path, whole: t
     assert found[claim] == "not tested"  # the grid has one rate
     (claim,) = [text for text in found if "overfitted by epoch 30" in text]
     assert found[claim].startswith("Not tested: the run is shorter.")
+
+
+def test_what_was_found_beside_each_claim_is_what_the_files_say(copy: Path) -> None:
+    """Every figure is put into the files here, other ones than a training would give."""
+    # Training accuracy, validation loss: pretrained it rises once and falls twice, from random weights the reverse.
+    for start, losses, accuracy in (
+        ("pretrained", [1.0, 0.75, 0.875, 0.5], 95.5),
+        ("random", [3.0, 3.25, 3.5, 2.5], 30.25),
+    ):
+        run = copy / "pair-pretraining" / start
+        config = run / "config.yaml"
+        config.write_text(config.read_text().replace("epochs: 2", "epochs: 4"))
+        row = read_metrics(run)[-1]
+        (run / "metrics.json").unlink()
+        for epoch, loss in enumerate(losses, start=1):
+            append_metrics(run, {**row, "iteration": epoch, "epoch": epoch, "validation_loss": loss,
+                                 "train_top1": accuracy - 10 * (4 - epoch)})  # fmt: skip
+    # Two rates with two lengths: the longer run is lower at the one, equal at the other. Test figures are the reverse.
+    for rate, epochs, validation, test in ((0.05, 1, 50, 80), (0.05, 2, 40, 90), (0.01, 1, 60, 10), (0.01, 2, 60, 20)):
+        trial = copy / "few-grid" / f"lr{rate}-epochs{epochs}"
+        if rate == 0.01:
+            shutil.copytree(copy / "few-grid" / f"lr0.05-epochs{epochs}", trial)
+        result = json.loads((trial / "result.json").read_text())
+        result |= {"lr": rate, "validation_top1": float(validation), "top1": float(test)}
+        (trial / "result.json").write_text(json.dumps(result))
+    # Both detectors fall from their best; the last epoch of YOLOv3 is that by which the study's has overfitted.
+    for name, mean_ap, points in (
+        ("faster_rcnn_R_50_FPN", 0.75, [(1, 0.2), (2, 0.6), (3, 0.4)]),
+        ("yolov3_darknet53", 0.25, [(10, 0.5), (30, 0.125)]),
+    ):
+        run = copy / name
+        row = read_metrics(run)[-1]
+        (run / "metrics.json").unlink()
+        for iteration, (epoch, value) in enumerate(points):
+            append_metrics(run, {**row, "iteration": iteration, "epoch": epoch, "AP50_11point": value})
+        evaluation = json.loads((run / "evaluation" / "evaluation.json").read_text())
+        (run / "evaluation" / "evaluation.json").write_text(json.dumps({**evaluation, "AP50_11point": mean_ap}))
+    comparison = json.loads((copy / "comparison" / "comparison.json").read_text())
+    pair = next(pair for photograph in comparison["photographs"] for pair in photograph["objects"])
+    kinds = (["only Faster R-CNN"] * 4 + ["both"], ["only YOLOv3", "other class"], ["both"])
+    for photograph, agreements in zip(comparison["photographs"], kinds, strict=True):
+        photograph["objects"] = [{**pair, "agreement": agreement} for agreement in agreements]
+    (copy / "comparison" / "comparison.json").write_text(json.dumps(comparison))
+
+    runs = Runs(copy)
+    found = {claim: find(runs) for claim, find in FINDINGS}
+    for claim, expected in {
+        "training accuracy is near 100 %": "After 4 epochs it is 95.50 % pretrained and 30.25 % from random weights.",
+        "the validation loss is higher": "At the end it is 0.500 pretrained and 2.500 from random weights; from one "
+        "epoch to the next it rose 1 and 2 times.",
+        "Of the rates": "The best of 0.01, 0.05 is 0.01: 60.00 % validation top-1 with 1 epochs on",
+        "More epochs never lower": "Pairs of runs that differ in their length alone: 2; the longer one is lower in 1.",
+        "no longer rises after 7": "mAP is highest after 2 of 3 epochs, 0.600; at the end it is 0.400.",
+        "overfitted by epoch 30": "mAP is highest after 10 of 30 epochs, 0.500; at the end it is 0.125.",
+        "clearly behind": "mAP (11 points) of YOLOv3 is 0.250, of Faster R-CNN 0.750: YOLOv3 is 0.500 behind on",
+        "photographs from outside": "On 3 photographs from outside, at score 0.01 or more, Faster R-CNN alone sees 4 "
+        "objects, YOLOv3 alone 1, both 3.",
+    }.items():
+        (said,) = [said for text, said in found.items() if claim in text]
+        assert said.startswith(expected)
+    assert "Best: rate 0.01 with 1 epochs, validation top-1 60.00 %, test top-1 10.00 %" in next(sweep(runs))
 
 
 def test_figures_of_the_study_are_those_it_states(shared: Path) -> None:
