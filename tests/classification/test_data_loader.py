@@ -166,7 +166,7 @@ def photograph(tmp_path) -> Bird:
 
 def windows(bird, **settings) -> torch.Tensor:
     """What is cut out in a hundred places of the stream, for a network that sees 32 of 40 pixels."""
-    stream = build_training_stream(Recipe(image_size=32, crop_pct=0.8, batch_size=4, **settings), [bird] * 4)
+    stream = BirdStream(Recipe(image_size=32, crop_pct=0.8, batch_size=4, **settings), [bird] * 4)
     return torch.stack([stream[position][0] for position in range(100)])
 
 
