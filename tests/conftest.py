@@ -3,14 +3,17 @@
 import ctypes
 import fcntl
 import gc
-import json
 import os
-import subprocess
+import resource
+import runpy
 import sys
 from collections.abc import Iterable, Iterator
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from common.sample import draw_sample
 from tests.pretended_gpu import pretended_gpu  # here: when autograd first runs it must know of the device
@@ -18,55 +21,46 @@ from tests.pretended_gpu.waits import PretendedGpu
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Imports once what takes seconds, then forks a real process for each command line that it is told to start.
-FORK_SERVER = """
-import json, os, resource, runpy, sys
-import torch
-import detection.train_net
-import matplotlib.figure, pandas, tqdm.contrib.logging
-for line in sys.stdin:
-    job = json.loads(line)
-    if isinstance(job, int):
-        print(os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]), flush=True)
-        continue
-    child = os.fork()
-    if child == 0:
-        os.setpgid(0, job["group"])
-        os.environ.update(job["environment"])
-        os.chdir(job["folder"])
-        torch.seed()  # as another process would have it
-        sys.argv = ["launch", *job["arguments"]]
-        os.dup2(os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-        os.dup2(1, 2)
-        if job["largest_file"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"],) * 2)
-        code = 1
-        try:
-            runpy.run_module("tools.launch", run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            if isinstance(end.code, str):
-                print(end.code, file=sys.stderr)
-            else:
-                code = end.code
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    print(child, flush=True)
-"""
+# Children of this context are forked with everything imported that takes seconds. There is one such list a process.
+FORKSERVER = get_context("forkserver")
+FORKSERVER.set_forkserver_preload(
+    [
+        *("detection.train_net", "classification.train", "tests.processes"),
+        *("matplotlib.figure", "pandas", "tqdm.contrib.logging"),
+    ]
+)
 
 
 class Process:
     """A command line that was started; `end` must follow."""
 
-    def __init__(self, server: "ForkServer", number: int, log: Path) -> None:
-        self.server, self.number, self.log = server, number, log
+    def __init__(self, arguments: tuple[str, ...], log: Path, **settings: Any) -> None:
+        self.log = log
+        self.child = FORKSERVER.Process(target=_run_launcher, args=(arguments, log), kwargs=settings)
+        self.child.start()
+        self.number = self.child.pid
 
     def end(self) -> tuple[int, str]:
         """Waits for it; its exit code, -9 being SIGKILL, and what it printed."""
-        return int(self.server.ask(self.number)), self.log.read_text()
+        self.child.join()
+        return self.child.exitcode, self.log.read_text()
+
+
+def _run_launcher(arguments: tuple[str, ...], log: Path, folder: Path, largest_file: int, **variables: str) -> None:
+    os.setpgid(0, 0)
+    for name in LAUNCHING:
+        os.environ.pop(name, None)
+    os.environ |= ON_ONE_THREAD | variables
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    torch.seed()  # as another process would have it
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+    os.dup2(1, 2)
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    sys.argv = ["launch", *arguments]
+    runpy.run_module("tools.launch", run_name="__main__")
 
 
 def end_well(processes: Iterable[Process]) -> None:
@@ -76,59 +70,46 @@ def end_well(processes: Iterable[Process]) -> None:
 
 
 class ForkServer:
-    """Runs `python -m tools.launch MODULE ...`, each time in a process of its own and without the time of imports."""
+    """Runs `python -m tools.launch MODULE ...`, each time in a process of its own and without the time of imports.
+
+    Args:
+        folder: for what the processes print.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
-        self.server = subprocess.Popen(
-            [sys.executable, "-c", FORK_SERVER],
-            cwd=ROOT,
-            env=environment(PYTHONPATH=str(ROOT)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
 
-    def ask(self, question: object) -> str:
-        print(json.dumps(question), file=self.server.stdin, flush=True)
-        return self.server.stdout.readline()
-
-    def start(
-        self, *arguments: str, folder: Path = ROOT, group: int = 0, largest_file: int = 0, **variables: str
-    ) -> Process:
-        """Starts one.
+    def start(self, *arguments: str, folder: Path = ROOT, largest_file: int = 0, **variables: str) -> Process:
+        """Starts one, in a process group of its own.
 
         Args:
             arguments: the module and its command line.
             folder: where it runs.
-            group: its process group; 0 is its own.
             largest_file: bytes that it may write to a file, as on a disk that is almost full; 0 is no limit.
             variables: of the environment, besides `environment`.
         """
         self.count += 1
         log = self.folder / f"{self.count}.txt"
-        log.touch()
-        job = {"arguments": arguments, "log": str(log), "folder": str(folder), "group": group}
-        job["largest_file"] = largest_file
-        return Process(self, int(self.ask({**job, "environment": variables})), log)
+        return Process(arguments, log, folder=folder, largest_file=largest_file, **variables)
 
-    def __call__(self, *arguments: str, **settings) -> tuple[int, str]:
+    def __call__(self, *arguments: str, **settings: Any) -> tuple[int, str]:
         """Runs one from start to end."""
         return self.start(*arguments, **settings).end()
 
 
+LAUNCHING = ("NGPU", "NNODES", "DEBUG")
+ON_ONE_THREAD = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
 def environment(**variables: str) -> dict[str, str]:
     """The variables of a process on one thread, without those that say how a run is launched."""
-    inherited = {name: value for name, value in os.environ.items() if name not in ("NGPU", "NNODES", "DEBUG")}
-    return {**inherited, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHING}
+    return {**inherited, **ON_ONE_THREAD, **variables}
 
 
 @pytest.fixture(scope="session")
-def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    server = ForkServer(tmp_path_factory.mktemp("printed"))
-    yield server
-    server.server.terminate()  # loading processes that tests have forked may still hold its input open
-    server.server.wait()
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> ForkServer:
+    return ForkServer(tmp_path_factory.mktemp("printed"))
 
 
 @pytest.fixture(scope="session")

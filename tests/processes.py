@@ -13,8 +13,12 @@ import torch
 from common.processes import join_processes, leave_processes
 from tests.pretended_gpu import pretended_gpu
 
-_context = get_context("forkserver")
-_context.set_forkserver_preload(["detection.trainer", "classification.train", __name__])
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def together(processes: int, function: Callable, *arguments: Any, has_gpus: bool = False) -> list:
@@ -22,11 +26,9 @@ def together(processes: int, function: Callable, *arguments: Any, has_gpus: bool
 
     Each has a pretended GPU where `has_gpus` says so.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    with ProcessPoolExecutor(processes, mp_context=_context) as pool:
+    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": free_port()}
+    with ProcessPoolExecutor(processes, mp_context=get_context("forkserver")) as pool:
         ranks = [{"RANK": rank, "LOCAL_RANK": rank} for rank in range(processes)] if processes > 1 else [{}]
         started = [
             pool.submit(_child, {**shared, **rank} if rank else {}, function, arguments, has_gpus) for rank in ranks

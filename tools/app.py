@@ -19,15 +19,14 @@ from classification.predict import BirdClassifier, newest_classifier
 from common.data_root import SAMPLE
 from common.errors import UserError, exits_on_user_error
 from common.images import read_image
-from common.prediction import parse_score
+from common.prediction import Prediction, parse_score
 from detection.drawing import Picture
 from detection.experiment import newest_detector
 from detection.exported import ExportedDetector
 from detection.modeling import start_by_model
 from detection.predict import Detector
-from detection.proposals import record_proposals, to_original
 from tools.predict import draw, load_model
-from tools.visualize_proposals import draw_proposals
+from tools.visualize_proposals import draw_proposals, propose_and_detect
 
 FASTER_RCNN, YOLOV3, BIRDS = "Faster R-CNN", "YOLOv3", "Bird classifier"
 TARGETS = {FASTER_RCNN: "train-frcnn", YOLOV3: "train-yolov3", BIRDS: "finetune"}
@@ -139,15 +138,14 @@ def build_page(models: Models, score: float, examples: Sequence[Path] = ()) -> g
                 return clear() | {photograph: None}
             # Left out, it would become another component for the rest of the session, with Gradio's own reading.
             results: dict[Component, Any] = {photograph: path}
-            if frcnn is not None and not has_proposals:
-                results[parts[FASTER_RCNN]] = _show_objects(frcnn, image, score)
-            elif frcnn is not None:
-                with record_proposals(frcnn.model) as recorded:
-                    results[parts[FASTER_RCNN]] = _show_objects(frcnn, image, score)
-                proposals = to_original(recorded[0].to("cpu"), *image.shape[1:])
+            if frcnn is not None and has_proposals:
+                proposals, found = propose_and_detect(frcnn, image)
+                results[parts[FASTER_RCNN]] = _show_objects(frcnn, image, found.above(score))
                 results |= {seen: (image, proposals), proposed: _show_proposals((image, proposals), topk)}
+            elif frcnn is not None:
+                results[parts[FASTER_RCNN]] = _show_objects(frcnn, image, frcnn.predict(image, score))
             if yolov3 is not None:
-                results[parts[YOLOV3]] = _show_objects(yolov3, image, score)
+                results[parts[YOLOV3]] = _show_objects(yolov3, image, yolov3.predict(image, score))
             if bird is not None:
                 likeliest = bird.predict(image)
                 results[parts[BIRDS]] = dict(zip(likeliest.names, likeliest.scores.tolist(), strict=True))
@@ -183,8 +181,7 @@ def _part(name: str, model: Detector | BirdClassifier | None, make: Callable[...
     )
 
 
-def _show_objects(detector: Detector, image: torch.Tensor, score: float) -> gr.Image:
-    found = detector.predict(image, score)
+def _show_objects(detector: Detector, image: torch.Tensor, found: Prediction) -> gr.Image:
     drawn = draw(detector, Picture(image), found)
     return gr.Image(drawn, label=f"{detector.name}: {len(found)} object{'s' * (len(found) != 1)}")
 

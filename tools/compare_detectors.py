@@ -21,7 +21,6 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from tqdm import tqdm
 
-from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
 from common.files import write_figure, write_json, write_picture, write_table
 from common.images import find_images
@@ -35,10 +34,10 @@ from detection.config import LEAF, NAMES, RECIPES
 from detection.data_checks import check_datasets
 from detection.drawing import Picture, beside, class_colors
 from detection.error_analysis import KINDS, ErrorAnalysis, analyse_errors, plot_errors
-from detection.experiment import newest_detector
+from detection.experiment import newest_detector, use_test_data
 from detection.modeling import start_by_model
 from detection.predict import Detector
-from detection.voc import default_test, records_of, register_voc
+from detection.voc import records_of
 
 CHOICE_SEED = 0
 MAX_PICTURES = 20  # of a split; every photograph that is named gets one
@@ -98,12 +97,9 @@ def read_split(
             "expected the same data: name the one to compare on with DATA=, or photographs with IMAGES="
         )
     cfg = detectors[0].cfg.clone()
-    cfg.DATASETS.ROOT = str(resolve_data_root(data, [])[0]) if data else roots[0]
-    register_voc(Path(cfg.DATASETS.ROOT))
     if split is not None:
         cfg.DATASETS.TEST = (split,)
-    elif data is not None:
-        cfg.DATASETS.TEST = default_test(Path(cfg.DATASETS.ROOT))
+    use_test_data(cfg, data, [] if split is None else ["DATASETS.TEST"])
     check_datasets(cfg, ["TEST"])
     classes = list(MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes)
     for detector in detectors:

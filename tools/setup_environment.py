@@ -287,7 +287,8 @@ def _unpack_detectron2(environment: Environment) -> None:
 
 def _remove_detectron2(environment: Environment) -> None:
     """Removes Detectron2, whether pip installed it (then pip knows its files) or this module did."""
-    _pip(environment, ["uninstall", "--yes", "detectron2"], "detectron2: could not be removed")
+    command = [environment.python, "-m", "pip", "uninstall", "--yes", "--quiet", "detectron2"]
+    _run(command, "detectron2: could not be removed")
     shutil.rmtree(environment.site_packages / "detectron2", ignore_errors=True)
 
 

@@ -1,7 +1,6 @@
 """Trainings of the smallest network: in this process, in a child that can be killed, and through the launcher."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from classification.cub import read_cub
 from classification.recipe import Recipe
 from classification.run import Run
 from common.run_folder import read_metrics
+from tests.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"model": "test_resnet", "pretrained": False, "image_size": 32, "batch_size": 8, "epochs": 3, "lr": 0.05}
@@ -59,10 +59,6 @@ def goes_on(output: Path, name: str, *changes: str) -> list[str]:
     return [*changes, "--output", str(output), "--name", name, "--resume"]
 
 
-_context = get_context("forkserver")  # a child begins with everything imported
-_context.set_forkserver_preload(["classification.train", "pandas", "matplotlib.figure", __name__])
-
-
 def _child(arguments: list[str], said: Path, environment: dict[str, str]) -> None:
     with said.open("w") as file:
         for stream in (sys.stdout, sys.stderr):
@@ -75,15 +71,13 @@ def _child(arguments: list[str], said: Path, environment: dict[str, str]) -> Non
 
 def start(arguments: list[str], said: Path, processes: int = 1) -> list[BaseProcess]:
     """Starts the command line in processes that train together; the first writes what it says into a file."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     children = []
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         environment = meeting | {name: str(value) for name, value in place.items()} if processes > 1 else {}
         file = said if rank == 0 else said.with_suffix(f".{rank}{said.suffix}")
-        children.append(_context.Process(target=_child, args=(arguments, file, environment)))
+        children.append(get_context("forkserver").Process(target=_child, args=(arguments, file, environment)))
         children[-1].start()
     return children
 

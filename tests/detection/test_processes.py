@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 
 from tests.conftest import end_well
 from tests.detection.runs import NAME, assert_same, wait_for_rows
+from tests.processes import free_port
 
 
 def assert_interrupted(run: Path, outcome: tuple[int, str]) -> None:
@@ -29,9 +29,7 @@ def assert_interrupted(run: Path, outcome: tuple[int, str]) -> None:
 
 def start_nodes(detector, tmp_path: Path, output: str, *words: str) -> list:
     """One process on each of two machines, as the launcher would start it; they share no disk but the data's."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     processes = []
     for rank in (0, 1):
         folder = tmp_path / f"machine {rank}"

@@ -1,7 +1,6 @@
 """What both stages predict, the forward hook on the proposal generator, and the recall of what it records."""
 
 import math
-import socket
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from detection.config import CONFIGS, get_cfg
 from detection.modeling import build_model
 from detection.proposals import RECALL_AT, proposal_recall, record_proposals, to_original
+from tests.processes import free_port
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +105,7 @@ def test_does_not_hold_the_graph(cfg: CfgNode) -> None:
 
 
 def test_works_under_distributed_data_parallel(model: nn.Module) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{free_port()}", rank=0, world_size=1)
     try:
         wrapped = DistributedDataParallel(model).eval()
         with torch.no_grad(), record_proposals(wrapped) as recorded, record_proposals(model) as inside:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from common.errors import UserError
+from tests.processes import free_port
 from tools.app import MAX_QUEUE, Models, build_page, main, newest_models, read_photograph
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,10 +28,7 @@ def serve() -> Iterator[Callable[..., str]]:
     started = []
 
     def start(*options: str) -> str:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        words = [sys.executable, "-m", "tools.app", "--port", str(port), *options]
+        words = [sys.executable, "-m", "tools.app", "--port", str(free_port()), *options]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         app = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         started.append(app)

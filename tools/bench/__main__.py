@@ -16,6 +16,7 @@ import torchvision
 
 from common.data_root import resolve_data_root
 from common.errors import UserError, exits_on_user_error
+from common.run_folder import machine
 from common.runtime import PRECISIONS
 from detection.voc import OFFICIAL_FOLDERS
 from tools.bench import busy, classification, export, faster_rcnn, pipeline, training_images, voc, yolov3
@@ -41,15 +42,11 @@ WITH_ULTRALYTICS = {"yolov3", "training_images"}
 
 def describe_machine() -> str:
     """One line on what the figures were measured with."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line for line in cpuinfo.read_text().splitlines() if "model name" in line] if cpuinfo.exists() else []
-    cpu = models[0].partition(": ")[2] if models else platform.machine()
     capabilities = torch.cpu.get_capabilities()
     bf16 = [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no NVIDIA GPU"
     rates = ", ".join(f"{matmul_rate(name):.0f} GFLOP/s in {name}" for name in rival_precisions("cpu"))
     return (
-        f"{cpu}, {torch.get_num_threads()} threads, {' '.join(bf16) or 'no bf16 instructions'}, {rates}; {gpu}; "
+        f"{machine()}; {torch.get_num_threads()} threads, {' '.join(bf16) or 'no bf16 instructions'}, {rates}; "
         f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, "
         f"Detectron2 {detectron2.__version__}, OpenCV {cv2.__version__}"
     )

@@ -1,15 +1,15 @@
 """Our networks on a machine that does something else at the same time: quiet, and beside one process that loops.
 
-Each job lives in a process of its own, as a command line would run it; so `python -m tools.bench.busy ROOT JOB` prints
-its seconds.
+Each job lives in a process of its own, as a command line would run it.
 """
 
-import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from classification.engine import BatchAugmentation, predict_logits
 from classification.recipe import load_recipe
 from classification.run import build_trainer
 from classification.train import RECIPES, start_process
-from common.errors import UserError, exits_on_user_error
 from common.runtime import default_device, keep_freed_memory, leave_cores
 from tools.bench import faster_rcnn, yolov3
 from tools.bench.timing import ROUNDS, our_precision, repeats, seconds_of, several
@@ -48,16 +47,11 @@ def busy(root: Path, rounds: int = ROUNDS) -> pd.DataFrame:
     """
     table = []
     for job in JOBS:
-        command = [sys.executable, "-m", "tools.bench.busy", str(root), job, str(rounds)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 2:
-            raise UserError(done.stderr.splitlines()[-1].removeprefix("error: "))
-        print(done.stderr, end="", file=sys.stderr)
-        done.check_returncode()
-        seconds = json.loads(done.stdout.splitlines()[-1])
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            seconds, threads = process.submit(time_job, root, job, rounds).result()
         quiet, beside = (statistics.median(seconds[state]) for state in ("quiet", "busy"))
         table.append(
-            {"what": job, "precision": our_precision(default_device()), "threads": seconds["threads"]}
+            {"what": job, "precision": our_precision(default_device()), "threads": threads}
             | {"quiet, s": quiet, "busy, s": beside, "busy / quiet": beside / quiet}
             | {"slowest busy, s": max(seconds["busy"])}
         )
@@ -69,7 +63,7 @@ def faster_rcnn_jobs(root: Path, _: Path) -> tuple[Job, Job]:
     samples, device = faster_rcnn.read_samples(root, 2, (600, 800)), default_device()
     model = faster_rcnn.build_ours(samples, device)[2]
     leave_cores(model)
-    ours = faster_rcnn.Detector("ours", our_precision(device), model, lambda batch: (batch,))
+    ours = faster_rcnn.Detector("ours", our_precision(device), model)
     return partial(ours.detect, samples[:1]), partial(ours.step, samples)
 
 
@@ -103,6 +97,16 @@ NETWORKS = {"ResNet-18": resnet_jobs, "YOLOv3": yolov3_jobs, "Faster R-CNN": fas
 JOBS = [f"{network}, {task}" for network in NETWORKS for task in ("inference", "training step")]
 
 
+def time_job(root: Path, job: str, rounds: int) -> tuple[dict[str, list[float]], int]:
+    """Seconds of one of `JOBS`, as `measure` gives them, and the threads that computed."""
+    network, task = job.split(", ")
+    if default_device() == "cpu":
+        keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        inference, step = NETWORKS[network](root, Path(folder))
+        return measure(inference if task == "inference" else step, rounds), torch.get_num_threads()
+
+
 def measure(run: Job, rounds: int) -> dict[str, list[float]]:
     """Seconds of a run in each round, `quiet` and `busy`."""
     run()
@@ -127,20 +131,3 @@ def busy_process() -> Iterator[None]:
             yield
         finally:
             process.kill()
-
-
-@exits_on_user_error
-def main() -> None:
-    """Prints the seconds of one job as the last line, as JSON."""
-    root, job, rounds = sys.argv[1:]
-    network, task = job.split(", ")
-    if default_device() == "cpu":
-        keep_freed_memory()
-    with tempfile.TemporaryDirectory() as folder:
-        inference, step = NETWORKS[network](Path(root), Path(folder))
-        seconds = measure(inference if task == "inference" else step, int(rounds))
-    print(json.dumps(seconds | {"threads": torch.get_num_threads()}))
-
-
-if __name__ == "__main__":
-    main()

@@ -18,8 +18,8 @@ import multiprocessing
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property, partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def build(name: str, precision: str, birds: list[Bird], classes: int, size: int,
     torch.manual_seed(0)
     if name == OURS:
         return Ours(birds, classes, size, start_process(), lr)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     if name == PLAIN:
         transform = transforms.Compose(
             [
@@ -176,34 +176,37 @@ def build(name: str, precision: str, birds: list[Bird], classes: int, size: int,
     return Plain(model, loader, optimizer, device)
 
 
-def serve(orders: Connection, *arguments: *Settings) -> None:
-    """A contender's process: trains an epoch, measures or ends when told, and answers with the figures."""
-    training = build(*arguments)
-    while (order := orders.recv()) is not None:
-        answer = getattr(training, order[0])(*order[1:])
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        orders.send(answer)
+training: Plain | Ours  # of this process
+
+
+def begin(*settings: *Settings) -> None:
+    """Builds the training of this process."""
+    global training
+    training = build(*settings)
+
+
+def call(method: str, *arguments: object) -> Any:
+    """Calls a method of this process's training; on return a GPU has done all of it."""
+    answer = getattr(training, method)(*arguments)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return answer
 
 
 class Process:
-    """One of the three trainings in its own process; waits, without computing, until it is its turn."""
+    """One of the three trainings in its own process, built before anything is timed; it waits for its turn."""
 
-    def __init__(self, *arguments: *Settings):
-        self.orders, theirs = multiprocessing.Pipe()
-        context = multiprocessing.get_context("spawn")
-        self.process = context.Process(target=serve, args=(theirs, *arguments))
-        self.process.start()
+    def __init__(self, *settings: *Settings):
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self.pool.submit(begin, *settings).result()
 
     def __call__(self, method: str, *arguments: object) -> Any:
         """Calls a method of the training and returns its result."""
-        self.orders.send((method, *arguments))
-        return self.orders.recv()
+        return self.pool.submit(call, method, *arguments).result()
 
     def close(self) -> None:
         """Ends the process."""
-        self.orders.send(None)
-        self.process.join()
+        self.pool.shutdown()
 
 
 def training_epoch(root: Path, images: int = 256, size: int = 224, rounds: int = ROUNDS) -> pd.DataFrame:

@@ -28,9 +28,15 @@ from tools.bench.timing import ROUNDS, Contender, at_precision, compare, our_pre
 
 
 class Detector:
-    """A detector, its optimizer, and what turns Detectron2's inputs into its own."""
+    """A detector, its optimizer, and what turns Detectron2's inputs into its own, where these differ."""
 
-    def __init__(self, name: str, precision: str, model: nn.Module, inputs: Callable[[Sequence[dict]], tuple]) -> None:
+    def __init__(
+        self,
+        name: str,
+        precision: str,
+        model: nn.Module,
+        inputs: Callable[[Sequence[dict]], tuple] = lambda batch: (batch,),
+    ) -> None:
         self.name, self.precision, self.model, self.inputs = name, precision, model, inputs
         # The rate is so low that the network, and so the work, stays the same.
         self.optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-7, momentum=0.9)
@@ -135,10 +141,10 @@ def build_detectors(samples: Sequence[dict], device: str) -> list[Detector]:
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
     backbone.body.load_state_dict({name: value for name, value in resnet.items() if not name.startswith("fc.")})
     rival = FasterRCNN(backbone, num_classes=21, min_size=min(height, width), max_size=max(height, width)).to(device)
-    detectors = [Detector("ours", our_precision(device), ours, _as_they_are)]
+    detectors = [Detector("ours", our_precision(device), ours)]
     for precision in rival_precisions(device):
         model = at_precision(stock, precision, device)
-        detectors.append(Detector("stock Detectron2", precision, model, _as_they_are))
+        detectors.append(Detector("stock Detectron2", precision, model))
         model, inputs = at_precision(rival, precision, device), partial(_torchvision_inputs, device=device)
         detectors.append(Detector("torchvision", precision, model, inputs))
     return detectors
@@ -156,24 +162,21 @@ def build_ours(samples: Sequence[dict], device: str) -> tuple[CfgNode, dict[str,
 
 
 def random_resnet(images: Sequence[Tensor], cfg: CfgNode) -> dict[str, Tensor]:
-    """Tensors of a random ResNet-50 whose BatchNorm statistics are those of the images (each uint8, (3, H, W)).
-
-    With the statistics that a frozen BatchNorm starts with, activations would grow from block to block beyond all
-    bounds, and there would be no proposals.
-    """
+    """Tensors of a random ResNet-50 whose BatchNorm statistics are those of the images (each uint8, (3, H, W))."""
     torch.manual_seed(0)
     resnet = torchvision.models.resnet50()
-    for module in resnet.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the mean over all batches, not a moving one
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
-    with torch.inference_mode():
-        resnet.train()(torch.stack([(image - mean) / std for image in images]))
+    calibrate(resnet, torch.stack([(image - mean) / std for image in images]))
     return resnet.state_dict()
 
 
-def _as_they_are(batch: Sequence[dict]) -> tuple:
-    return (batch,)
+@torch.no_grad()
+def calibrate(network: nn.Module, inputs: object) -> None:
+    """Gives each BatchNorm the statistics of the inputs: with those of its start activations fade or explode."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches, not a moving one
+    network.train()(inputs)
 
 
 def _torchvision_inputs(batch: Sequence[dict], device: str) -> tuple[list[Tensor], list[dict[str, Tensor]]]:

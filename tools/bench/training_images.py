@@ -87,7 +87,7 @@ def training_images(
             compared = compare(f"{model}, {large[1]} x {large[0]}", _contenders(runs), rounds, 4)
             table += [row | {"MB": peak} for row, peak in zip(compared, peaks, strict=True)]
     batch, device = read_samples(root, 2, size), default_device()
-    step = Detector("ours", our_precision(device), build_ours(batch, device)[2], lambda batch: (batch,)).step
+    step = Detector("ours", our_precision(device), build_ours(batch, device)[2]).step
     contender = Contender("ours", partial(step, batch), our_precision(device))
     return pd.DataFrame(table + compare(f"a training step of Faster R-CNN, {device}", [contender], rounds, len(batch)))
 

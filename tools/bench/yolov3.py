@@ -20,7 +20,7 @@ from detection.yolov3.anchors import YOLOAnchorGenerator, YOLOBox2BoxTransform
 from detection.yolov3.darknet_weights import NEGATIVE_SLOPE, NORM_EPS, write_darknet_weights
 from detection.yolov3.head import YOLOv3Level
 from detection.yolov3.targets import Grid, assign_targets, match_anchors
-from tools.bench.faster_rcnn import read_samples
+from tools.bench.faster_rcnn import calibrate, read_samples
 from tools.bench.rivals import MISSING, has_ultralytics
 from tools.bench.timing import ROUNDS, Contender, at_precision, compare, our_precision, rival_precisions
 
@@ -130,15 +130,6 @@ def build_network(samples: Sequence[dict], device: str) -> tuple[CfgNode, nn.Mod
             nn.init.normal_(module.prediction.weight, std=0.1)
     calibrate(network, samples[:4])
     return cfg, network
-
-
-@torch.no_grad()
-def calibrate(network: nn.Module, inputs: object) -> None:
-    """Gives each BatchNorm the statistics of the inputs: with those of its start activations fade or explode."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the mean over all batches, not a moving one
-    network.train()(inputs)
 
 
 def ours(cfg: CfgNode, network: nn.Module, folder: Path) -> Detector:

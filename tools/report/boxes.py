@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from detection.comparison import agreements
 from tools.report.document import Block, Missing, Table, figure
 from tools.report.figures import curves, taken_over
 from tools.report.runs import Evaluation, Run, Runs, of_seeds
@@ -89,7 +90,7 @@ def photographs(runs: Runs, path: Path) -> Iterator[Block]:
     if comparison["split"] is not None:
         return
     detectors, rows, pictures = list(comparison["weights"]), [], []
-    kinds = ["both", "other class", *(f"only {name}" for name in detectors)]
+    kinds = agreements(detectors)
     for number, photo in enumerate(comparison["photographs"], start=1):
         name, objects = Path(photo["file_name"]).name, Counter(pair["agreement"] for pair in photo["objects"])
         times = [photo["milliseconds"].get(detector) for detector in detectors]

@@ -151,8 +151,8 @@ def figure(value: object, digits: int = 2, is_difference: bool = False) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return NONE
     if isinstance(value, float):
-        value = round(value, digits)
-        return f"{value:{'+' if is_difference and value else ''},.{digits}f}"
+        sign = "+" if is_difference and round(value, digits) else ""
+        return f"{value:{sign}z,.{digits}f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -153,7 +153,7 @@ def _longer(runs: Runs) -> str:
 
 def _yolov3_behind(runs: Runs) -> str:
     evaluated = {run.network: run for run, _ in runs.evaluated}
-    data = {run.data(found.session) for run, found in runs.evaluated}
+    data = {run.tested_on for run, _ in runs.evaluated}
     if len(evaluated) < 2 or len(data) > 1:
         return ""
     yolov3, frcnn = (evaluated[name].by_class["AP50_11point"]["mAP"] for name in ("YOLOv3", "Faster R-CNN"))
