@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import psutil
 import pytest
@@ -214,3 +215,14 @@ def test_shared_memory_that_is_too_small_ends_the_training_in_one_line(command: 
         timeout=180,  # it once waited for ever
     )
     assert_says_why(done.returncode, done.stdout)
+
+
+def test_a_loading_process_keeps_opencv_to_one_core() -> None:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        stream = TrainingStream(4, lambda index, position: cv2.getNumThreads(), 0, 2)
+        assert list(build_train_loader(stream, range(2), 1, list)) == [[1, 1]] * 2
+        assert cv2.getNumThreads() == 2
+    finally:
+        cv2.setNumThreads(before)

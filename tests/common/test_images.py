@@ -37,6 +37,8 @@ def test_names_folders_and_patterns(folder: Path) -> None:
     assert [path.name for path in find_images([f"{folder}/*.jpg"])] == ["b.jpg"]
     assert [path.name for path in find_images([f"{folder}/*/f.jpg"])] == ["f.jpg"]
     assert find_images([]) == []
+    (folder / "._b.jpg").touch()  # macOS puts it beside the photograph
+    assert len(find_images([str(folder)])) == 4
 
 
 def test_a_name_that_is_there_is_no_pattern(folder: Path) -> None:
@@ -108,6 +110,8 @@ def test_a_missing_name_with_blanks_is_named_whole(folder: Path, monkeypatch: py
 def test_relative_patterns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert find_images(["*.png", "sub"]) == [Path("c.png"), Path("sub/f.jpg")]
+    monkeypatch.setenv("HOME", str(folder / "sub"))
+    assert find_images(["~/*.jpg"]) == [folder / "sub/f.jpg"]
 
 
 def test_each_image_once_in_the_order_of_the_names(folder: Path) -> None:
@@ -209,6 +213,10 @@ def test_what_unfolds_to_too_many_pixels_is_refused(tmp_path: Path) -> None:
     Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
     with pytest.raises(UserError, match=r"bomb\.png: has more than 178,956,970 pixels"):
         read_image(tmp_path / "bomb.png")
+    gradient().save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", max_pixels=60 * 40).shape == (3, 40, 60)
+    with pytest.raises(UserError, match=r"a\.png: has more than 2,399 pixels"):
+        read_image(tmp_path / "a.png", max_pixels=60 * 40 - 1)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
@@ -259,7 +267,7 @@ def test_headers_of_many_files_with_what_is_wrong_with_each(tmp_path: Path) -> N
     """A form that Pillow knows and no decoder here is no image."""
     gradient().save(tmp_path / "a.png")
     gradient().save(tmp_path / "b.jpg", format="PPM")
-    (tmp_path / "c.jpg").write_text("<!doctype html><title>Sign in</title>")
+    (tmp_path / "c.jpg").write_text("\ufeff\n<!DOCTYPE html><title>Sign in</title>")
     (tmp_path / "d.jpg").touch()
     for name in ("e.bmp", "g.jpg", "h.png"):
         gradient().save(tmp_path / name)
@@ -324,16 +332,17 @@ def test_a_damaged_png_is_refused(tmp_path: Path, place: str) -> None:
         read_image(path)
 
 
+@pytest.mark.parametrize("turned", [True, False])
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("shrink", [2, 4, 8])
-def test_a_jpeg_is_shrunk_by_its_decoder(tmp_path: Path, shrink: int, orientation: int) -> None:
+def test_a_jpeg_is_shrunk_by_its_decoder(tmp_path: Path, shrink: int, orientation: int, turned: bool) -> None:
     """By OpenCV, whose reading of EXIF is held against torchvision's here."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)).resize((163, 101))
     picture.save(tmp_path / "photo.jpg", exif=exif, quality=95)
-    whole = read_image(tmp_path / "photo.jpg")
-    image, size = read_shrunk_image(tmp_path / "photo.jpg", shrink)
+    whole = read_image(tmp_path / "photo.jpg", turned=turned)
+    image, size = read_shrunk_image(tmp_path / "photo.jpg", shrink, turned)
     assert size == tuple(whole.shape[1:])
     assert tuple(image.shape[1:]) == tuple(-(-side // shrink) for side in size)
     expected = v2.functional.resize(whole, list(image.shape[1:]))

@@ -177,7 +177,8 @@ def test_readers_see_whole_rows_while_another_process_writes(tmp_path: Path) -> 
     assert json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1]) == {"iteration": 299}
 
 
-def test_every_session_is_kept_and_a_killed_one_has_no_seconds(tmp_path: Path) -> None:
+def test_every_session_is_kept_and_a_killed_one_has_no_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
     with record_session(tmp_path, data="birds"):
         (during,) = read_sessions(tmp_path)  # what a kill would leave
         assert during["seconds"] is None
@@ -189,6 +190,7 @@ def test_every_session_is_kept_and_a_killed_one_has_no_seconds(tmp_path: Path) -
     assert second["seconds"] is not None
     assert first["data"] == "birds"
     assert "data" not in second
+    assert first["processes"] == 3
     assert first["versions"]["python"] == platform.python_version()
     assert re.search(r"\d+ cores, \d+ GB", first["machine"])
 

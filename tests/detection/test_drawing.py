@@ -72,6 +72,14 @@ def test_the_last_box_keeps_the_usual_corner_for_its_label():
     assert worse != better
 
 
+def test_a_label_without_a_free_corner_takes_the_free_place_nearest_to_the_usual_one():
+    """Eight equal boxes have taken the corners, at 150 and 210 across and 130, 150, 230 and 250 down."""
+    places = place_labels(np.array([[150, 150, 250, 250]] * 9), np.array([[40.0, 20.0]] * 9), (400, 400)).tolist()
+    corners = [[x, y, x + 40, y + 20] for y in (130, 150, 230, 250) for x in (150, 210)]
+    assert places[:0:-1] == corners
+    assert places[0] == [150, 100, 190, 120]
+
+
 def test_labels_are_written_in_the_colour_of_their_class_and_can_be_read():
     colors = class_colors(["dog", "cat"])
     assert np.abs(colors["dog"] - colors["cat"]).max() > 0.5
@@ -83,6 +91,17 @@ def test_labels_are_written_in_the_colour_of_their_class_and_can_be_read():
         assert (np.abs(label - fill).max(axis=1) <= 1).mean() > 0.4
         brightness = label @ [0.299, 0.587, 0.114]
         assert brightness.max() - brightness.min() > 100  # the letters
+
+
+def test_the_best_object_is_on_top_and_each_label_is_its_own():
+    names, boxes = ["i", "WWWWWWWWWWWW"], np.array([[100, 100, 300, 300]] * 2)
+    colors = dict(zip(names, np.array([[1.0, 0, 0], [0, 0, 1.0]]), strict=True))
+    picture = Picture(torch.zeros(3, 480, 640, dtype=torch.uint8))
+    picture.draw_objects(names, boxes, colors)
+    assert picture.pixels[200, 100].tolist() == [255, 0, 0]
+    short, long = ((picture.pixels == 255 * colors[name]).all(axis=2) for name in names)
+    assert 0 < short[83].sum() < 20  # in the label at the usual corner, above its letter
+    assert long.sum(axis=1).max() > 100
 
 
 @pytest.mark.parametrize("name", ["dog", "собака", "σκύλος", "كلب", "price_$1_$2", "<b>&amp;", "%s {0} \\n"])
@@ -127,3 +146,5 @@ def test_a_colour_scale_goes_from_1_to_0():
     assert panel[0, 0].tolist() == [255] * 3
     assert panel[-1, 0].tolist() == [0] * 3
     assert panel[200, 0, 0] == pytest.approx(127, abs=2)
+    for rows in (slice(0, 15), slice(193, 208), slice(-15, None)):  # the figures beside both ends and the middle
+        assert (panel[rows, 20:30] < 128).any()

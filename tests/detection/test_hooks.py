@@ -1,5 +1,6 @@
 """Hooks, each driven by a bare trainer and compared with a plain loop or with sequences written by hand."""
 
+import errno
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -242,6 +243,13 @@ def test_a_picture_that_cannot_be_drawn_ends_no_training(
         write_metrics(tmp_path, 0, 8, 8)
     assert len(read_metrics(tmp_path)) == 4 and not (tmp_path / "results_per_class.png").exists()
     assert "results_per_class.png: not drawn (division by zero)" in caplog.text
+
+    def fill_disk(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", fill_disk)
+    with pytest.raises(OSError, match="No space left"):  # which the next checkpoint would not survive either
+        write_metrics(tmp_path, 0, 8, 8)
 
 
 @pytest.mark.parametrize("stop", range(1, 8))

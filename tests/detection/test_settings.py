@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -16,14 +17,15 @@ from detectron2.solver import build_lr_scheduler
 from detectron2.structures import Instances
 
 from common.errors import UserError
-from common.run_folder import read_metrics
+from common.run_folder import append_metrics, create_run_folder, read_metrics
 from detection import config, experiment
 from detection.config import CONFIGS, get_cfg, merge_file, merge_options, read_run_cfg
-from detection.experiment import new_experiment
+from detection.experiment import new_experiment, newest_detector, newest_run
 from detection.modeling import build_model
 from detection.schedule import describe_schedule, resolve_schedule, scale_to_processes
 from detection.train_net import parse_args
-from tests.detection.runs import assert_one_line
+from detection.trainer import Evaluator
+from tests.detection.runs import NAME, assert_one_line
 
 VOC0712 = 16551  # images of VOC07+12
 
@@ -236,6 +238,50 @@ def test_what_is_given_stays_as_it_is(voc_folder: Path, tmp_path, monkeypatch: p
     assert (cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.NORM) == (1, "FrozenBN")
     cfg = prepared(monkeypatch, voc_folder, "--pretrained", "1")  # its weights are not read yet
     assert (cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.NORM) == (2, "FrozenBN")
+
+
+def test_a_batch_is_divided_among_processes_and_their_parts(voc_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["SOLVER.IMS_PER_BATCH", "12", "SOLVER.ACCUMULATE"]
+    assert prepared(monkeypatch, voc_folder, *words, "3", processes=2).SOLVER.IMS_PER_BATCH == 12
+    with pytest.raises(UserError, match=r"IMS_PER_BATCH 12: expected a multiple of the 2 .*\.ACCUMULATE 4; give"):
+        prepared(monkeypatch, voc_folder, *words, "4", processes=2)
+
+
+def test_images_of_the_validation_loss_come_from_the_whole_test_set(
+    voc_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = prepared(monkeypatch, voc_folder, "TEST.VALIDATION_LOSS_IMAGES", "2")
+    loader = Evaluator(cfg).labelled_loader
+    assert sorted(sample["image_id"] for batch in loader for sample in batch) == ["test_0", "test_2"]
+
+
+def test_a_resumed_run_is_of_the_data_that_is_named(voc_folder: Path, tmp_path: Path) -> None:
+    for second, name in enumerate((NAME, f"{NAME}-sample")):
+        append_metrics(create_run_folder(tmp_path, name), {"iteration": 0})
+        os.utime(tmp_path / name / "metrics.json", (second, second))
+    words = ["--resume", "--output", str(tmp_path)]
+    for data, expected in (([], f"{NAME}-sample"), (["--data", str(voc_folder)], NAME)):
+        assert newest_run(parse_args([*words, *data])).name == expected
+    os.utime(tmp_path / NAME / "metrics.json", (9, 9))
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn/sample.json").write_text('{"seed": 0}')
+    assert newest_run(parse_args([*words, "--data", str(tmp_path / "drawn")])).name == f"{NAME}-sample"
+
+
+def test_the_newest_detector_is_of_the_configuration_or_backbone_that_is_named(tmp_path: Path) -> None:
+    """A configuration of one's own has no other name on the sample."""
+    for second, name in enumerate(("own", f"{NAME}_resnet18-sample", NAME, "own-sample")):
+        weights = create_run_folder(tmp_path, name) / "model_best.pth"
+        weights.touch()
+        os.utime(weights, (second, second))
+    for words, expected in (
+        ({"config": Path("my/own.yaml")}, "own"),
+        ({"backbone": "resnet18"}, f"{NAME}_resnet18-sample"),
+        ({"recipe": "best"}, NAME),
+    ):
+        found = newest_detector(tmp_path, "faster_rcnn", **words)
+        assert found == tmp_path / expected / "model_best.pth"
+    assert newest_detector(tmp_path, "faster_rcnn", config=Path("other.yaml")) is None
 
 
 def test_mixup_is_refused_where_it_would_teach_wrong(voc_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,11 @@ def test_cvats_undivided_list_with_subfolders_is_divided(tmp_path):
     assert sorted([*read_ids(tmp_path, "train"), "day 0/4", "day 1/9"]) == sorted(names)
 
 
+def test_of_fewer_than_five_undivided_images_the_last_is_held_back(tmp_path):
+    write(tmp_path, "default", {name: annotation(("cat", 1, 1, 9, 9)) for name in "abc"})
+    assert (read_ids(tmp_path, "train"), read_ids(tmp_path, "val")) == (["a", "b"], ["c"])
+
+
 def flat(root: Path, **names: str) -> Path:
     """A folder as Roboflow exports VOC: annotations beside the images, no lists."""
     for folder, ids in names.items():
@@ -538,6 +543,13 @@ def test_lists_beside_the_annotations_divide_them(tmp_path):
     assert (default_train(tmp_path), default_test(tmp_path)) == (("voc_train",), ("voc_val",))
     assert [record["image_id"] for record in load_voc_instances(tmp_path, "train", VOC_CLASSES)] == ["a", "c"]
     assert read_ids(tmp_path, "val") == ["b"]
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    for name in "abc":
+        (tmp_path / f"{name}.xml").rename(tmp_path / f"Annotations/{name}.xml")
+    assert read_ids(tmp_path, "train") == ["a", "c"]
+    (tmp_path / "ImageSets/Main/train.txt").write_text("b\n")  # VOC's own list wins
+    assert read_ids(tmp_path, "train") == ["b"]
 
 
 # classes

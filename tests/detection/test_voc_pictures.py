@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,7 @@ def test_training_and_check_refuse_the_same_at_their_start(
     table = capsys.readouterr().out
     assert expected in table
     assert table.count(" complete ") == 1
+    assert re.search(r" broken +(\d of \d)", table)[1] == {"b": "2 of 3", "d": "0 of 1"}[name]
 
 
 def test_several_odd_pictures_are_named_in_one_line(folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from detection.yolov3.anchors import mean_best_iou
-from tools.anchors import main
+from tools.anchors import main, object_sizes
 
 OBJECT = "<object><name>{}</name><difficult>0</difficult><truncated>0</truncated><bndbox>{}</bndbox></object>"
 
@@ -45,6 +45,12 @@ def test_prints_anchors_that_fit_better_and_their_iou(voc, capsys):
     assert mean_best_iou(sizes, anchors.flatten(0, 1)) == pytest.approx(new, abs=1e-4)
 
 
+def test_the_longer_side_of_an_image_becomes_the_size_whether_it_lies_or_stands():
+    lying, upright = {"height": 100, "width": 200}, {"height": 200, "width": 100}
+    records = [{**sides, "annotations": [{"bbox": [10, 20, 30, 70]}]} for sides in (lying, upright)]
+    assert object_sizes(records, 400).tolist() == [[40, 100]] * 2
+
+
 def test_a_size_of_nothing_is_refused(voc, capsys):
     with pytest.raises(SystemExit):
         main(["--data", str(voc), "--size", "0"])
@@ -56,3 +62,6 @@ def test_too_few_objects(voc, capsys):
     with pytest.raises(SystemExit):
         main(["--data", str(voc)])
     assert "2 objects in voc_train, expected 9" in capsys.readouterr().err
+    (voc / "ImageSets" / "Main" / "train.txt").write_text("\n".join(f"{7 * n:06d}" for n in range(9)))
+    main(["--data", str(voc)])
+    assert "9 objects of voc_train" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from detection.drawing import class_colors
+from detection.voc_annotations import read_annotations
 from tests.conftest import ForkServer
 from tools import check_datasets
 
@@ -289,3 +290,28 @@ def test_birds_a_folder_a_class_are_counted(tmp_path, folders, monkeypatch, caps
     with pytest.raises(SystemExit):
         check_datasets.main()
     assert "wren/4.png: cannot be read as an image" in capsys.readouterr().out
+
+
+def test_sizes_of_objects_are_counted_as_coco_counts_them(tmp_path):
+    """On either side of 32 x 32 and of 96 x 96 pixels."""
+    write_voc(tmp_path, {"train": ["a"]})
+    objects = "".join(
+        f"<object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>{x}</xmax><ymax>{y}</ymax></bndbox></object>"
+        for x, y in ((31, 33), (32, 32), (95, 97), (96, 96))
+    )
+    text = f"<annotation><size><width>100</width><height>100</height></size>{objects}</annotation>"
+    (tmp_path / "Annotations/a.xml").write_text(text)
+    said = check_datasets.describe_objects(read_annotations(tmp_path, "train", ["a"]))
+    assert said == "4 objects (cat 4); 1 small, 2 middle-sized, 1 large; 0 of 1 images without objects"
+
+
+def test_pictures_that_are_drawn_come_from_the_whole_split(tmp_path, monkeypatch):
+    monkeypatch.setattr(check_datasets, "DRAWN", 2)
+    write_voc(tmp_path, {"train": ["a", "b", "c"]})
+    colours = {"a": (255, 0, 0), "b": (0, 255, 0), "c": (0, 0, 255)}
+    for name, colour in colours.items():
+        Image.new("RGB", (40, 30), colour).save(tmp_path / f"JPEGImages/{name}.jpg")
+        (tmp_path / f"Annotations/{name}.xml").write_text(OF_A_CAT)
+    drawn = check_datasets.draw_annotated(tmp_path, "train", ["cat"], "train").astype(int)
+    shares = {name: (np.abs(drawn - colour).max(axis=2) < 8).mean() for name, colour in colours.items()}
+    assert shares["a"] > 0.2 and shares["c"] > 0.2 and shares["b"] < 0.05

@@ -2,13 +2,16 @@
 
 import hashlib
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -181,6 +184,20 @@ def test_too_little_space_is_noticed_before_anything_is_fetched(archives, server
     with pytest.raises(UserError, match="GB free"):
         download(["voc2007"], tmp_path, server.address)
     assert server.starts == []
+
+
+def test_space_is_needed_for_the_archives_and_as_much_again_but_for_what_is_there(
+    archives, server, tmp_path, monkeypatch
+):
+    name, content = next(iter(archives.items()))
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "archives" / f"{name}.part").write_bytes(content[:100_000])
+    needed = 2 * sum(map(len, archives.values())) - 100_000
+    for free, has_room in ((needed - 1, False), (needed, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        with nullcontext() if has_room else pytest.raises(UserError, match="GB free"):
+            download(["voc2007"], tmp_path, server.address)
+        assert bool(server.starts) == has_room
 
 
 @pytest.mark.parametrize("name", ["../evil.txt", "VOCdevkit/VOC2007/../../../evil.txt", "/tmp/evil.txt"])

@@ -284,6 +284,12 @@ def test_detectron2_scores_the_submission_alike(data: Path, tmp_path: Path):
         assert (recall[-1], ap) == pytest.approx((expected["recall"], expected["AP50"]))
 
 
+def test_a_class_of_several_words_and_a_box_without_width_are_read(tmp_path: Path):
+    (tmp_path / "comp4_det_test_traffic_light.txt").write_text("a 0.5 11 21 10 60\n")
+    detections = read_detections(tmp_path, [{"image_id": "a"}], ["traffic_light"])
+    assert detections.box.tolist() == [[10, 20, 10, 60]]
+
+
 def test_a_split_without_annotations_can_be_submitted(tmp_path: Path):
     (tmp_path / "VOC2012/ImageSets/Main").mkdir(parents=True)
     (tmp_path / "VOC2012/ImageSets/Main/test.txt").write_text("2008_000001\n2008_000004\n")

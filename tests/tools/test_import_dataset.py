@@ -1,6 +1,8 @@
 """Data sets of COCO's and YOLO's form into VOC's layout: numbers by hand, and boxes that come back as they were."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -156,10 +158,13 @@ def test_folders_of_yolo_in_any_case_and_hidden_files(tmp_path: Path) -> None:
     draw(root / "Images" / "a.jpg")
     write(root / "Labels" / "a.txt", "0 0.5 0.5 0.25 0.5\n")
     draw(root / "Images" / "b.jpg")
+    draw(root / "images" / "old" / "images" / "c.jpg")
+    write(root / "images" / "old" / "labels" / "c.txt", "0 0.5 0.5 0.25 0.5\n")  # in the place of the last
     main([str(root), "--out", str(tmp_path / "out")])
     assert read_labels(tmp_path / "out") == ("cat",)
     found = boxes(tmp_path / "out", "train") | boxes(tmp_path / "out", "val")
-    assert {image: [name for name, _ in objects] for image, objects in found.items()} == {"a": ["cat"], "b": []}
+    names = {image: [name for name, _ in objects] for image, objects in found.items()}
+    assert names == {"a": ["cat"], "b": [], "c": ["cat"]}
 
 
 def test_labels_that_are_nowhere_are_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,10 +262,67 @@ def test_nothing_is_overwritten_and_pictures_stay(tmp_path: Path, capsys: pytest
     source = write(tmp_path / "coco.json", coco(["a.jpg"], []))
     write(tmp_path / "mine/notes.txt", "mine")
     assert "mine: is there, and nothing is overwritten" in refused(capsys, source, "--out", tmp_path / "mine")
+    write(tmp_path / ".out.part/Annotations/old.xml", "of a call that was killed")
     main([str(source), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out/Annotations/old.xml").exists()
     assert "is there, and nothing is overwritten" in refused(capsys, source, "--out", tmp_path / "out")
     assert (tmp_path / "out/JPEGImages/a.jpg").read_bytes() == (tmp_path / "a.jpg").read_bytes() == photo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "coco.json", "mine", "out"]
+
+
+def test_pictures_are_hard_linked_or_on_another_disk_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(tmp_path / "deep/a.jpg")
+    (tmp_path / "a.jpg").symlink_to("deep/a.jpg")
+    source = write(tmp_path / "coco.json", coco(["a.jpg"], []))
+    main([str(source), "--out", str(tmp_path / "linked")])
+    picture = tmp_path / "linked/JPEGImages/a.jpg"
+    assert not picture.is_symlink() and picture.samefile(tmp_path / "deep/a.jpg")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    main([str(source), "--out", str(tmp_path / "copied")])
+    picture = tmp_path / "copied/JPEGImages/a.jpg"
+    assert not picture.samefile(tmp_path / "deep/a.jpg")
+    assert picture.read_bytes() == (tmp_path / "deep/a.jpg").read_bytes()
+
+
+def test_pictures_of_coco_are_found_by_their_path_or_their_name(tmp_path: Path) -> None:
+    """The paths may be those of Windows, or of a machine that had other folders."""
+    for name in ("deep/a.jpg", "b.jpg"):
+        draw(tmp_path / name)
+    source = write(tmp_path / "train.json", coco(["deep\\a.jpg", "D:\\old\\b.jpg"], []))
+    main([str(source), "--out", str(tmp_path / "out")])
+    assert sorted(path.name for path in (tmp_path / "out/JPEGImages").iterdir()) == ["a.jpg", "b.jpg"]
+
+
+def test_coco_may_tell_the_size_of_the_pixels_as_they_are_stored(tmp_path: Path) -> None:
+    """What EXIF turns by a quarter is shown with height and width exchanged."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    draw(tmp_path / "a.jpg", exif=exif)
+    annotation = {"image_id": 10, "category_id": 3, "bbox": [40, 8, 24, 30]}  # where only the stored pixels reach
+    main([str(write(tmp_path / "train.json", coco(["a.jpg"], [annotation]))), "--out", str(tmp_path / "out")])
+    assert boxes(tmp_path / "out", "train") == {"a": [("cat", [40, 8, 64, 38])]}
+
+
+def test_classes_of_coco_come_in_the_order_of_their_ids_without_the_parent_of_the_others(tmp_path: Path) -> None:
+    """Roboflow's first category is that parent. A class of which there is no object keeps its place."""
+    draw(tmp_path / "a.jpg")
+    content = json.loads(coco(["a.jpg"], [{"image_id": 10, "category_id": 1, "bbox": [1, 1, 9, 9]}]))
+    classes = [(2, "ant", "pets"), (0, "pets", "none"), (1, "zebra", "pets")]
+    content["categories"] = [{"id": n, "name": name, "supercategory": parent} for n, name, parent in classes]
+    main([str(write(tmp_path / "train.json", json.dumps(content))), "--out", str(tmp_path / "out")])
+    assert read_labels(tmp_path / "out") == ("zebra", "ant")
+
+
+def test_a_class_whose_name_would_be_a_remark_is_read_again(tmp_path: Path) -> None:
+    draw(tmp_path / "a.jpg")
+    annotations = [{"image_id": 10, "category_id": 3 * n, "bbox": [n, n, 9, 9]} for n in (1, 2)]
+    source = write(tmp_path / "train.json", coco(["a.jpg"], annotations, ("# 1", "dog")))
+    main([str(source), "--out", str(tmp_path / "out")])
+    assert boxes(tmp_path / "out", "train") == {"a": [("# 1", [1, 1, 10, 10]), ("dog", [2, 2, 11, 11])]}
 
 
 @pytest.mark.parametrize(

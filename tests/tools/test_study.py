@@ -72,7 +72,10 @@ def test_begun_run_is_resumed_but_for_a_sweep_which_goes_on_by_itself(tmp_path: 
 
 
 def test_the_loss_shown_is_the_newest_of_the_running_stage(tmp_path: Path) -> None:
-    for name, rows in {"first": [{"train_loss": 4.0}], "second/trial": [{"total_loss": 2.0}, {"AP50": 0.5}]}.items():
+    for name, rows in {
+        "first": [{"train_loss": 4.0}],
+        "second/trial": [{"total_loss": 3.0}, {"total_loss": 2.0}, {"AP50": 0.5}],
+    }.items():
         (tmp_path / name).mkdir(parents=True)
         for row in rows:
             append_metrics(tmp_path / name, {"iteration": 0, **row})

@@ -1,13 +1,14 @@
 """Pictures of proposals beside detections, by a very small untrained detector."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tools.scenes import draw_scene
+from tests.tools.scenes import draw_scene, draw_voc
 from tools.visualize_proposals import COLORMAP, main
 
 RUN = "faster_rcnn_R_50_FPN-sample"  # of `output`
@@ -56,5 +57,21 @@ def test_equal_names_stay_apart_and_an_odd_file_is_left_out(output, tmp_path, mo
         color = np.rint(255 * np.array(COLORMAP(best["objectness"])[:3]))
         assert (np.abs(drawn[:, :660] - color).max(axis=2) <= 2).sum() > 50
         assert len(record["proposals"]) > 5
+        assert (record["height"], record["width"]) == (480, 640)
+        x, y, width, height = np.array([proposal["bbox"] for proposal in record["proposals"]]).T
+        assert (x + width).max() <= 640.01 and (y + height).max() <= 480.01
         scores = [proposal["objectness"] for proposal in record["proposals"]]
         assert scores == sorted(scores, reverse=True)
+
+
+def test_recall_is_of_the_objects_that_are_not_difficult(output, tmp_path, monkeypatch, capsys):
+    draw_voc(tmp_path)
+    for number in (4, 5):
+        path = tmp_path / f"Annotations/{number}.xml"
+        path.write_text(path.read_text().replace("<difficult>0", "<difficult>1", 1))
+    (tmp_path / "ImageSets/Main/test.txt").write_text("4\n5\n6\n")
+    run = shutil.copytree(output / RUN, tmp_path / "run", ignore=shutil.ignore_patterns("proposals"))
+    monkeypatch.setattr(sys, "argv", ["program", "--weights", str(run), "--data", str(tmp_path)])
+    main()
+    assert "on 3 images of voc_test, 4 objects, difficult ones left out" in capsys.readouterr().out
+    assert sorted(path.name for path in (run / "proposals").glob("?.png")) == ["4.png", "5.png", "6.png"]
