@@ -319,8 +319,7 @@ def _matches(name: str, suffixes: Collection[str]) -> list[Path]:
     path = Path(name).expanduser()
     try:
         if path.is_dir():
-            children = (child for child in path.iterdir() if child.suffix.lower() in suffixes)
-            return sorted(child for child in children if not child.name.startswith("."))
+            return sorted(child for child in path.glob("[!.]*") if child.suffix.lower() in suffixes)
         if path.is_file():
             return [path]
     except OSError as error:
@@ -332,5 +331,9 @@ def _matches(name: str, suffixes: Collection[str]) -> list[Path]:
     pattern = path.parts[first:]
     if any("**" in part and part != "**" for part in pattern):
         return []  # no pattern that a path knows
-    found = Path(*path.parts[:first]).glob(str(Path(*pattern))) if pattern else ()
-    return sorted(child for child in found if child.is_file())
+    if not pattern:
+        return []
+    found = (child for child in Path(*path.parts[:first]).glob(str(Path(*pattern))) if child.is_file())
+    if pattern[-1].startswith("."):
+        return sorted(found)
+    return sorted(child for child in found if not child.name.startswith("."))  # as a shell leaves out hidden files

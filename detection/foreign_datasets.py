@@ -141,21 +141,21 @@ def read_yolo(root: Path, remarks: Counter[str]) -> tuple[list[Picture], list[st
     paths = _yolo_pictures(root)
     if not paths:
         raise UserError(f"{root}: holds no picture; expected {', '.join(sorted(SUFFIXES))} files below it")
+    labels_of = {path: next(filter(Path.is_file, _label_files(path, root)), None) for path in paths}
+    if not any(labels_of.values()):
+        raise UserError(
+            f"{root}: none of the {len(paths)} pictures has a file of labels; expected NAME.txt beside NAME.jpg, or in "
+            "labels/ where the picture is in images/"
+        )
     pictures, splits = [], _yolo_splits(root, paths)
-    for path in tqdm(paths, "pictures", disable=None, leave=False):
+    for path, labels in tqdm(labels_of.items(), "pictures", disable=None, leave=False):
         height, width = read_size(path)
         objects = []
-        labels = next(filter(Path.is_file, _label_files(path, root)), None)
         if labels is None:
             remarks[UNLABELLED] += 1
         else:
             objects = list(_yolo_objects(labels, names, height, width, has_keypoints, remarks))
         pictures.append(Picture(path, splits[path], height, width, objects))
-    if remarks[UNLABELLED] == len(paths):
-        raise UserError(
-            f"{root}: none of the {len(paths)} pictures has a file of labels; expected NAME.txt beside NAME.jpg, or in "
-            "labels/ where the picture is in images/"
-        )
     return pictures, names
 
 

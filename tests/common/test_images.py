@@ -39,6 +39,8 @@ def test_names_folders_and_patterns(folder: Path) -> None:
     assert find_images([]) == []
     (folder / "._b.jpg").touch()  # macOS puts it beside the photograph
     assert len(find_images([str(folder)])) == 4
+    assert [path.name for path in find_images([f"{folder}/*.jpg"])] == ["b.jpg"]
+    assert [path.name for path in find_images([f"{folder}/.*.jpg"])] == ["._b.jpg"]
 
 
 def test_a_name_that_is_there_is_no_pattern(folder: Path) -> None:

@@ -174,6 +174,17 @@ def test_labels_that_are_nowhere_are_missed(tmp_path: Path, capsys: pytest.Captu
     assert "none of the 1 pictures has a file of labels" in refused(
         capsys, tmp_path / "yolo", "--out", tmp_path / "out"
     )
+    # Beside another source, of which one of two pictures has none.
+    write(tmp_path / "other/classes.txt", "cat\n")
+    write(tmp_path / "other/a.txt", "0 0.5 0.5 0.25 0.5\n")
+    for name in ("a", "b"):
+        draw(tmp_path / "other" / f"{name}.jpg")
+    assert "yolo: none of the 1 pictures has a file of labels" in refused(
+        capsys, tmp_path / "other", tmp_path / "yolo", "--out", tmp_path / "out"
+    )
+    write(tmp_path / "yolo/images/a.txt", "0 0.5 0.5 0.25 0.5\n")
+    main([str(tmp_path / "other"), str(tmp_path / "yolo"), "--out", str(tmp_path / "out")])
+    assert "1 pictures without a file of labels" in capsys.readouterr().out
 
 
 def test_files_of_coco_that_are_named_one_by_one_keep_their_splits(tmp_path: Path) -> None:
