@@ -29,7 +29,7 @@ from tests.tools.scenes import TINY, TINY_FRCNN, TINY_YOLOV3, draw_voc
 from tools import compare_detectors, visualize_proposals
 from tools.report.__main__ import main
 from tools.report.birds import sweep
-from tools.report.document import BROWSERS, NONE
+from tools.report.document import BROWSERS, NONE, figure
 from tools.report.runs import Runs
 from tools.report.study import CLASSES, FINDINGS, STUDY
 
@@ -525,6 +525,18 @@ def test_what_was_found_beside_each_claim_is_what_the_files_say(copy: Path) -> N
         (said,) = [said for text, said in found.items() if claim in text]
         assert said.startswith(expected)
     assert "Best: rate 0.01 with 1 epochs, validation top-1 60.00 %, test top-1 10.00 %" in next(sweep(runs))
+    # What was tested on another split of the same data is not compared.
+    sessions = copy / "yolov3_darknet53" / "evaluation" / "environment.json"
+    sessions.write_text(json.dumps([{**json.loads(sessions.read_text())[-1], "test": ["voc12_val"]}]))
+    assert dict(FINDINGS)[next(text for text in found if "clearly behind" in text)](Runs(copy)) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "is_difference", "text"),
+    [(-0.001, False, "0.00"), (-0.001, True, "0.00"), (0.006, True, "+0.01"), (-1234.5, True, "-1,234.50")],
+)
+def test_a_figure_that_is_rounded_to_zero_has_no_sign(value: float, is_difference: bool, text: str) -> None:
+    assert figure(value, 2, is_difference) == text
 
 
 def test_figures_of_the_study_are_those_it_states(shared: Path) -> None:
