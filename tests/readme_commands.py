@@ -55,6 +55,7 @@ SHORT = [
     ("detection/configs/Sample-yolov3.yaml", r"MAX_EPOCHS: .*", "MAX_EPOCHS: 1.0"),
     ("detection/configs/Sample-yolov3.yaml", r"WARMUP_ITERS: .*", "WARMUP_ITERS: 2"),
     ("detection/configs/faster_rcnn_R_50_FPN_small.yaml", r"MAX_EPOCHS: .*", "MAX_EPOCHS: 1.0"),
+    ("detection/configs/yolov3_darknet53_small.yaml", r"MAX_EPOCHS: .*", "MAX_EPOCHS: 1.0"),
     ("detection/configs/yolov3_tiny_coco.yaml", r"MAX_EPOCHS: .*", "MAX_EPOCHS: 1.0"),
     ("classification/recipes/study.yaml", r"image_size: .*", "image_size: 32"),
     ("classification/recipes/study.yaml", r"(?m)^model: .*", "model: resnet10t\\npretrained: false"),
