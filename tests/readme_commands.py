@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = {
     "make test": "is what runs this",
     "make app": "a server: tests/tools/test_app.py",
+    "make lock": "needs the package registry",
     "NNODES=2": "needs two machines: tests/detection/test_train_net.py trains two nodes on loopback",
 }
 # Without network these end with one line that says what to do, and exit code 2.
