@@ -16,8 +16,8 @@ takes that of its object, unless the object is found already or a better scored 
 such a detection, and every one of the other kinds, is removed; missed objects are no longer asked for. Costs do not add
 up to 1 - AP50, as precision and recall are not additive, but mending all kinds at once gives AP50 = 1.
 
-Matching and average precision are those of `detection.evaluation`. Difficult objects are objects here: a detection
-moved to one is ignored from then on, and none is ever missed.
+Matching is that of `detection.matching`, average precision that of `detection.evaluation`. Difficult objects are
+objects here: a detection moved to one is ignored from then on, and none is ever missed.
 
 Source: Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors", ECCV 2020. The order of the
 kinds, which the paper leaves open, is that of its authors' program.

@@ -95,8 +95,8 @@ def left_to_do(stages: Sequence[Stage], output: Path) -> list[Stage]:
         renewed = sorted({other.name for other in left}.intersection(stage.needs))
         if renewed and stage.run and is_there:
             raise UserError(
-                f"{stage.run}: began from {', '.join(renewed)}, which is not finished or gone: delete this folder, so "
-                "that it begins anew"
+                f"{stage.run}: began from {', '.join(renewed)}, which is unfinished or was deleted: delete this folder "
+                "too, so that it begins anew"
             )
         is_done = record["is_finished"] and record["arguments"] == stage.arguments and is_there
         if renewed or not is_done:

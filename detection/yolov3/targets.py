@@ -1,7 +1,7 @@
 """Which prediction answers for which object, and which ones are no background examples.
 
-Everything works on all objects of a batch at once. Predictions are numbered level by level (finest first), row by row,
-cell by cell, anchor by anchor: 0 to R - 1, in the order of `YOLOAnchorGenerator`. On a GPU the host waits for nothing.
+All objects of a batch are assigned at once. Predictions are numbered level by level (finest first), row by row, cell by
+cell, anchor by anchor: 0 to R - 1, in the order of `YOLOAnchorGenerator`. On a GPU the host waits for nothing.
 """
 
 from collections.abc import Sequence

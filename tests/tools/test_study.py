@@ -43,7 +43,7 @@ def test_what_began_from_a_run_that_is_trained_again_begins_anew(tmp_path: Path,
     second = Stage("second", ["second"], run=tmp_path / "second", needs=("first",))
     keep(output, {stage.name: stage.arguments for stage in (first, second)})
     (tmp_path / "second").mkdir()
-    with pytest.raises(UserError, match=f"{second.run}: began from first, which .*: delete this folder"):
+    with pytest.raises(UserError, match=f"{second.run}: began from first, which .*: delete this folder too"):
         left_to_do([first, second], output)
     (tmp_path / "second").rmdir()
     assert left_to_do([first, second], output) == [first, second]

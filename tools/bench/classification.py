@@ -66,7 +66,20 @@ class Pictures(Dataset):
         return (self.transform(image) if self.transform else image), self.birds[index].label
 
 
-class Plain:
+class Measured:
+    """A training whose network can be measured on other photographs."""
+
+    model: nn.Module
+
+    def accuracy(self, birds: list[Bird], size: int) -> dict[str, float]:
+        """Top-1 and top-5 in float32 on centre crops."""
+        loader = build_test_loader(birds, size, 0.875, batch_size=64, workers=0)
+        prepare = BatchAugmentation(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        measured = evaluate(self.model, loader, prepare, "float32")
+        return {"test top-1, %": measured["top1"], "test top-5, %": measured["top5"]}
+
+
+class Plain(Measured):
     """The loop that every tutorial has: batches from a loader, float32, channels first."""
 
     def __init__(self, model: nn.Module, loader: Iterable, optimizer: torch.optim.Optimizer, device: torch.device):
@@ -89,12 +102,8 @@ class Plain:
             loss.backward()
             self.optimizer.step()
 
-    def accuracy(self, birds: list[Bird], size: int) -> dict[str, float]:
-        """Measures the network on other photographs."""
-        return measure_alike(self.model, birds, size)
 
-
-class Ours:
+class Ours(Measured):
     """`classification.engine.Trainer` with the study's recipe; decoding is part of the first epoch."""
 
     def __init__(self, birds: list[Bird], classes: int, size: int, device: torch.device, lr: float):
@@ -125,10 +134,6 @@ class Ours:
         ]
         self.trainer.train(iter(batches), self.iterations)
         return self.trainer.train(iter(batches), self.iterations)["images_per_second"]
-
-    def accuracy(self, birds: list[Bird], size: int) -> dict[str, float]:
-        """Measures the network on other photographs."""
-        return measure_alike(self.model, birds, size)
 
 
 PLAIN, TIMM, OURS = "plain torchvision loop", "timm's script at its defaults", "ours"
@@ -260,10 +265,3 @@ def training_accuracy(root: Path, size: int = 64, epochs: int = 6) -> pd.DataFra
         table.append({"what": what, "by": name, "precision": precision, "s": seconds} | accuracy)
         training.close()
     return pd.DataFrame(table)
-
-
-def measure_alike(model: nn.Module, birds: list[Bird], size: int) -> dict[str, float]:
-    """Top-1 and top-5 in float32 on centre crops."""
-    loader = build_test_loader(birds, size, 0.875, batch_size=64, workers=0)
-    measured = evaluate(model, loader, BatchAugmentation(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), "float32")
-    return {"test top-1, %": measured["top1"], "test top-5, %": measured["top5"]}
