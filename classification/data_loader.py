@@ -19,15 +19,16 @@ from tqdm import tqdm
 
 from classification.cub import Bird
 from classification.recipe import Recipe
+from common.cgroups import memory_left
 from common.images import read_image, read_size
 from common.processes import rank, world_size
-from common.runtime import default_device
+from common.runtime import compute_alone, default_device
 from common.stream import TrainingStream, build_loader, build_train_loader
+from common.threads import available_cores
 
 logger = logging.getLogger(__name__)
 
 LONGEST = 16  # aspect ratio beyond which a photograph is cropped to its middle before it is resized
-CGROUP = Path("/sys/fs/cgroup")  # of a container
 
 
 def read_resized(path: Path, side: int) -> Tensor:
@@ -155,7 +156,8 @@ class ImageCache:
         Raises:
             UserError: an image cannot be read.
         """
-        with ThreadPoolExecutor() as pool:
+        rank, ranks = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        with ThreadPoolExecutor(max(1, available_cores() // ranks), initializer=compute_alone) as pool:
             sizes = list(pool.map(partial(_resized_bytes, side), [bird.path for bird in birds]))
             offsets = np.cumsum([8 * len(birds), *sizes]).tolist()
             memory = _shared_memory(offsets[-1])
@@ -168,7 +170,6 @@ class ImageCache:
                 cache._shapes[index] = torch.tensor(image.shape[1:], dtype=torch.int32)
                 cache[index].copy_(image)
 
-            rank, ranks = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
             mine = range(rank, len(birds), ranks)
             is_hidden = rank > 0 or None  # None shows it on a terminal alone
             for _ in tqdm(pool.map(fill, mine), "decoding images", len(mine), leave=False, disable=is_hidden):
@@ -184,16 +185,9 @@ def _resized_bytes(side: int, path: Path) -> int:
     return 3 * side * int(side * min(long, LONGEST * short) / short)
 
 
-def _available_bytes() -> int:
-    """Free memory of the machine, or of the container when that is less."""
-    available = psutil.virtual_memory().available
-    limit, used, statistics = (CGROUP / name for name in ("memory.max", "memory.current", "memory.stat"))
-    if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
-        counts = dict(map(str.split, statistics.read_text().splitlines())) if statistics.is_file() else {}
-        # Files that were read count as used, though the kernel drops them when memory is asked for.
-        droppable = int(counts.get("inactive_file", 0))
-        available = min(available, int(text) - int(used.read_text()) + droppable)
-    return available
+def _available_bytes() -> float:
+    """Free memory of the machine, or what is left of the limit of this process when that is less."""
+    return min(psutil.virtual_memory().available, memory_left())
 
 
 def _shared_memory(size: int) -> Tensor | None:

@@ -8,7 +8,7 @@ from typing import Any
 import timm
 import torch
 import torchvision
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
+from timm.data import resolve_model_data_config
 from torch import nn
 
 from common.errors import UserError, first_line
@@ -51,8 +51,6 @@ def build_model(
         UserError: no such model, or `weights` is of another model.
         PretrainedWeightsUnavailable: the hub has no answer.
     """
-    if name != ALEXNET:
-        _check_name(name)
     from_hub = pretrained and weights is None
     try:
         if name == ALEXNET:
@@ -70,6 +68,7 @@ def build_model(
         ) from None
     if weights is not None:
         load_weights(model, weights)
+    leave_cores(model)
     return model
 
 
@@ -108,6 +107,7 @@ def check_image_size(name: str, model: nn.Module, image_size: int) -> None:
 
 
 def _build_timm(name: str, num_classes: int, from_hub: bool, drop_rate: float | None) -> nn.Module:
+    _check_name(name)
     try:
         overlay = locate_weights(name) if from_hub else None
     except LookupError as error:
@@ -163,9 +163,7 @@ def parameter_groups(model: nn.Module, backbone_lr_scale: float) -> list[dict]:
 
 def mean_and_std(model: nn.Module) -> tuple[list[float], list[float]]:
     """Mean and standard deviation, in RGB on a range of 0 to 1, of the images that the model's weights expect."""
-    if isinstance(model, torchvision.models.AlexNet):
-        return list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
-    config = resolve_model_data_config(model)
+    config = resolve_model_data_config(model)  # of AlexNet, which has none of timm's, the default: ImageNet's
     return list(config["mean"]), list(config["std"])
 
 
@@ -209,5 +207,4 @@ def load_classifier(path: Path) -> tuple[nn.Module, dict]:
         )
     model = build_model(checkpoint["model_name"], len(checkpoint["class_names"]))
     load_state(model, weights_of(checkpoint), path)
-    leave_cores(model)
     return model.eval(), checkpoint

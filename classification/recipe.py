@@ -245,8 +245,9 @@ def _check(recipe: Recipe, path: Path) -> None:
         least = f"{low} or more" if ends[0] == "[" else f"more than {low}"
         most = "" if high == math.inf else f" and at most {high}" if ends[1] == "]" else f" and less than {high}"
         raise UserError(f"{path}: {key}={value}: expected {least}{most}")
-    # Those excluded need libraries that are not installed, or second derivatives.
-    optimizers = [str(name) for name in list_optimizers(exclude_filters=["bnb*", "fused*", "adahessian"])]
+    # Those excluded need libraries that are not installed, or second derivatives, or draw in each process on their own.
+    left_out = ["bnb*", "fused*", "adahessian", "kron*"]
+    optimizers = [str(name) for name in list_optimizers(exclude_filters=left_out)]
     if recipe.optimizer not in optimizers:
         close = difflib.get_close_matches(recipe.optimizer, optimizers, n=3) or ["sgd", "adamw"]
         raise UserError(

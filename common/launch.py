@@ -21,6 +21,8 @@ import sys
 from common.errors import UserError, exits_on_user_error
 from common.threads import share_cores
 
+# What torch's launcher hands on to the processes; Windows has but two of them.
+HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 PORT = 29500  # torch's own; jobs of one cluster add their number to it, so that two on one machine do not meet
 
 
@@ -134,7 +136,9 @@ def launch(module: str, arguments: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
-    options = [f"--nproc-per-node={processes}"]
+    # After Ctrl-C the first process ends its evaluation and saves. Signals that nohup has switched off stay so.
+    handled = [each.name for each in HANDLED if signal.getsignal(each) != signal.SIG_IGN]
+    options = [f"--nproc-per-node={processes}", f"--signals-to-handle={','.join(handled)}", "--shutdown-timeout=3600"]
     if nodes == 1:
         options += ["--standalone", "--local-addr=127.0.0.1"]  # on a free port
     else:
@@ -144,8 +148,7 @@ def launch(module: str, arguments: list[str]) -> None:
             raise UserError(f"DIST_URL={url}: expected tcp://HOST:PORT of machine 0 with NNODES={nodes}")
         options += [f"--nnodes={nodes}", f"--node-rank={node_rank}"]
         options += [f"--master-addr={address[1]}", f"--master-port={address[2]}"]
-    if not gpus:
-        share_cores(processes)  # or each would take all of them, and they would fight
+    share_cores(processes)  # or each would take all of them, and they would fight
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):  # the process that failed says why itself
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -165,7 +168,7 @@ def launch(module: str, arguments: list[str]) -> None:
 
 @exits_on_user_error
 def main() -> None:
-    """Runs a module in a process that torch's launcher started."""
+    """Runs the module named first on the command line with the arguments that follow."""
     launch(sys.argv[1], sys.argv[2:])
 
 

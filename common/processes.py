@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from common.launch import end_with_parent
 from common.runtime import compute_alike, default_device, fastest_precision
 
 T = TypeVar("T")
+HAS_ENDED = "the first process has ended"
 
 
 def rank() -> int:
@@ -44,10 +46,13 @@ def join_processes() -> None:
     if default_device() == "cpu":
         dist.init_process_group("gloo")
         return
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
-    dist.init_process_group("nccl", device_id=device)
-    if world_size() > int(os.environ["LOCAL_WORLD_SIZE"]):
+    # As long as gloo waits: the first process may look at every picture meanwhile.
+    dist.init_process_group("nccl", device_id=device, timeout=timedelta(minutes=30))
+    if not is_main_process():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler does not run while NCCL waits
+    if world_size() > int(os.environ.get("LOCAL_WORLD_SIZE", 1)):
         precisions = [""] * world_size()
         dist.all_gather_object(precisions, fastest_precision(device))
         compute_alike(precisions)
@@ -109,7 +114,7 @@ def deferred_interrupt() -> Iterator[threading.Event]:
     """Lets a loop end between two of its steps: inside the block Ctrl-C only sets an event.
 
     A second Ctrl-C interrupts at once. Among several processes the first alone decides, since it writes the checkpoint:
-    the others go on until it has ended, and a further Ctrl-C, which the launcher sends as well, changes nothing.
+    the others go on until it has ended. At a second Ctrl-C the launcher ends them all.
 
     Raises:
         Interrupted: another process than the first lost the others after Ctrl-C.
@@ -121,10 +126,12 @@ def deferred_interrupt() -> Iterator[threading.Event]:
         if pressed.is_set() and alone:
             raise Interrupted
         if not pressed.is_set() and is_main_process():
-            end = ", Ctrl-C again ends at once" if alone else ""
-            print(f"\nStopping after this step, with a checkpoint{end}", file=sys.stderr)
+            print("\nStopping after this step, with a checkpoint, Ctrl-C again ends at once", file=sys.stderr)
         pressed.set()
 
+    left = threading.Event()
+    if dist.is_initialized() and not is_main_process():
+        threading.Thread(target=_end_after_first, args=(left,), daemon=True).start()
     before = signal.signal(signal.SIGINT, on_signal)
     try:
         yield pressed
@@ -135,6 +142,24 @@ def deferred_interrupt() -> Iterator[threading.Event]:
     finally:
         # The launcher's own may come when this process is about to end.
         signal.signal(signal.SIGINT, signal.SIG_IGN if pressed.is_set() and not alone else before)
+        left.set()
+        if pressed.is_set() and dist.is_initialized() and is_main_process():
+            _store_of_launcher().set(HAS_ENDED, "")
+
+
+def _end_after_first(left: threading.Event) -> None:
+    """Ends this process once the first has saved after Ctrl-C, for which it would wait in NCCL until it is killed."""
+    with suppress(dist.DistError):  # a store in the first process ends with it
+        store = _store_of_launcher()
+        while not left.wait(1):
+            if store.check([HAS_ENDED]):
+                if os.environ.get("LOCAL_RANK", "0") == "0":  # on another machine
+                    print("interrupted: the first process was, and has saved a checkpoint", file=sys.stderr)
+                os._exit(130)
+
+
+def _store_of_launcher() -> dist.TCPStore:
+    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
 
 
 def ignore_interrupt() -> None:

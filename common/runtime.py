@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import itertools
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from common.convolution import PlainWeightGradients
 from common.errors import UserError
-from common.threads import LoadWatch
+from common.threads import INTERVAL, TRAINING_INTERVAL, LoadWatch
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ def gpu_count() -> int:
     if not torch.cuda.is_available():
         _warn_of_old_driver()
         return 0
-    # CUDA puts the fastest first, so that these have the numbers 0, 1, ...
-    return sum(map(_is_supported, range(torch.cuda.device_count())))
+    # They are used by the numbers 0, 1, ..., so that none behind one that cannot be used counts.
+    return len(list(itertools.takewhile(_is_supported, range(torch.cuda.device_count()))))
 
 
 def visible_gpus() -> list[str]:
@@ -56,7 +57,7 @@ def _is_supported(gpu: int) -> bool:
         return True
     logger.warning(
         "%s has compute capability %d.%d and PyTorch is built for %.1f and later: it cannot be used. Install a PyTorch "
-        "and torchvision for an earlier CUDA, such as 12.6",
+        "and torchvision for an earlier CUDA, such as 12.6, or leave it out: CUDA_VISIBLE_DEVICES",
         *(torch.cuda.get_device_name(gpu), major, minor, oldest / 10),
     )
     return False
@@ -149,22 +150,39 @@ def gradient_scaler(device: torch.device, precision: str) -> torch.amp.GradScale
 
 
 def leave_cores(model: nn.Module) -> None:
-    """Makes a network predict only on the cores that other processes leave free; training is not changed.
+    """Makes a network on the CPU compute only on the cores that other processes leave free.
 
-    Before the network runs, at most twice a second, the load of the cores is read. The network never takes more threads
-    than torch had before the first such network, which may be fewer than the cores: with hyperthreads, or by the user's
-    choice. If the user or a launcher has set `OMP_NUM_THREADS`, that stays the number of threads.
+    Before the network runs, at most twice a second, the load of the cores is read; in training every five seconds. The
+    network never takes more threads than torch had before the first such network, which may be fewer than the cores:
+    with hyperthreads, or by the user's choice. If the user or a launcher has set `OMP_NUM_THREADS`, that stays the
+    number of threads.
     """
     if "OMP_NUM_THREADS" in os.environ or not hasattr(os, "sched_getaffinity"):
         return
     most, watch = most_threads(), LoadWatch()
+    threads = {True: most, False: most}  # in training and in prediction: what passes during one is not the other's
 
     def settle(module: nn.Module, _: object) -> None:
-        left = None if module.training else watch.cores_left()
-        if left is not None and min(left, most) != torch.get_num_threads():
-            torch.set_num_threads(min(left, most))
+        if torch.compiler.is_compiling() or next(module.parameters()).is_cuda:
+            return
+        left = watch.cores_left(TRAINING_INTERVAL if module.training else INTERVAL)
+        if left is not None:
+            threads[module.training] = min(left, most)
+        if threads[module.training] != torch.get_num_threads():
+            torch.set_num_threads(threads[module.training])
+            if module.training and threads[True] < most:
+                _tell_of_other_work(most)
 
     model.register_forward_pre_hook(settle)
+
+
+@functools.cache  # once a process, since other work comes and goes
+def _tell_of_other_work(most: int) -> None:
+    logger.info(
+        "Other processes work on these cores: trained with as many of the %d threads as they leave free. The number of "
+        "threads changes the last digits; OMP_NUM_THREADS=%d keeps it",
+        *(most, most),
+    )
 
 
 @functools.cache  # once a process: later a network may have made room already

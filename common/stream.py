@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map_only_
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from common.processes import ignore_interrupt, rank, world_size
@@ -95,9 +96,9 @@ class TrainingStream(Dataset):
 
 
 def build_train_loader(
-    stream: TrainingStream, iterations: range, num_workers: int, collate_fn: Callable = default_collate
+    stream: TrainingStream, iterations: range, num_workers: int, collate_fn: Callable = default_collate, **options: Any
 ) -> DataLoader:
-    """This process's share of the batches of the given iterations."""
+    """This process's share of the batches of the given iterations; options are those of `build_loader`."""
     share = stream.batch_size // world_size()
     starts = (iteration * stream.batch_size + rank() * share for iteration in iterations)
     return build_loader(
@@ -106,6 +107,7 @@ def build_train_loader(
         collate_fn,
         batch_sampler=[range(start, start + share) for start in starts],
         generator=torch.Generator(),  # or the first batch after a restart would draw from the model's generator
+        **options,
     )
 
 
@@ -118,13 +120,13 @@ def build_loader(
         dataset: gives the samples.
         num_workers: loading processes that are wanted; see `worker_count`.
         collate_fn: makes a batch of samples: tensors in lists, tuples and dicts.
-        options: of torch's `DataLoader`.
+        options: of torch's `DataLoader`; memory is pinned for the default device unless they say otherwise.
     """
+    options.setdefault("pin_memory", default_device() == "cuda")
     return DataLoader(
         dataset,
         num_workers=worker_count(num_workers),
         collate_fn=partial(_collate_for_sending, collate_fn),
-        pin_memory=default_device() == "cuda",
         worker_init_fn=_prepare_worker,
         **options,
     )
@@ -143,16 +145,8 @@ def _collate_for_sending(collate_fn: Callable, samples: Sequence) -> Any:
     """
     batch = collate_fn(samples)
     if get_worker_info() is not None:
-        _share(batch)
+        tree_map_only_(torch.Tensor, torch.Tensor.share_memory_, batch)
     return batch
-
-
-def _share(batch: Any) -> None:
-    if isinstance(batch, torch.Tensor):
-        batch.share_memory_()
-    elif isinstance(batch, list | tuple | dict):
-        for part in batch.values() if isinstance(batch, dict) else batch:
-            _share(part)
 
 
 def worker_count(wanted: int) -> int:

@@ -2,9 +2,9 @@
 
 The OpenMP runtime that torch brings lets a thread that waits for the others spin for some 300,000 rounds. On cores that
 are free nothing is faster; but where another process keeps the slowest thread from its core, the others spin on the
-cores that it could have moved to. Spinning or not, they wait for it at every operator; so a network that predicts
-stays off cores that others use (`common.runtime.leave_cores`). Training does not, since the number of threads sets the
-order in which gradients are summed, and with it their last digits.
+cores that it could have moved to. Spinning or not, they wait for it at every operator; so a network stays off cores
+that others use (`common.runtime.leave_cores`). A training leaves them only to lasting work, since the number of threads
+sets the order in which gradients are summed, and with it their last digits.
 """
 
 import contextlib
@@ -14,21 +14,23 @@ import sys
 import time
 from pathlib import Path
 
+from common import cgroups
+
 # Half a millisecond: as fast as spinning on, where the cores are free, and less of a loss where they become busy.
 SPINS = 10_000
 PROBE = 0.05  # seconds for which the cores are watched
 INTERVAL = 0.5  # seconds between two looks at them; a tick is a hundredth
+TRAINING_INTERVAL = 5.0  # the same while a network trains, so that passing work changes nothing
 ENOUGH = 0.4  # of a core: what others take of it, above which they have it
 STAT = Path("/proc/stat")
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _THREADS_OF_USER = os.environ.get("OMP_NUM_THREADS")
 
 
 def available_cores() -> int:
-    """Cores that this process may use, by affinity and container; macOS and Windows know only how many there are."""
+    """Cores that this process may use, by affinity and limits; macOS and Windows know only how many there are."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
-    return min(len(os.sched_getaffinity(0)), _quota())
+    return max(1, min(len(os.sched_getaffinity(0)), math.ceil(min(cgroups.cores(), sys.maxsize))))
 
 
 def settle_threads() -> None:
@@ -58,9 +60,9 @@ class LoadWatch:
         self._cores = os.sched_getaffinity(0)
         self._last = self._now()
 
-    def cores_left(self) -> int | None:
-        """How many cores others leave, at least one; None where they were looked at a moment ago."""
-        if time.monotonic() - self._last[0] < INTERVAL:
+    def cores_left(self, interval: float = INTERVAL) -> int | None:
+        """How many cores others leave, at least one; None where they were looked at less than `interval` s ago."""
+        if time.monotonic() - self._last[0] < interval:
             return None
         now = self._now()
         elapsed, ours, work = (after - before for after, before in zip(now, self._last, strict=True))
@@ -113,12 +115,3 @@ def _read_times() -> str:
         return STAT.read_text()
     except OSError:
         return ""  # a sandbox may hide it
-
-
-def _quota() -> int:
-    """Cores that a container may keep busy; more than there can be where it has no limit."""
-    try:
-        quota, period = QUOTA.read_text().split()
-    except (OSError, ValueError):
-        return sys.maxsize
-    return sys.maxsize if quota == "max" else max(1, math.ceil(int(quota) / int(period)))

@@ -108,9 +108,9 @@ def build_training_stream(cfg: CfgNode, dataset_dicts: Sequence[dict]) -> Traini
 
 def build_training_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], iterations: range) -> BatchLoader:
     """This process's share of the batches of the given iterations."""
-    stream = build_training_stream(cfg, dataset_dicts)
-    loader = build_train_loader(stream, iterations, cfg.DATALOADER.NUM_WORKERS, pack)
-    return BatchLoader(loader, torch.device(cfg.MODEL.DEVICE))
+    stream, device = build_training_stream(cfg, dataset_dicts), torch.device(cfg.MODEL.DEVICE)
+    loader = build_train_loader(stream, iterations, cfg.DATALOADER.NUM_WORKERS, pack, pin_memory=device.type == "cuda")
+    return BatchLoader(loader, device)
 
 
 def build_test_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], with_annotations: bool = False) -> BatchLoader:
@@ -131,8 +131,8 @@ def build_test_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], with_annotati
     sizes = [(0, 0)] * len(share)
     if not with_annotations:
         sizes = [mapper.test_size(dataset_dicts[index]["height"], dataset_dicts[index]["width"]) for index in share]
-    workers = cfg.DATALOADER.NUM_WORKERS
-    if cfg.MODEL.DEVICE == "cpu":
+    workers, device = cfg.DATALOADER.NUM_WORKERS, torch.device(cfg.MODEL.DEVICE)
+    if device.type == "cpu":
         # There the network itself keeps all cores busy, and waits for whichever of them a loading process is on: on two
         # cores that takes a fifth more time than reading the images in between.
         workers = min(workers, available_cores() // 4)
@@ -141,8 +141,9 @@ def build_test_loader(cfg: CfgNode, dataset_dicts: Sequence[dict], with_annotati
         workers,
         pack,
         batch_sampler=batches_of_one_size(share, sizes, at_least_one(cfg, "TEST.IMS_PER_BATCH")),
+        pin_memory=device.type == "cuda",
     )
-    return BatchLoader(loader, torch.device(cfg.MODEL.DEVICE))
+    return BatchLoader(loader, device)
 
 
 def batches_of_one_size(indices: Sequence[int], sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:

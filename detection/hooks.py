@@ -18,7 +18,6 @@ from tqdm import tqdm
 from common.averaging import Best, WeightAverage
 from common.files import write_figure
 from common.run_folder import append_metrics, failures_as_warnings, read_metrics, write_results
-from common.runtime import default_device
 from common.stream import derive_seed
 from detection.class_panels import plot_training
 
@@ -26,6 +25,22 @@ logger = logging.getLogger(__name__)
 
 METRIC = "AP50_11point"
 PER_CLASS = f"per_class_{METRIC}/"  # then the name of the class
+
+
+class WaitForGPU(HookBase):
+    """Lets the GPU catch up before the row of each period, while the iteration is timed: its losses would wait anyway.
+
+    Args:
+        period: of the rows, in iterations.
+    """
+
+    def __init__(self, period: int) -> None:
+        self.period = period
+
+    def after_step(self) -> None:
+        """Waits if it is time."""
+        if self.trainer.loss_sum.is_cuda and (self.trainer.iter + 1) % self.period == 0:
+            torch.cuda.synchronize(self.trainer.loss_sum.device)
 
 
 class SeedIteration(HookBase):
@@ -161,7 +176,7 @@ class MetricsWriter(HookBase):
         append_metrics(self.run, row)
         for name, value in row.items():
             self.tensorboard.add_scalar(name, value, iteration)
-        self.bar.set_postfix_str(f"loss {row['total_loss']:.3f}  lr {row['lr']:.2g}  {_memory()}", refresh=False)
+        self.bar.set_postfix_str(f"loss {row['total_loss']:.3f}  lr {row['lr']:.2g}  {self._memory()}", refresh=False)
         means = {name: value for name, value in row.items() if not name.startswith(PER_CLASS)}
         logger.info(self._line(means), extra={"is_progress": True})
         if metrics or is_last:
@@ -195,10 +210,16 @@ class MetricsWriter(HookBase):
                 f"{self.batch_size / seconds:.1f} img/s",
                 f"data {row['data_time'] / seconds:.0%}",
                 f"eta {datetime.timedelta(seconds=round(left * seconds))}",
-                _memory(),
+                self._memory(),
             )
             if part
         )
+
+    def _memory(self) -> str:
+        device = self.trainer.loss_sum.device
+        if device.type == "cuda":
+            return f"GPU memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GB"
+        return f"memory {psutil.Process().memory_info().rss / 2**30:.1f} GB"
 
     def state_dict(self) -> dict[str, dict[str, list[float]]]:
         """The values that the next row will average."""
@@ -248,7 +269,8 @@ def validation_loss(model: nn.Module, batches: Iterable[list[dict]], seed: int) 
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
-    devices = [torch.cuda.current_device()] if default_device() == "cuda" else []
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices), EventStorage():
         torch.manual_seed(derive_seed(seed))  # on a GPU anchors are drawn there
         for batch in batches:
@@ -258,9 +280,3 @@ def validation_loss(model: nn.Module, batches: Iterable[list[dict]], seed: int) 
     totals = comm.all_gather((float(sum(losses)), count))
     count = sum(n for _, n in totals)
     return {"validation_loss": sum(loss for loss, _ in totals) / count} if count else {}
-
-
-def _memory() -> str:
-    if default_device() == "cuda":
-        return f"GPU memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GB"
-    return f"memory {psutil.Process().memory_info().rss / 2**30:.1f} GB"

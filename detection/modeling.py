@@ -25,6 +25,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     With `MODEL.CHANNELS_LAST` convolutions run on NHWC memory.
     """
     model = build_detectron2_model(cfg)
+    leave_cores(model)
     return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
 
@@ -68,7 +69,6 @@ def load_detector(
     else:
         load_weights(detector, source)
     detector.eval()
-    leave_cores(detector)
     fold_batch_norm(detector, resolve_precision(cfg.MODEL.PRECISION, torch.device(cfg.MODEL.DEVICE)))
     return cfg, detector
 

@@ -45,6 +45,7 @@ from detection.hooks import (
     LastCheckpoint,
     MetricsWriter,
     SeedIteration,
+    WaitForGPU,
     WeightAveraging,
     validation_loss,
 )
@@ -109,6 +110,7 @@ class Trainer(SimpleTrainer):
         self.register_hooks(
             [
                 SeedIteration(cfg.SEED),
+                WaitForGPU(cfg.SOLVER.LOG_PERIOD),
                 IterationTimer(warmup_iter=0),
                 LRScheduler(),
                 self.averaging,
@@ -144,8 +146,8 @@ class Trainer(SimpleTrainer):
         logger.info("Training into %s, %s%s", run, first, describe_schedule(self.cfg))
         with (
             EventStorage(self.start_iter) as self.storage,
-            recorded(run, self.cfg),
             deferred_interrupt() as interrupt,
+            recorded(run, self.cfg),
         ):
             self.iter = self.start_iter
             self.before_train()

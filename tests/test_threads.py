@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common import threads
+from common import cgroups, threads
 
 ROOT = Path(__file__).resolve().parent.parent
 LINUX = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="affinity is Linux's")
@@ -71,13 +71,13 @@ def test_cores_left_are_those_that_others_do_not_work_on(tmp_path, monkeypatch):
     monkeypatch.setattr(threads, "STAT", stat)
     monkeypatch.setattr(threads, "_work_of_children", lambda: 0.0)
 
-    def look(*work: int) -> int | None:
+    def look(*work: int, interval: float = 0.5) -> int | None:
         """After a second in which each core worked so many hundredths, the last of them one that is not ours."""
         totals[:] = (total + ticks for total, ticks in zip(totals, work, strict=True))
         write()
         clock["monotonic"] += 1
         clock["process_time"] += 2
-        return watch.cores_left()
+        return watch.cores_left(interval)
 
     def write() -> None:
         stat.write_text("".join(f"cpu{core} {ticks} 0 0 0 0 0 0 0\n" for core, ticks in enumerate(totals)))
@@ -92,25 +92,79 @@ def test_cores_left_are_those_that_others_do_not_work_on(tmp_path, monkeypatch):
     assert look(100, 100, 100, 0, 0) == 3
     assert look(100, 100, 100, 60, 0) == 2
     assert look(0, 0, 0, 0, 0) == 4  # what others did has ended
+    assert look(100, 100, 100, 0, 0, interval=3.5) is None
+    assert look(100, 100, 100, 0, 0, interval=3.5) is None
+    assert look(50, 50, 50, 50, 0, interval=3.5) is None
+    assert look(50, 50, 50, 50, 0, interval=3.5) == 3  # half a core in the four seconds
 
 
 @LINUX
-def test_a_network_that_predicts_makes_room_for_others_and_one_that_trains_does_not():
+def test_a_network_makes_room_for_others_and_does_so_later_where_it_trains():
     program = """
 import time, torch
-from common.runtime import leave_cores
-torch.set_num_threads(2)
-model = torch.nn.Linear(1, 1)
-leave_cores(model)
-for is_training in (True, False):
-    model.train(is_training)
+from common import runtime
+for is_training, interval in ((True, 1e9), (True, 0.5), (False, 1e9)):
+    torch.set_num_threads(2)
+    runtime.TRAINING_INTERVAL = interval
+    model = torch.nn.Linear(1, 1).train(is_training)
+    runtime.leave_cores(model)
     time.sleep(1)
     model(torch.ones(1, 1))
     print(torch.get_num_threads())
 """
     with busy_cores():
-        assert printed(program) == ["2", "1"]
-        assert printed(program, OMP_NUM_THREADS="2") == ["2", "2"]
+        assert printed(program) == ["2", "1", "1"]
+        assert printed(program, OMP_NUM_THREADS="2") == ["2", "2", "2"]
+
+
+@LINUX
+@pytest.mark.parametrize(
+    "build_and_run",
+    [
+        """
+from classification.model import build_model
+build_model("test_resnet", 5).train()(torch.zeros(2, 3, 32, 32))
+""",
+        """
+from detectron2.structures import Boxes, Instances
+from detection.config import CONFIGS, get_cfg, merge_file
+from detection.modeling import build_model
+cfg = get_cfg()
+for name in ("Base-YOLOv3", "Sample-yolov3"):
+    merge_file(cfg, CONFIGS / f"{name}.yaml")
+cfg.MODEL.DEVICE = "cpu"
+nothing = Instances((64, 64), gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0, dtype=torch.long))
+build_model(cfg).train()([{"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "instances": nothing}])
+""",
+    ],
+    ids=["classification", "detection"],
+)
+def test_the_networks_of_both_halves_make_room_while_they_train(build_and_run):
+    program = f"""
+import torch
+from common import runtime
+runtime.LoadWatch.cores_left = lambda self, interval: 1 if interval > 1 else 2
+torch.set_num_threads(2)
+{build_and_run}
+print(torch.get_num_threads())
+"""
+    assert printed(program) == ["1"]
+
+
+@LINUX
+def test_work_that_passed_during_an_evaluation_leaves_the_training_its_threads():
+    program = """
+import torch
+from common import runtime
+runtime.LoadWatch.cores_left = lambda self, interval: 1 if interval < 1 else None
+torch.set_num_threads(2)
+model = torch.nn.Linear(1, 1)
+runtime.leave_cores(model)
+for is_training in (True, False, True):
+    model.train(is_training)(torch.ones(1, 1))
+    print(torch.get_num_threads())
+"""
+    assert printed(program) == ["2", "1", "2"]
 
 
 @LINUX
@@ -132,7 +186,7 @@ def test_no_more_threads_than_torch_had_before_the_first_network():
 import torch
 from common import runtime
 left = iter([64, 1, 64])
-runtime.LoadWatch.cores_left = lambda self: next(left)
+runtime.LoadWatch.cores_left = lambda self, interval: next(left)
 torch.set_num_threads(3)
 for _ in range(3):  # the last is loaded while there is one thread
     model = torch.nn.Linear(1, 1).eval()
@@ -154,9 +208,8 @@ def test_what_the_user_has_set_stays():
     ("limit", "expected"), [("max 100000", 8), ("250000 100000", 3), ("5000 100000", 1), (None, 8)]
 )
 def test_cores_are_those_that_affinity_and_container_allow(limit, expected, tmp_path, monkeypatch):
-    file = tmp_path / "cpu.max"
     if limit:
-        file.write_text(f"{limit}\n")
-    monkeypatch.setattr(threads, "QUOTA", file)
+        (tmp_path / "cpu.max").write_text(f"{limit}\n")
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
     assert threads.available_cores() == expected

@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from classification.model import build_model
 from classification.recipe import Recipe
 from classification.run import Run
 from classification.train import parse_args, parse_request, resolve
-from common.errors import UserError, exits_on_user_error, one_line
+from common.errors import ArgumentParser, UserError, exits_on_user_error, one_line
 from common.files import read_json, write_json
 from common.launch import whole_number
 from common.runtime import default_device, gpu_count
@@ -70,8 +70,8 @@ def estimate(arguments: list[str]) -> Estimate:
         return _of_detector(train_net.parse_args(words))
     if module == "classification.sweep":
         args = sweep.parse_args(words)
-        return _of_birds(args.recipe, _lengths(args))
-    return _of_birds(parse_args(words).recipe, lambda recipe: [recipe.epochs])
+        return _of_birds(args.recipe, _lengths(args), is_alone=True)
+    return _of_birds(parse_args(words).recipe, lambda recipe: [recipe.epochs], is_alone=False)
 
 
 def _of_detector(args: argparse.Namespace) -> Estimate:
@@ -83,7 +83,9 @@ def _of_detector(args: argparse.Namespace) -> Estimate:
     batch = cfg.SOLVER.IMS_PER_BATCH
     trained, evaluations = cfg.SOLVER.MAX_ITER * batch, -(-cfg.SOLVER.MAX_ITER // (cfg.TEST.EVAL_PERIOD or sys.maxsize))
     cfg.MODEL.WEIGHTS = ""
-    cfg.SOLVER.IMS_PER_BATCH = _few(batch // cfg.SOLVER.ACCUMULATE)
+    cfg.SOLVER.IMS_PER_BATCH = _few(
+        batch // cfg.SOLVER.ACCUMULATE, is_of_all="SOLVER.IMS_PER_BATCH" in experiment.given
+    )
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.ACCUMULATE = 1000, 1  # there is always one more step to time
     with blamed_on(experiment.given):
         trainer = Trainer(cfg, given=experiment.given)
@@ -96,7 +98,7 @@ def _of_detector(args: argparse.Namespace) -> Estimate:
 
         per_image = _seconds_per_image(train)
     test = sum(len(DatasetCatalog.get(name)) for name in cfg.DATASETS.TEST)
-    batches = _endless(next(iter(trainer.evaluator.loaders.values())))
+    batches = chain.from_iterable(repeat(next(iter(trainer.evaluator.loaders.values()))))
     with inference_context(model), torch.no_grad():
         per_test_image = _seconds_per_image(lambda: len(model(next(batches))))
     tested = test + min(test, cfg.TEST.VALIDATION_LOSS_IMAGES)
@@ -106,12 +108,13 @@ def _of_detector(args: argparse.Namespace) -> Estimate:
     return Estimate(seconds, size, test, per_test_image)
 
 
-def _of_birds(words: list[str], lengths_of: Callable[[Recipe], list[int]]) -> Estimate:
-    _, recipe, root, _ = resolve(parse_request(words))
+def _of_birds(words: list[str], lengths_of: Callable[[Recipe], list[int]], is_alone: bool) -> Estimate:
+    request = parse_request(words)
+    _, recipe, root, _ = resolve(request)
     cub = read_cub(root)
     device = torch.device(default_device())
     lengths = lengths_of(recipe)
-    batch = _few(recipe.batch_size // recipe.accumulate)
+    batch = _few(recipe.batch_size // recipe.accumulate, is_of_all=bool(request.setting("batch_size")) and not is_alone)
     held_out = round(recipe.holdout * len(cub.train))
     validated = held_out or len(cub.test)
     trained = (len(cub.train) - held_out) // recipe.batch_size * recipe.batch_size
@@ -120,7 +123,7 @@ def _of_birds(words: list[str], lengths_of: Callable[[Recipe], list[int]]) -> Es
     # Of few photographs, since those of a run are decoded once.
     few = dataclasses.replace(cub, train=cub.train[: 4 * batch], test=cub.test[: 4 * batch])
     short = dataclasses.replace(recipe, pretrained=False, weights=None, holdout=0.0, epochs=1000, accumulate=1)
-    short = dataclasses.replace(short, batch_size=min(batch, len(few.train)))
+    short = dataclasses.replace(short, batch_size=min(batch, len(few.train)), lr=1e-9)  # at which nothing diverges
     model = build_model(recipe.model, len(cub.class_names), drop_rate=recipe.drop_rate)
     run = Run(short, few, model, device)
     batches = iter(run.loader)
@@ -150,17 +153,15 @@ def _lengths(args: argparse.Namespace) -> Callable[[Recipe], list[int]]:
     return lambda recipe: (args.epochs or [recipe.epochs]) * len(args.lrs)
 
 
-def _few(batch: int) -> int:
-    return batch if default_device() == "cuda" else min(batch, FEW)
+def _few(batch: int, is_of_all: bool) -> int:
+    """What one process takes of a batch, which is that of all of them where the user has given it; on a CPU a few."""
+    share = max(1, batch // _processes()) if is_of_all else batch
+    return share if default_device() == "cuda" else min(share, FEW)
 
 
 def _processes() -> int:
     """How many work on a training."""
     return whole_number("NGPU", max(gpu_count(), 1), 1)
-
-
-def _endless(loader: Iterable) -> Iterator:
-    return chain.from_iterable(repeat(loader))
 
 
 def _seconds_per_image(step: Callable[[], int]) -> float:
@@ -195,7 +196,7 @@ def main() -> None:
     Raises:
         UserError: a stage could not begin; the message names it.
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("stages", type=json.loads)
     args = parser.parse_args()

@@ -87,23 +87,6 @@ def test_machines_of_which_one_has_no_memory_all_do_without_a_cache(kept_root):
     assert together(2, build_as_machines, kept_root) == [False, False]
 
 
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        (
-            {"memory.max": "1000\n", "memory.current": "900\n", "memory.stat": "anon 1\ninactive_file 700\nslab 3\n"},
-            800,
-        ),
-        ({"memory.max": "1000\n", "memory.current": "900\n"}, 100),
-    ],
-)
-def test_files_that_a_container_has_read_leave_its_memory_free(tmp_path, monkeypatch, files, expected):
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(data_loader, "CGROUP", tmp_path)
-    assert data_loader._available_bytes() == expected
-
-
 RECIPE = Recipe(image_size=32, crop_pct=0.8, train_crop="random_resized", batch_size=4, seed=3)
 
 

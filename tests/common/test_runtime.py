@@ -52,6 +52,11 @@ def test_a_gpu_that_torch_is_not_built_for_is_left_alone(monkeypatch, caplog):
         assert (runtime.gpu_count(), runtime.visible_gpus(), runtime.default_device()) == (1, ["3"], "cuda")
         (line,) = caplog.messages
         assert "Pretended GPU 1 has compute capability 6.1 and PyTorch is built for 7.5" in line and "\n" not in line
+        # In the order of their slots it may come first; the one behind it would have its number.
+        runtime._is_supported.cache_clear()
+        capabilities[0], capabilities[1] = capabilities[1], capabilities[0]
+        assert (runtime.gpu_count(), runtime.visible_gpus(), runtime.default_device()) == (0, [], "cpu")
+        assert "or leave it out: CUDA_VISIBLE_DEVICES" in caplog.messages[-1]
     runtime._is_supported.cache_clear()
 
 

@@ -151,7 +151,7 @@ class WritingLoop(Loop):
 
     def __init__(self, run: Path, hooks: list, stop: int, loss_sum: float) -> None:
         super().__init__(hooks)
-        self.run, self.stop, self.loss_sum = run, stop, loss_sum
+        self.run, self.stop, self.loss_sum = run, stop, torch.tensor(loss_sum, dtype=torch.float64)
 
     def run_step(self) -> None:
         if self.iter == self.stop:
@@ -163,7 +163,8 @@ class WritingLoop(Loop):
         self.storage.put_scalars(smoothing_hint=False, **scalars)
 
     def mean_losses(self, iterations: int) -> dict[str, float]:
-        mean, self.loss_sum = self.loss_sum / iterations, 0.0
+        mean = self.loss_sum.item() / iterations
+        self.loss_sum.zero_()
         return {"total_loss": mean}
 
 
@@ -177,7 +178,7 @@ def write_metrics(run: Path, start: int, end: int, stop: int, state: dict | None
     loop = WritingLoop(run, [evaluate, writer], stop, state["loss_sum"] if state else 0.0)
     with pytest.raises(KeyboardInterrupt) if stop < end else nullcontext():
         loop.train(start, end)
-    return json.loads(json.dumps({"writer": writer.state_dict(), "loss_sum": loop.loss_sum}))
+    return json.loads(json.dumps({"writer": writer.state_dict(), "loss_sum": loop.loss_sum.item()}))
 
 
 @pytest.fixture(scope="module")

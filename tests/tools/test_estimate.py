@@ -120,7 +120,7 @@ def test_a_detector_is_counted_and_its_bytes_are_those_that_it_writes(
     # In two parts a batch is one image, of which the step that is timed has one.
     trainer = Mock(side_effect=estimate.Trainer)
     monkeypatch.setattr(estimate, "Trainer", trainer)
-    monkeypatch.setattr(estimate, "_few", lambda batch: batch)
+    monkeypatch.setattr(estimate, "_few", lambda batch, is_of_all: batch)
     monkeypatch.setattr(estimate, "_seconds_per_image", lambda step: step() and TRAINED)
     estimate.estimate(["detection.train_net", *words, *options, "SOLVER.ACCUMULATE", "2"])
     assert trainer.call_args.args[0].SOLVER.IMS_PER_BATCH == 1
@@ -134,3 +134,12 @@ def test_what_a_run_will_start_from_need_not_be_there_yet(tmp_path: Path, clock)
     words = [*BIRD[:-1], f"data={root}", "epochs=1", "weights=o/other-seed0/model_best.pth"]
     found = estimate.estimate(["classification.train", *words, "--name", "x", "--output", "o"])
     assert math.isfinite(found.seconds)
+
+
+@pytest.mark.parametrize(("is_of_all", "share"), [(False, 64), (True, 16)])
+def test_a_batch_that_the_user_gives_is_shared_out(
+    monkeypatch: pytest.MonkeyPatch, is_of_all: bool, share: int
+) -> None:
+    monkeypatch.setattr(estimate, "default_device", lambda: "cuda")
+    monkeypatch.setenv("NGPU", "4")
+    assert estimate._few(64, is_of_all) == share

@@ -18,7 +18,7 @@ VARIABLES = ("NGPU", "NNODES", "NODE_RANK", "DIST_URL", "RANK", "DEBUG")
 
 # A module to launch: says who it is, and does what its first argument says.
 MODULE = """
-import os, pathlib, sys, time
+import os, pathlib, signal, sys, time
 from common.errors import UserError, exits_on_user_error
 
 @exits_on_user_error
@@ -47,6 +47,20 @@ def main():
     if what == "wait":
         from common.processes import join_processes
         join_processes()
+    if what == "hang up" and rank == "0":  # as the end of a session of ssh does
+        os.kill(int(os.environ["LAUNCHER_PID"]), signal.SIGHUP)
+        time.sleep(2)
+        (folder / "gone on").touch()
+    if what == "Ctrl-C":
+        from common.errors import Interrupted
+        from common.processes import deferred_interrupt, join_processes
+        join_processes()
+        with deferred_interrupt() as pressed:
+            if rank == "0":
+                os.kill(int(os.environ["LAUNCHER_PID"]), signal.SIGINT)
+                pressed.wait()
+                raise Interrupted("saved")
+            time.sleep(600)  # as NCCL waits for the first
     if what in ("wait", "import", "mistake"):
         (folder / f"pid{rank}").write_text(str(os.getpid()))
         time.sleep(600)
@@ -112,6 +126,19 @@ def test_processes_that_are_done_cannot_abort(tmp_path: Path, module: str, end: 
     if code == 0:  # else the launcher may stop one before it has come so far
         assert sorted(done.stdout.splitlines()) == ["printed 0", "printed 1"]
         assert all((tmp_path / f"atexit{rank}").exists() for rank in range(2))
+
+
+def test_ctrl_c_ends_those_that_wait_for_the_first(tmp_path: Path, module: str) -> None:
+    done = launch(tmp_path, module, str(tmp_path), "Ctrl-C", NGPU="2")
+    assert done.returncode == 130, done.stderr
+    assert "interrupted: saved" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_nohup_started_outlives_the_session(tmp_path: Path, module: str) -> None:
+    words = ["nohup", *command(module, str(tmp_path), "hang up")]
+    done = subprocess.run(words, cwd=ROOT, env=environment(tmp_path, NGPU="2"), capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "gone on").exists()
 
 
 def test_an_unwritable_file_is_one_line(tmp_path: Path, module: str) -> None:

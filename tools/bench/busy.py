@@ -1,6 +1,7 @@
 """Our networks on a machine that does something else at the same time: quiet, and beside one process that loops.
 
-Each job lives in a process of its own, as a command line would run it.
+Each job lives in a process of its own, as a command line would run it, and so does what is busy: a process that the
+job itself had started would be no other one.
 """
 
 import multiprocessing
@@ -8,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -15,15 +17,16 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from classification.engine import BatchAugmentation, predict_logits
+from classification.model import build_model
 from classification.recipe import load_recipe
 from classification.run import build_trainer
 from classification.train import RECIPES, start_process
-from common.runtime import default_device, keep_freed_memory, leave_cores
+from common.runtime import default_device, keep_freed_memory, most_threads
+from common.threads import INTERVAL, TRAINING_INTERVAL
 from tools.bench import faster_rcnn, yolov3
 from tools.bench.timing import ROUNDS, our_precision, repeats, seconds_of, several
 
@@ -48,7 +51,8 @@ def busy(root: Path, rounds: int = ROUNDS) -> pd.DataFrame:
     table = []
     for job in JOBS:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            seconds, threads = process.submit(time_job, root, job, rounds).result()
+            threads = process.submit(prepare_job, root, job).result()
+            seconds = measure(partial(_elsewhere, process), rounds)
         quiet, beside = (statistics.median(seconds[state]) for state in ("quiet", "busy"))
         table.append(
             {"what": job, "precision": our_precision(default_device()), "threads": threads}
@@ -62,7 +66,6 @@ def faster_rcnn_jobs(root: Path, _: Path) -> tuple[Job, Job]:
     """Faster R-CNN R50-FPN at 600 x 800: an image to detect on, a step of two."""
     samples, device = faster_rcnn.read_samples(root, 2, (600, 800)), default_device()
     model = faster_rcnn.build_ours(samples, device)[2]
-    leave_cores(model)
     ours = faster_rcnn.Detector("ours", our_precision(device), model)
     return partial(ours.detect, samples[:1]), partial(ours.step, samples)
 
@@ -79,11 +82,10 @@ def resnet_jobs(_: Path, __: Path) -> tuple[Job, Job]:
     """ResNet-18 at 224 x 224 on noise: an image to recognise, a step of 64."""
     device = start_process()
     torch.manual_seed(0)
-    model = timm.create_model("resnet18", num_classes=CLASSES).to(device).to(memory_format=torch.channels_last)
+    model = build_model("resnet18", CLASSES).to(device).to(memory_format=torch.channels_last)
     recipe = load_recipe(RECIPES / "study.yaml", ["pretrained=false"])
     card = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "class_names": [""] * CLASSES}
     trainer = build_trainer(recipe, model, 1000, card)
-    leave_cores(model)
     images = torch.randint(256, (64, 3, 224, 224), dtype=torch.uint8)
     labels, seeds = torch.randint(CLASSES, (64,)), torch.arange(64)
     prepare = BatchAugmentation(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
@@ -97,27 +99,47 @@ NETWORKS = {"ResNet-18": resnet_jobs, "YOLOv3": yolov3_jobs, "Faster R-CNN": fas
 JOBS = [f"{network}, {task}" for network in NETWORKS for task in ("inference", "training step")]
 
 
-def time_job(root: Path, job: str, rounds: int) -> tuple[dict[str, list[float]], int]:
-    """Seconds of one of `JOBS`, as `measure` gives them, and the threads that computed."""
+_prepared: list[Callable[[], float]] = []  # in the process of a job, what times it
+
+
+def prepare_job(root: Path, job: str) -> int:
+    """Readies one of `JOBS` in this process for `time_job`; returns the threads that compute on a quiet machine."""
     network, task = job.split(", ")
     if default_device() == "cpu":
         keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         inference, step = NETWORKS[network](root, Path(folder))
-        return measure(inference if task == "inference" else step, rounds), torch.get_num_threads()
-
-
-def measure(run: Job, rounds: int) -> dict[str, list[float]]:
-    """Seconds of a run in each round, `quiet` and `busy`."""
+    run, interval = (inference, INTERVAL) if task == "inference" else (step, TRAINING_INTERVAL)
     run()
-    times = repeats(run, LEAST_SECONDS)
-    repeated = partial(several, run, times)
+    # Until what follows the load has seen none but the present one.
+    _prepared[:] = [partial(seconds_once_settled, run, repeats(run, LEAST_SECONDS), 2 * interval)]
+    return most_threads()
+
+
+def time_job() -> float:
+    """Seconds of the job that this process has readied."""
+    return _prepared[0]()
+
+
+def seconds_once_settled(run: Job, times: int, settling: float) -> float:
+    """Mean seconds of so many runs, after runs for `settling` seconds that do not count."""
+    settled = time.monotonic() + settling
+    while time.monotonic() < settled:
+        run()
+    return seconds_of(partial(several, run, times)) / times
+
+
+def _elsewhere(process: ProcessPoolExecutor) -> float:
+    return process.submit(time_job).result()
+
+
+def measure(job: Callable[[], float], rounds: int) -> dict[str, list[float]]:
+    """Seconds in each round, `quiet` and `busy`: what a job returns, with and without a busy process beside it."""
     seconds: dict[str, list[float]] = {"quiet": [], "busy": []}
     for _ in range(rounds):
         for state, beside in (("quiet", nullcontext), ("busy", busy_process)):
             with beside():
-                repeated()  # until the scheduler, and what follows the load, have settled
-                seconds[state].append(seconds_of(repeated) / times)
+                seconds[state].append(job())
     return seconds
 
 
