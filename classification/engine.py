@@ -265,8 +265,7 @@ def predict_logits(
         Logits, float32 (N, C), and labels, int64 (N,), both on the CPU, in the order of the loader.
     """
     model.eval()
-    devices = (parameter.device for parameter in model.parameters())
-    device = next(devices, torch.device("cpu"))  # an exported model has no parameters
+    device = next(model.parameters()).device
     logits, labels = [], []
     with torch.inference_mode(), autocast(device, precision):
         for images, targets in loader:

@@ -3,8 +3,8 @@
 `python -m classification.evaluate WEIGHTS [--data DATA] [--tta] [--out FOLDER]`
 """
 
-import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,15 +14,13 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from classification.cub import FOLDER, Bird, read_cub
-from classification.data_loader import build_test_loader
-from classification.engine import BatchAugmentation, predict_logits
-from classification.model import load_classifier
-from classification.predict import data_of_run, newest_classifier
+from classification.predict import BirdClassifier, data_of_run, newest_classifier
 from classification.train import start_process
 from common.data_root import data_facts, resolve_data_root
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.files import write_figure, write_json, write_table
 from common.images import read_image, refuse_unreadable
 from common.prediction import best_weights
@@ -47,6 +45,16 @@ class WithMirror(nn.Module):
         """Logarithms of the averaged probabilities, float32 (N, C)."""
         views = torch.stack([self.model(images).float(), self.model(images.flip(-1)).float()])
         return views.log_softmax(2).logsumexp(0) - math.log(2)
+
+
+def compute_logits(classifier: BirdClassifier, photographs: Sequence[Path]) -> Tensor:
+    """Logits of all classes for each photograph, float32 (N, C)."""
+    parts = []
+    with tqdm(total=len(photographs), desc="images", unit="image", leave=False, disable=None) as progress:
+        for batch in classifier.batches(photographs):
+            parts.append(classifier.logits(torch.stack([sample["image"] for _, sample, _ in batch])))
+            progress.update(len(batch))
+    return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -239,7 +247,7 @@ def _draw_per_class(accuracy: pd.Series, report: Report) -> Figure:
 @exits_on_user_error
 def main() -> None:
     """Reads the command line, measures on the test split, writes and prints the report."""
-    parser = argparse.ArgumentParser(description="Measure a classifier on the test split of CUB-200-2011.")
+    parser = ArgumentParser(description="Measure a classifier on the test split of CUB-200-2011.")
     parser.add_argument(
         "weights", type=Path, nargs="?", help="run folder, or a checkpoint in it; default the newest fine-tuned one"
     )
@@ -255,14 +263,14 @@ def main() -> None:
     if weights is None:
         raise UserError("output: no trained classifier in it; expected WEIGHTS=path, or run make finetune first")
     weights = best_weights(weights)
-    model, card = load_classifier(weights)
+    classifier = BirdClassifier(weights, device)
     root, _ = resolve_data_root(arguments.data or data_of_run(weights), [FOLDER])
     cub = read_cub(root)
-    names = card["class_names"]
+    names = classifier.class_names
     is_same = cub.class_names == names
     if not is_same and (sorted(cub.class_names) != sorted(names) or len(set(names)) < len(names)):
         raise UserError(
-            f"{weights}: knows {len(card['class_names'])} classes ({', '.join(card['class_names'][:3])}, ...), "
+            f"{weights}: knows {len(names)} classes ({', '.join(names[:3])}, ...), "
             f"{root} has {len(cub.class_names)} ({', '.join(cub.class_names[:3])}, ...): name the data it was "
             "trained on with DATA="
         )
@@ -271,15 +279,13 @@ def main() -> None:
     if not is_same:
         test = [bird._replace(label=names.index(cub.class_names[bird.label])) for bird in test]
     refuse_unreadable([bird.path for bird in test])
-    loader = build_test_loader(test, card["image_size"], card["crop_pct"], batch_size=64, workers=2)
-    model.to(device).to(memory_format=torch.channels_last)
     if arguments.tta:
-        model = WithMirror(model)
+        classifier.model = WithMirror(classifier.model)
     folder = arguments.out or weights.parent / ("evaluation_tta" if arguments.tta else "evaluation")
     folder.mkdir(parents=True, exist_ok=True)
     with record_session(folder, **data_facts(root), weights=str(weights)):
-        logits, labels = predict_logits(model, loader, BatchAugmentation(card["mean"], card["std"]), "float32")
-        report = write_report(folder, logits, labels, test, names)
+        logits = compute_logits(classifier, [bird.path for bird in test])
+        report = write_report(folder, logits, torch.tensor([bird.label for bird in test]), test, names)
     print(f"{weights} on the test split of {root}, {report.images} images:")
     print(
         f"  top-1 {report.top1:.2f} %   top-5 {report.top5:.2f} %   mean of classes {report.mean_class_accuracy:.2f} %"

@@ -70,7 +70,7 @@ class BirdClassifier(Predictor):
 
     def __init__(self, weights: Path, device: torch.device | str = "cpu"):
         self.model, card = load_classifier(best_weights(weights))
-        self.model.to(device)
+        self.model.to(device).to(memory_format=torch.channels_last)
         self.device = torch.device(device)
         self.class_names: list[str] = card["class_names"]
         self._side = int(card["image_size"] / card["crop_pct"])
@@ -98,10 +98,14 @@ class BirdClassifier(Predictor):
             for labels, scores in zip(likeliest.indices, likeliest.values, strict=True)
         ]
 
-    @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
         """Probabilities of all classes, float32 (B, C), for cut-outs, uint8 (B, 3, S, S)."""
-        return self.model(self._prepare(images.to(self.device))).softmax(1).cpu()
+        return self.logits(images).softmax(1)
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """What the network gives for cut-outs, uint8 (B, 3, S, S): float32 (B, C), on the CPU."""
+        return self.model(self._prepare(images.to(self.device))).cpu()
 
     def saliency(self, image: Tensor, label: int, samples: int = 16, noise: float = 0.15) -> Tensor:
         """How much each pixel speaks for or against a class: the mean gradient over noisy copies of the image.

@@ -4,7 +4,7 @@ import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -116,12 +116,26 @@ class Predictor(ABC):
         keep: Callable[[Tensor], Any] = lambda pixels: None,
         leave_out: Callable[[UserError], None] | None = None,
     ) -> Iterator[Seen]:
-        """Predicts any number of images in little memory, reading the next ones while the network runs.
+        """Predicts any number of images in little memory; see `batches`."""
+        for batch in self.batches(images, keep, leave_out):
+            places, samples, kept = zip(*batch, strict=True)
+            yield from map(Seen, places, kept, self._run_in_memory(list(samples)))
+
+    def batches(
+        self,
+        images: Iterable[Source],
+        keep: Callable[[Tensor], Any] = lambda pixels: None,
+        leave_out: Callable[[UserError], None] | None = None,
+    ) -> Iterator[list[tuple[int, dict, Any]]]:
+        """Prepares any number of images in little memory, the next ones while those before are used.
 
         Args:
-            images: to predict; results of one size come in order, but may be overtaken by those of another size.
+            images: to prepare; those of one size come in order, but may be overtaken by those of another size.
             keep: makes of the pixels, uint8 (3, H, W), what is wanted later; called by several threads at a time.
             leave_out: called with the reason for each image that cannot be read.
+
+        Yields:
+            At most `batch_size` images of one size: of each its place, its sample, and what is kept of it.
 
         Raises:
             UserError: an image cannot be read, and `leave_out` is None.
@@ -131,11 +145,10 @@ class Predictor(ABC):
             size = self.size_of(sample)
             waiting.setdefault(size, []).append((index, sample, kept))
             if len(waiting[size]) == self.batch_size:
-                yield from self._predict(waiting.pop(size))
+                yield waiting.pop(size)
             elif sum(map(len, waiting.values())) > 4 * self.batch_size:
-                yield from self._predict(waiting.pop(max(waiting, key=lambda size: len(waiting[size]))))
-        for batch in sorted(waiting.values(), key=len, reverse=True):
-            yield from self._predict(batch)
+                yield waiting.pop(max(waiting, key=lambda size: len(waiting[size])))
+        yield from sorted(waiting.values(), key=len, reverse=True)
 
     def _read_ahead(
         self,
@@ -172,10 +185,6 @@ class Predictor(ABC):
                     leave_out(error)
                     continue
                 yield index, sample, kept
-
-    def _predict(self, batch: Sequence[tuple[int, dict, Any]]) -> Iterator[Seen]:
-        places, samples, kept = zip(*batch, strict=True)
-        return map(Seen, places, kept, self._run_in_memory(list(samples)))
 
     def _run_in_memory(self, samples: list[dict]) -> list[Prediction]:
         """Runs a batch, or where it is too large for the memory of a GPU, its halves."""

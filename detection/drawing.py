@@ -177,16 +177,25 @@ def beside(panels: Sequence[np.ndarray], captions: Sequence[str], columns: int =
     above = line if any(captions) else 0
     top = line if title else GAP
     width = max(sum(widths) + GAP * (columns + 1), int(font.getlength(title)) + 2 * GAP)
-    sheet = Image.new("RGB", (width, sum(heights) + len(heights) * (above + GAP) + top), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((width / 2, line / 2), title, fill="black", font=font, anchor="mm")
+    sheet = np.full((sum(heights) + len(heights) * (above + GAP) + top, width, 3), 255, dtype=np.uint8)
+    if title:
+        sheet[:line] = _caption(title, font, (line, width))
     for index, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
         row, column = divmod(index, columns)
         x = GAP + sum(widths[:column]) + GAP * column
         y = top + sum(heights[:row]) + row * (above + GAP) + above
-        draw.text((x + widths[column] / 2, y - line / 2), caption, fill="black", font=font, anchor="mm")
-        sheet.paste(Image.fromarray(panel), (x + (widths[column] - panel.shape[1]) // 2, y))
-    return np.asarray(sheet)
+        if caption:
+            sheet[y - line : y, x : x + widths[column]] = _caption(caption, font, (line, widths[column]))
+        left = x + (widths[column] - panel.shape[1]) // 2
+        sheet[y : y + panel.shape[0], left : left + panel.shape[1]] = panel
+    return sheet
+
+
+def _caption(text: str, font: ImageFont.FreeTypeFont, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    image = Image.new("RGB", (width, height), "white")
+    ImageDraw.Draw(image).text((width / 2, height / 2), text, fill="black", font=font, anchor="mm")
+    return np.asarray(image)
 
 
 def color_scale(height: int, colormap: Colormap, label: str) -> np.ndarray:

@@ -137,7 +137,7 @@ class Sides(Predictor):
 
     def __init__(self) -> None:
         self.class_names = ["width"]
-        self.batches: list[list[int]] = []
+        self.seen: list[list[int]] = []
 
     def prepare(self, pixels: torch.Tensor) -> dict:
         if pixels.shape[2] == 13:
@@ -150,7 +150,7 @@ class Sides(Predictor):
     def run(self, samples: list[dict]) -> list[Prediction]:
         if len(samples) > 2:
             raise torch.OutOfMemoryError
-        self.batches.append([sample["width"] for sample in samples])
+        self.seen.append([sample["width"] for sample in samples])
         return [Prediction(["width"], np.array([sample["width"] / 100])) for sample in samples]
 
 
@@ -172,9 +172,9 @@ def test_images_of_one_size_run_together_and_all_are_told_of(tmp_path):
     assert sorted(each.place for each in seen) == list(range(100))
     for place, kept, prediction in seen:
         assert kept == widths[place] == round(100 * prediction.scores[0])
-    assert all(len(set(batch)) == 1 for batch in model.batches)
-    assert max(map(len, model.batches)) == 2  # what is too large for the memory comes in halves
-    assert sum(map(len, model.batches)) == 100
+    assert all(len(set(batch)) == 1 for batch in model.seen)
+    assert max(map(len, model.seen)) == 2  # what is too large for the memory comes in halves
+    assert sum(map(len, model.seen)) == 100
 
 
 def test_one_image_that_the_memory_cannot_hold_is_an_error():

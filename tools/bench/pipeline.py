@@ -9,14 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from torchvision.io import write_jpeg
 from torchvision.transforms.v2.functional import resize
 
-from classification.cub import Bird
-from classification.data_loader import build_test_loader
-from classification.engine import BatchAugmentation, predict_logits
-from classification.model import load_classifier
+from classification.evaluate import compute_logits
 from classification.predict import BirdClassifier
 from common.images import read_image
 from common.prediction import Prediction
@@ -71,7 +67,7 @@ def pipeline(root: Path, most: int = 256, rounds: int = ROUNDS) -> pd.DataFrame:
                 "the network alone": network,
                 "make predict": predict,
                 "make predict DRAW=0": partial(predict, has_pictures=False),
-                "make eval": partial(_silently, evaluation(model, run, data, photographs)),
+                "make eval": partial(_silently, evaluation(model, data, photographs)),
             }
             contenders = [Contender(way, call, precision) for way, call in ways.items()]
             rows += compare(f"{name}, {len(samples)} x {SIZE[0]} x {SIZE[1]}", contenders, rounds, len(samples))
@@ -105,20 +101,14 @@ def write_photographs(root: Path, folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def evaluation(
-    model: Detector | BirdClassifier, run: Path, folder: Path, photographs: list[Path]
-) -> Callable[[], object]:
+def evaluation(model: Detector | BirdClassifier, folder: Path, photographs: list[Path]) -> Callable[[], object]:
     """What `make eval-*` does with a model that is loaded, on a folder of photographs."""
     if isinstance(model, Detector):
         register_voc(folder)
         cfg = model.cfg.clone()
         cfg.DATASETS.TEST = default_test(folder)
         return partial(Evaluator(cfg).evaluate, model.model)
-    classifier, card = load_classifier(run / "model_best.pth")
-    classifier.to(default_device()).to(memory_format=torch.channels_last)
-    birds = [Bird(path, 0) for path in photographs]
-    loader = build_test_loader(birds, card["image_size"], card["crop_pct"], batch_size=64, workers=2)
-    return partial(predict_logits, classifier, loader, BatchAugmentation(card["mean"], card["std"]), "float32")
+    return partial(compute_logits, model, photographs)
 
 
 def _silently(call: Callable[..., object], *arguments: object, **options: object) -> None:
