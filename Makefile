@@ -17,8 +17,10 @@ export NGPU NNODES NODE_RANK DIST_URL DEBUG DETECTRON2
 # Some shells export these with another meaning.
 $(foreach name,HOST PORT,$(if $(filter environment,$(origin $(name))),$(eval $(name) :=)))
 
-# The text of a variable as one shell word, whatever it holds: make expands no $ in it, the shell sees no blank or &.
-quoted = $(if $(value $1),'$(subst ','\'',$(value $1))')
+# The text of a variable, with the home folder for a ~ at its beginning: behind a NAME= not every shell puts it there.
+text = $(if $(filter ~/%,$(firstword $(value $1))),$(HOME)$(subst @~/,/,@$(value $1)),$(value $1))
+# The same as one shell word, whatever it holds: make expands no $ in it, the shell sees no blank or &.
+quoted = $(if $(value $1),'$(subst ','\'',$(call text,$1))')
 # Options that are given only when their variable is.
 option = $(if $(value $2),$1 $(call quoted,$2))
 setting = $(if $(value $2),$1=$(call quoted,$2))
@@ -182,8 +184,8 @@ eval-detections: setup ## Scores any detector's boxes with the same evaluator: C
 		$(call switch,INTERVAL,--interval) $(call switch,SUBMISSION,--submission) $(out)
 
 .PHONY: visualize-proposals
-visualize-proposals: setup ## Shows RPN proposals beside the final detections [START (or WEIGHTS)=run|file|coco RECIPE CONFIG DATA IMAGES="a.jpg dir/" TOPK SCORE]
-	@$(PY) -m tools.visualize_proposals $(recipe) $(data) $(start) $(call option,--topk,TOPK) $(call option,--score,SCORE) $(call quoted,IMAGES)
+visualize-proposals: setup ## Shows RPN proposals beside the final detections [START (or WEIGHTS)=run|file|coco RECIPE CONFIG DATA IMAGES="a.jpg dir/" TOPK SCORE OUT]
+	@$(PY) -m tools.visualize_proposals $(recipe) $(data) $(start) $(call option,--topk,TOPK) $(call option,--score,SCORE) $(out) $(call quoted,IMAGES)
 
 .PHONY: compare-detectors
 compare-detectors: setup ## Faster R-CNN and YOLOv3 side by side on photographs, or on a test split with their kinds of errors and which is ahead [IMAGES="a.jpg dir/" FRCNN=weights YOLOV3=weights START (or WEIGHTS)=coco|file|run RECIPE SCORE DATA SPLIT LIMIT=100 OUT]

@@ -21,4 +21,4 @@ def load(weights: str | Path) -> "BirdClassifier":
     from classification.predict import BirdClassifier  # here, since timm takes seconds to import
     from common.runtime import default_device
 
-    return BirdClassifier(Path(weights), default_device())
+    return BirdClassifier(Path(weights).expanduser(), default_device())

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import UserError
-from common.images import SUFFIXES
+from common.images import SUFFIXES, is_of_a_program
 
 FOLDER = "CUB_200_2011"
 INDICES = ("classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt")
@@ -127,12 +127,7 @@ def _classes_with_images(folder: Path) -> list[str]:
 
 
 def _is_class(folder: Path) -> bool:
-    return folder.is_dir() and not _is_of_a_program(folder.name)
-
-
-def _is_of_a_program(name: str) -> bool:
-    """Whether a folder of this name holds what a program has put there, such as thumbnails, and no photographs."""
-    return name.startswith((".", "@", "__MACOSX"))
+    return folder.is_dir() and not is_of_a_program(folder.name)
 
 
 def _is_image(path: Path) -> bool:
@@ -166,7 +161,7 @@ def _read_folders(root: Path) -> Cub:
             for label, name in enumerate(names)
             if (part / name).is_dir()
             for path in sorted(filter(_is_image, (part / name).rglob("*")))
-            if not any(map(_is_of_a_program, path.relative_to(part).parts[:-1]))
+            if not any(map(is_of_a_program, path.relative_to(part).parts[:-1]))
         ]
         if not birds:
             raise UserError(f"{part}: no images; expected a folder of them ({', '.join(sorted(SUFFIXES))}) a class")

@@ -172,7 +172,6 @@ class Run:
                 writer.add_scalar(key, value, row["iteration"])
             if is_kept:
                 save_checkpoint(run / "model_best.pth", {**self.card, **self.kept_row, "model": model.state_dict()})
-        if is_main_process():
             self._save_last(run)
             _log_epoch(row, self.recipe.epochs, is_best)
 

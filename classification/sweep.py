@@ -28,13 +28,20 @@ from tqdm import tqdm
 
 from classification.recipe import Recipe, differences, load_recipe, save_recipe
 from classification.train import add_recipe_argument, parse_request, resolve, run_name
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.files import write_figure, write_table
 from common.processes import ENDS_WITH_PARENT
 from common.run_folder import create_run_folder, find_run_folders, read_metrics
 from common.runtime import visible_gpus
 
 COMPARED_ON = 0.1  # share of the training images that a grid holds out where the recipe trains on all of them
+# Of result.json, what the tables show, and where they call it otherwise.
+OF_GRID = ["lr", "epochs", "validation_top1", "validation_top5", "epoch", "top1"]
+OF_PAIR = ["start", "model", "epochs", "image_size", "lr", "seed", "top1", "top5", "epoch"]
+TITLES = {
+    **{"validation_top1": "validation top-1", "validation_top5": "validation top-5", "epoch": "epoch kept"},
+    **{"top1": "test top-1", "top5": "test top-5", "image_size": "image size"},
+}
 
 
 @dataclass(frozen=True)
@@ -123,30 +130,21 @@ def sweep_grid(lrs: Sequence[float], epochs: Sequence[int], recipe: list[str], f
     """
     settings = {f"lr{lr:g}-epochs{count}": (lr, count) for lr, count in product(lrs, epochs)}
     trials = [Trial(name, count, (f"lr={lr}", f"epochs={count}")) for name, (lr, count) in settings.items()]
-    rows: list[dict] = []
+    results: list[dict] = []
     failed: list[str] = []
-    for number, (trial, result) in enumerate(run_trials(trials, recipe, folder, failed), start=1):
-        lr, count = settings[trial.name]
+    for number, (_, result) in enumerate(run_trials(trials, recipe, folder, failed), start=1):
         # Chosen by the validation figure; the test figure of a held-out recipe must not choose.
-        is_best = all(result["validation_top1"] > row["validation top-1"] for row in rows)
-        rows.append(
-            {
-                "lr": lr,
-                "epochs": count,
-                "validation top-1": result["validation_top1"],
-                "validation top-5": result["validation_top5"],
-                "epoch kept": result["epoch"],
-                "test top-1": result["top1"],
-            }
-        )
+        is_best = all(result["validation_top1"] > other["validation_top1"] for other in results)
+        results.append(result)
         tqdm.write(
-            f"[{number}/{len(trials)}] lr {lr:g}, {count} epochs: validation top-1 {result['validation_top1']:.2f} %"
-            f"{'  <- new best' if is_best else ''}"
+            f"[{number}/{len(trials)}] lr {result['lr']:g}, {result['epochs']} epochs: validation top-1 "
+            f"{result['validation_top1']:.2f} %{'  <- new best' if is_best else ''}"
         )
-    if not rows:
+    if not results:
         raise _failure(failed, folder)
+    table = pd.DataFrame(results)[OF_GRID].rename(columns=TITLES)
     # Ties: the cheapest trial first, whatever order they finished in.
-    table = pd.DataFrame(rows).sort_values(["validation top-1", "epochs", "lr"], ascending=[False, True, True])
+    table = table.sort_values(["validation top-1", "epochs", "lr"], ascending=[False, True, True])
     write_table(folder / "sweep.csv", table, index=False, float_format="%g")
     write_figure(folder / "sweep.png", _draw_grid(table), dpi=120)
     print(f"\n{table.to_markdown(index=False, floatfmt='.4g')}\n")
@@ -177,21 +175,7 @@ def compare_pretraining(recipe: list[str], epochs: int, folder: Path) -> None:
     if not results["pretrained"]["pretrained"]:
         print("NO PRETRAINED WEIGHTS could be had: on the sample both runs started from random ones.")
     curves = {trial.name: pd.DataFrame(read_metrics(folder / trial.name)) for trial in trials}
-    rows = [
-        {
-            "start": name,
-            "model": results[name]["model"],
-            "epochs": results[name]["epochs"],
-            "image size": results[name]["image_size"],
-            "lr": results[name]["lr"],
-            "seed": results[name]["seed"],
-            "test top-1": results[name]["top1"],
-            "test top-5": results[name]["top5"],
-            "epoch kept": results[name]["epoch"],
-        }
-        for name in curves
-    ]
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame([{"start": name, **results[name]} for name in curves])[OF_PAIR].rename(columns=TITLES)
     write_table(folder / "comparison.csv", table, index=False, float_format="%g")
     write_figure(folder / "comparison.png", _draw_curves(curves), dpi=120)
     print(f"\n{table.to_markdown(index=False, floatfmt='.4g')}\n")
@@ -220,23 +204,9 @@ def _draw_curves(curves: dict[str, pd.DataFrame]) -> Figure:
     for axes, quantity, unit in zip(panels, ("top1", "loss"), ("top-1, %", "loss"), strict=True):
         for (name, curve), colour in zip(curves.items(), ("#4477aa", "#cc6644"), strict=True):
             marker = "o" if len(curve) < 30 else ""
-            axes.plot(
-                curve["epoch"],
-                curve[f"train_{quantity}"],
-                "--",
-                color=colour,
-                marker=marker,
-                markersize=3,
-                label=f"{name}, train",
-            )
-            axes.plot(
-                curve["epoch"],
-                curve[f"validation_{quantity}"],
-                color=colour,
-                marker=marker,
-                markersize=3,
-                label=f"{name}, validation",
-            )
+            for part, line in (("train", "--"), ("validation", "-")):
+                values, label = curve[f"{part}_{quantity}"], f"{name}, {part}"
+                axes.plot(curve["epoch"], values, line, color=colour, marker=marker, markersize=3, label=label)
         axes.set(xlabel="epoch", ylabel=unit)
         axes.grid(alpha=0.3)
     panels[0].set_ylim(0, None)
@@ -246,7 +216,7 @@ def _draw_curves(curves: dict[str, pd.DataFrame]) -> Figure:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads a command line; None takes that of the process."""
-    parser = argparse.ArgumentParser(description="Several training runs and their comparison.")
+    parser = ArgumentParser(description="Several training runs and their comparison.")
     parser.add_argument("kind", choices=("grid", "pretraining"))
     add_recipe_argument(parser)
     parser.add_argument("--lrs", type=_numbers(float), default=[0.005, 0.01, 0.02], help="rates of the grid")
@@ -278,11 +248,9 @@ def main() -> None:
 
 def _numbers(kind: type) -> Callable[[str], list]:
     def numbers(text: str) -> list:
-        try:
+        with contextlib.suppress(ValueError):
             if found := [kind(word) for word in text.split()]:
                 return found
-        except ValueError:
-            pass
         raise UserError(f"{text!r}: expected one or more numbers with blanks between them")
 
     return numbers

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import contextlib
 import dataclasses
 import logging
 import os
@@ -20,7 +19,7 @@ from classification.model import PretrainedWeightsUnavailable, build_model
 from classification.recipe import MAY_CHANGE, Recipe, differences, load_recipe, save_recipe, scale_to_processes
 from classification.run import Run
 from common.data_root import data_facts, resolve_data_root
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.images import refuse_unreadable
 from common.log import RunLog
 from common.processes import is_main_process, join_processes, leave_processes, on_main_process, world_size
@@ -66,7 +65,7 @@ def start_process() -> torch.device:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, without the program's name; None takes that of the process."""
-    parser = argparse.ArgumentParser(description="Fine-tune a classifier on CUB-200-2011.")
+    parser = ArgumentParser(description="Fine-tune a classifier on CUB-200-2011.")
     add_recipe_argument(parser)
     parser.add_argument("--resume", action="store_true", help="go on with that run, or the newest of the recipe")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
@@ -128,7 +127,7 @@ def main() -> None:
         "%s, %d epochs of %d iterations of %d images, rate %g, recipe %s, %s",
         *(start_of_run, recipe.epochs, training.iterations, recipe.batch_size, recipe.lr, path.stem, device),
     )
-    with record_session(run, **data_facts(root)) if is_main_process() else contextlib.nullcontext():
+    with record_session(run, **data_facts(root)):
         training.train(run)
     logger.info("%s: finished in %.0f s", run, time.perf_counter() - start)
     leave_processes()

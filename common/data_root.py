@@ -29,7 +29,7 @@ def resolve_data_root(
         UserError: the folder named does not exist, or `datasets/` holds only a part of what is needed.
     """
     if data is not None:
-        root = Path(data).expanduser()  # behind DATA= no shell but bash does so
+        root = Path(data).expanduser()  # which may come from a recipe
         if not root.is_dir():
             raise UserError(f"{root}: no such folder; expected the data root, see `make check-datasets`")
         return root, sample_seed(root) is not None

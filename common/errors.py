@@ -3,6 +3,7 @@
 Needs the standard library alone: set-up imports it on a bare machine.
 """
 
+import argparse
 import functools
 import logging
 import os
@@ -12,13 +13,21 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import ParamSpec
+from typing import NoReturn, ParamSpec
 
 P = ParamSpec("P")
 
 
 class UserError(Exception):
     """Something the user can mend. One line: the file, what was found, what was expected, what to do."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """One for which what is wrong with a command line is a `UserError`: one line, without the usage of `--help`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises it."""
+        raise UserError(message)
 
 
 def first_line(error: BaseException) -> str:

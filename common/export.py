@@ -119,7 +119,6 @@ def _write_openvino(model: Exportable, metadata: dict[str, str], calibration: Se
 
 def _write_onnx(model: Exportable, metadata: dict[str, str], calibration: Sequence[Any], path: Path) -> None:
     onnx = import_runtime("onnx")
-    free = dict(model.free)
     torch.onnx.export(
         model.network,
         (model.example,),
@@ -128,7 +127,7 @@ def _write_onnx(model: Exportable, metadata: dict[str, str], calibration: Sequen
         opset_version=OPSET,
         input_names=["image"],
         output_names=list(model.outputs),
-        dynamic_axes={"image": free, **{name: {0: "found"} for name in model.outputs}},
+        dynamic_axes={"image": dict(model.free), **{name: {0: "found"} for name in model.outputs}},
     )
     if calibration:
         # NNCF trips over casts that change nothing, which ONNX Runtime takes away.

@@ -122,19 +122,12 @@ def to_rgb(picture: Image.Image) -> np.ndarray:
 def read_size(path: str | Path) -> tuple[int, int]:
     """Height and width of the image that `read_image` gives, from the header of its file alone.
 
-    Raises:
-        UserError: see `read_header`.
-    """
-    return read_header(path).size
-
-
-def read_header(path: str | Path) -> Header:
-    """The header of an image file; files whose headers are not understood are decoded instead.
+    A file whose header is not understood is decoded instead.
 
     Raises:
         UserError: the file is missing, is no image, or has too many pixels.
     """
-    return _read_header(path)[0]
+    return _read_header(path)[0].size
 
 
 def _read_header(path: str | Path) -> tuple[Header, bool]:
@@ -266,6 +259,11 @@ def read_shrunk_image(path: str | Path, shrink: int, turned: bool = True) -> tup
     return image, (height, width)
 
 
+def is_of_a_program(name: str) -> bool:
+    """Whether a folder or file of this name is what a program has put there, such as thumbnails, and no photograph."""
+    return name.startswith((".", "@", "__MACOSX"))
+
+
 def find_images(names: Sequence[str], suffixes: Collection[str] = SUFFIXES) -> list[Path]:
     """Image files named one by one, by folder (not its subfolders) or by a pattern with `*` or `?`.
 
@@ -329,11 +327,8 @@ def _matches(name: str, suffixes: Collection[str]) -> list[Path]:
     # What stands before the first part with a * or a ? is a folder's name, whatever brackets it holds.
     first = next((n for n, part in enumerate(path.parts) if "*" in part or "?" in part), len(path.parts))
     pattern = path.parts[first:]
-    if any("**" in part and part != "**" for part in pattern):
-        return []  # no pattern that a path knows
-    if not pattern:
-        return []
+    if not pattern or any("**" in part and part != "**" for part in pattern):
+        return []  # the latter is no pattern that a path knows
     found = (child for child in Path(*path.parts[:first]).glob(str(Path(*pattern))) if child.is_file())
-    if pattern[-1].startswith("."):
-        return sorted(found)
-    return sorted(child for child in found if not child.name.startswith("."))  # as a shell leaves out hidden files
+    takes_hidden = pattern[-1].startswith(".")  # else they are left out, as by a shell
+    return sorted(child for child in found if takes_hidden or not child.name.startswith("."))

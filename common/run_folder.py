@@ -2,7 +2,7 @@
 
     config.yaml        the whole configuration of the run
     log.txt            what was printed
-    environment.json   one object a session: versions, machine, command, data, start and seconds
+    environment.json   one object a session: versions, machine, command, data, start, seconds, end
     metrics.json       one JSON object a line, one line a step of the log; the only source of the files below
     results.csv        the same as a table, one row an iteration
     results.png        losses, accuracies or APs, and learning rate
@@ -36,6 +36,7 @@ import torch
 
 from common.errors import UserError, first_line
 from common.files import append_line, write_figure, write_json, write_table, write_text
+from common.processes import is_main_process, world_size
 from common.runtime import gpu_count
 
 if TYPE_CHECKING:
@@ -117,28 +118,33 @@ def newest_weights(runs: Iterable[Path]) -> Path | None:
 def record_session(folder: Path, **facts: object) -> Iterator[None]:
     """Adds to `environment.json` where and how the block ran: versions, machine, command, start and seconds.
 
-    Every resumption of a run is a session of its own. One that was killed keeps null for its seconds.
+    Every resumption of a run is a session of its own. One that was killed keeps null for its seconds; `finished` tells
+    whether the block came to its end. Of several processes the first alone writes.
 
     Args:
         folder: an existing folder of a run or of an evaluation.
         facts: what else the session is to be remembered by, such as its data; JSON types only.
     """
+    if not is_main_process():
+        yield
+        return
     path = folder / ENVIRONMENT
     session = {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "seconds": None,
+        "finished": False,
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "processes": world_size(),
         "machine": machine(),
         "versions": _versions(),
         **facts,
     }
     sessions = [*read_sessions(folder), session]
-
     write_json(path, sessions)
     start = time.perf_counter()
     try:
         yield
+        session["finished"] = True
     finally:
         session["seconds"] = round(time.perf_counter() - start, 1)
         write_json(path, sessions)
@@ -194,8 +200,7 @@ def read_metrics(run: Path) -> list[dict]:
     lines = path.read_text().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            rows.append(dict(row))
+            rows.append(dict(json.loads(line)))
         except (ValueError, TypeError):
             if number == len(lines):
                 break

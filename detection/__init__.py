@@ -1,5 +1,6 @@
 """Object detection on Pascal VOC with Detectron2. In a notebook: `from detection import load`."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,4 +23,4 @@ def load(weights: str | Path, model: str = "faster_rcnn") -> "Detector":
     """
     from detection.predict import Detector  # here, since Detectron2 takes seconds to import
 
-    return Detector(weights, model)
+    return Detector(os.path.expanduser(weights), model)  # noqa: PTH111 # the name of a hub is no path

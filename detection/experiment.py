@@ -1,10 +1,10 @@
 """What a command line asks for: a configuration with its data and classes, and the run that it is about."""
 
 import argparse
-import contextlib
 import logging
 import re
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from common.data_root import data_facts, resolve_data_root
 from common.errors import UserError
-from common.processes import is_main_process, on_main_process, world_size
+from common.processes import on_main_process, world_size
 from common.run_folder import find_run_folders, newest_weights, record_session, run_to_resume
 from common.runtime import default_device
 from detection.config import (
@@ -309,10 +309,8 @@ def newest_detector(
     return newest_weights(path.parent for path in configurations)
 
 
-def recorded(folder: Path, cfg: CfgNode, **facts: object) -> contextlib.AbstractContextManager[None]:
-    """`record_session` with the data of `cfg`, in the main process; nothing in the others."""
-    if not is_main_process():
-        return contextlib.nullcontext()
+def recorded(folder: Path, cfg: CfgNode, **facts: object) -> AbstractContextManager[None]:
+    """`record_session` with the data of `cfg`."""
     return record_session(folder, **data_facts(Path(cfg.DATASETS.ROOT)), test=list(cfg.DATASETS.TEST), **facts)
 
 

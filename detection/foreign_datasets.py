@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import read_json
-from common.images import SUFFIXES, read_size
+from common.images import SUFFIXES, is_of_a_program, read_size
 from detection.voc_lists import UNDIVIDED, read_lines, tails
 
 UNLABELLED = "pictures without a file of labels, taken to have no object"  # a remark
@@ -169,8 +169,8 @@ def is_yolo(root: Path) -> bool:
 
 def _yolo_pictures(root: Path) -> list[Path]:
     paths = (path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    # macOS adds a `._` file, which is no picture, beside each.
-    return sorted(path for path in paths if not path.name.startswith("._"))
+    folders_of = {path: path.relative_to(root).parts[:-1] for path in paths if not path.name.startswith("._")}  # macOS
+    return sorted(path for path, folders in folders_of.items() if not any(map(is_of_a_program, folders)))
 
 
 def _yolo_settings(root: Path) -> tuple[Path, dict[str, Any]]:

@@ -5,13 +5,12 @@
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.files import write_text
 from common.log import RunLog
 from common.processes import is_main_process, join_processes, leave_processes, on_main_process
@@ -118,9 +117,9 @@ def eval_only(args: argparse.Namespace) -> None:
         )  # fmt: skip
 
 
-def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """Reads a command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads a command line; None takes that of the process."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=sorted(LEAF), default="faster_rcnn")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--recipe", choices=RECIPES, help="default best, or that of a whole detector to start from")
@@ -145,7 +144,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 @exits_on_user_error
 def main() -> None:
     """Trains or evaluates in every process that was started."""
-    args = parse_args(sys.argv[1:])
+    args = parse_args()
     join_processes()
     log = RunLog("detection", "common", "detectron2", "fvcore", quiet=QUIET)
     eval_only(args) if args.eval_only else train(args, log)

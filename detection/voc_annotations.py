@@ -18,7 +18,7 @@ from detection.voc_cache import Arrays, file_states, load_cache, save_cache
 TOLERANCE = 1.0  # pixels by which a box may leave its image: tools disagree on counting from 0 or from 1
 
 # What annotation tools write for <difficult> and <truncated> besides numbers.
-FLAGS = {"": 0, "0": 0, "1": 1, "unspecified": 0, "false": 0, "true": 1}
+FLAGS = {"": 0, "unspecified": 0, "false": 0, "true": 1}
 
 # Rows of a cache file; another row type makes a cache unreadable, so it is built anew.
 IMAGE = np.dtype([("file_size", "i8"), ("mtime_ns", "i8"), ("height", "i8"), ("width", "i8"), ("num_objects", "i8")])
@@ -175,18 +175,14 @@ def _parse_object(path: Path, obj: ElementTree.Element, height: float, width: fl
 
 def _parse_flag(path: Path, obj: ElementTree.Element, tag: str) -> int:
     text = (obj.findtext(tag) or "").strip()
-    flag = FLAGS.get(text.lower())
-    if flag is None:
-        try:
-            share = float(text)
-        except ValueError:
-            share = -1.0
-        # Some exporters write how much of an object is cut off.
-        is_flag = share in (0, 1) or (tag == "truncated" and 0 <= share <= 1)
-        if not is_flag:
-            raise UserError(f"{path}: an <object> has <{tag}> {text!r}; expected 0 or 1")
-        flag = int(share > 0)
-    return flag
+    try:
+        share = float(FLAGS.get(text.lower(), text))
+    except ValueError:
+        share = -1.0
+    # Some exporters write how much of an object is cut off.
+    if not (share in (0, 1) or (tag == "truncated" and 0 <= share <= 1)):
+        raise UserError(f"{path}: an <object> has <{tag}> {text!r}; expected 0 or 1")
+    return int(share > 0)
 
 
 def parts(images: np.ndarray) -> list[slice]:

@@ -53,7 +53,7 @@ def test_help_lists_every_target() -> None:
         "NODE_RANK",
         "DIST_URL",
     }
-    for variable in used - {"PY", "SETUP", "MAKECMDGOALS"}:
+    for variable in used - {"PY", "SETUP", "MAKECMDGOALS", "HOME"}:
         assert re.search(rf"\b{variable}\b", listed), variable
 
 
@@ -152,6 +152,12 @@ def test_variables_reach_the_command_line(arguments: list[str], expected: list[s
         assert text in line
     for text in absent:
         assert text not in line
+
+
+def test_the_home_folder_is_known_in_every_shell() -> None:
+    (words,) = commands("train-frcnn", "DATA=~/my data", "WEIGHTS=~/run", "CONFIG=a~/b", "RUN=~")
+    home = str(Path.home())
+    assert {f"{home}/my data", f"{home}/run", "a~/b", "~"} <= set(words)
 
 
 def test_paths_with_spaces_are_one_word() -> None:

@@ -1,13 +1,12 @@
 """Finds anchors for a data set by k-means, and says how well they and the present ones fit its objects."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from common.data_root import resolve_data_root
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.voc import OFFICIAL_FOLDERS, default_train, records_of, register_voc
 from detection.yolov3.anchors import kmeans_anchors, mean_best_iou
@@ -34,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: data, configuration or size are missing or wrong, or there are fewer objects than anchors.
     """
-    parser = argparse.ArgumentParser(prog="tools.anchors", description=__doc__)
+    parser = ArgumentParser(prog="tools.anchors", description=__doc__)
     parser.add_argument("--data", help="data root, or one folder in VOC layout; default datasets/, else the sample")
     parser.add_argument("--config", type=Path, default=CONFIGS / "Base-YOLOv3.yaml", help="the present anchors")
     parser.add_argument("--size", type=int, default=416, help="longer side of the images that the network sees")
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(sizes) < count:
         raise UserError(f"{root}: {len(sizes)} objects in {', '.join(splits)}, expected {count} or more for k-means")
 
-    new = kmeans_anchors(sizes, count).round()
+    new = kmeans_anchors(sizes, count).round().clamp(min=1)
     print(f"{len(sizes):,} objects of {', '.join(splits)} in {root}/, images scaled to {args.size} pixels")
     print(f"mean best IoU: {mean_best_iou(sizes, old.flatten(0, 1)):.4f} with the anchors of {args.config}")
     print(f"               {mean_best_iou(sizes, new):.4f} with these, for MODEL.YOLOV3 in a configuration:")

@@ -3,8 +3,9 @@
 Both detectors, what Faster R-CNN's first stage proposed, and the five likeliest birds. The page needs no network.
 """
 
-import argparse
+import copy
 import html
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from gradio.components import Component
 
 from classification.predict import BirdClassifier, newest_classifier
 from common.data_root import SAMPLE
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.images import read_image
 from common.prediction import Prediction, parse_score
 from detection.drawing import Picture
@@ -61,18 +62,14 @@ def load_models(weights: dict[str, str]) -> Models:
     Raises:
         UserError: weights are broken, or of another model than their name says.
     """
-    detectors: dict[str, Detector] = {}
-    bird = None
+    loaded: dict[str, Any] = {}
     for name, path in weights.items():
         model = load_model(path, DETECTORS.get(name, "faster_rcnn"))
         kind = model.name if isinstance(model, Detector) else BIRDS
         if kind != name:
             raise UserError(f"{path}: is a {kind}, expected a {name} for {VARIABLES[name]}=")
-        if isinstance(model, Detector):
-            detectors[name] = model
-        else:
-            bird = model
-    return Models(detectors.get(FASTER_RCNN), detectors.get(YOLOV3), bird)
+        loaded[name] = model
+    return Models(loaded.get(FASTER_RCNN), loaded.get(YOLOV3), loaded.get(BIRDS))
 
 
 def read_photograph(path: Path) -> torch.Tensor:
@@ -99,7 +96,7 @@ def build_page(models: Models, score: float, examples: Sequence[Path] = ()) -> g
     has_proposals = frcnn is not None and not isinstance(frcnn.model, ExportedDetector)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
         gr.Markdown(f"# {TITLE}\nDrop a photograph: both detectors look for objects in it, the classifier for a bird.")
-        seen = gr.State()  # the pixels and the proposals of the photograph
+        seen = gr.State()  # the photograph, small enough to be kept for every page that is open, and its proposals
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 photograph = gr.Image(label="Photograph", sources=["upload", "clipboard"], height=320, buttons=[])
@@ -141,7 +138,8 @@ def build_page(models: Models, score: float, examples: Sequence[Path] = ()) -> g
             if frcnn is not None and has_proposals:
                 proposals, found = propose_and_detect(frcnn, image)
                 results[parts[FASTER_RCNN]] = _show_objects(frcnn, image, found.above(score))
-                results |= {seen: (image, proposals), proposed: _show_proposals((image, proposals), topk)}
+                shown = Picture(image), proposals
+                results |= {seen: shown, proposed: _show_proposals(shown, topk)}
             elif frcnn is not None:
                 results[parts[FASTER_RCNN]] = _show_objects(frcnn, image, frcnn.predict(image, score))
             if yolov3 is not None:
@@ -186,11 +184,10 @@ def _show_objects(detector: Detector, image: torch.Tensor, found: Prediction) ->
     return gr.Image(drawn, label=f"{detector.name}: {len(found)} object{'s' * (len(found) != 1)}")
 
 
-def _show_proposals(seen: tuple[torch.Tensor, Instances] | None, topk: int) -> gr.Image:
+def _show_proposals(seen: tuple[Picture, Instances] | None, topk: int) -> gr.Image:
     if seen is None:
         return gr.skip()
-    image, proposals = seen
-    picture = Picture(image)
+    picture, proposals = copy.deepcopy(seen[0]), seen[1]
     draw_proposals(picture, proposals[:topk])
     return gr.Image(picture.pixels, label=f"{PROPOSALS}: {len(proposals[:topk])} best of {len(proposals)}")
 
@@ -205,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: a model cannot be loaded, or the address cannot be listened on.
     """
-    parser = argparse.ArgumentParser(prog="tools.app", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="tools.app", description=__doc__.splitlines()[0])
     for name, variable in VARIABLES.items():
         coco = "" if variable == "BIRD" else ", or coco"
         parser.add_argument(f"--{variable.lower()}", help=f"weights of {name}{coco}; default those of the newest run")
@@ -226,6 +223,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name}: {weights.get(name, f'not trained yet, make {target}')}")
     examples = sorted((SAMPLE / "VOC2007/JPEGImages").glob("*.jpg"))[:3]
     page = build_page(models, args.score, examples)
+    for name in ("no_proxy", "NO_PROXY"):  # Gradio asks its own page whether it is up
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost", "127.0.0.1", args.host]))
     try:
         page.launch(
             server_name=args.host,

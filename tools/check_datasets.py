@@ -23,12 +23,13 @@ from PIL import Image
 from tabulate import tabulate
 
 from classification.cub import INDICES, is_folder_tree, read_cub, read_indices
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.files import write_picture
 from common.images import Header, read_headers
 from detection.config import get_cfg
 from detection.data_checks import check_datasets
 from detection.dataset_mapper import DatasetMapper
+from detection.foreign_datasets import is_yolo
 from detection.voc import default_test, default_train, load_voc_instances, register_voc
 from detection.voc_annotations import Annotations, annotation_folder, read_annotations
 from detection.voc_lists import (
@@ -89,19 +90,23 @@ class Report:
 @exits_on_user_error
 def main() -> None:
     """Command line: prints the table; the exit code is 2 unless everything is complete."""
-    parser = argparse.ArgumentParser(description="Tells what is there of the data sets and what mends them.")
+    parser = ArgumentParser(description="Tells what is there of the data sets and what mends them.")
     parser.add_argument("names", nargs="*", type=data_set_name, help=f"{', '.join(OFFICIAL_SPLITS)}; default: all")
     parser.add_argument("--data", type=Path, default=Path("datasets"), help="default: %(default)s")
     parser.add_argument("--deep", action="store_true", help="decode every image as well")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs; pictures go below it")
     arguments = parser.parse_args()
 
-    root, deep = arguments.data.expanduser(), arguments.deep
+    root, deep = arguments.data, arguments.deep
     if root.is_file():
         raise UserError(f"{root}: is a file, expected the folder of the data: give DATA=folder")
     if is_voc_folder(root) or (root / "JPEGImages").is_dir() or (root / "Annotations").is_dir():
         lists = dict.fromkeys(present_splits(root))
         data_sets = [check_voc(root, lists or {"trainval": None}, deep)]
+    elif is_yolo(root):
+        raise UserError(
+            f"{root}: is in YOLO's form, expected VOC's: make import-dataset FROM={shlex.quote(str(root))} OUT=folder"
+        )
     elif is_folder_tree(root):
         data_sets = [check_bird_folders(root, deep)]
     else:
@@ -232,9 +237,8 @@ def check_voc(folder: Path, splits: dict[str, int] | dict[str, None], deep: bool
             )
             for image_id, picture in zip(ids, pictures, strict=True)
         ]
-        folders = sorted({str(PurePosixPath(file).parent) for files in items for file in files})
         read = partial(read_headers, decode=True) if deep else partial(cached_headers, folder, split)
-        headers = _look_for(report, folder, items, _file_sizes(folder, folders), read)
+        headers = _look_for(report, folder, items, read)
         if report.state == "complete":
             _check_annotations(report, folder, split, ids, [str(picture) for picture in pictures], headers)
     return reports
@@ -246,22 +250,17 @@ def _check_annotations(
     """Adds to the report the objects of a split, and the pictures that contradict their annotations."""
     try:
         annotations = read_annotations(folder, split, ids)
-    except UserError as error:
+        sizes = annotations.images[["height", "width"]].tolist()
+        odd, undecided = find_odd(pictures, sizes, headers)
+        report.broken += [f"{Path(picture).relative_to(folder)}: {reason}" for picture, reason in odd.items()]
+        report.found -= len(odd)
+        report.summary = describe_objects(annotations)
+        if not report.official and not odd:
+            report.picture = draw_annotated(folder, split, annotations.names.tolist(), report.name)
+    except UserError as error:  # of an annotation, or of a picture whose header is sound
         report.broken.append(str(error).removeprefix(f"{folder}{os.sep}"))
         report.found -= 1
         return
-    sizes = annotations.images[["height", "width"]].tolist()
-    odd, undecided = find_odd(pictures, sizes, headers)
-    report.broken += [f"{Path(picture).relative_to(folder)}: {reason}" for picture, reason in odd.items()]
-    report.found -= len(odd)
-    report.summary = describe_objects(annotations)
-    if not report.official and not odd:
-        try:
-            report.picture = draw_annotated(folder, split, annotations.names.tolist(), report.name)
-        except UserError as error:  # of a picture whose header is sound
-            report.broken.append(str(error).removeprefix(f"{folder}{os.sep}"))
-            report.found -= 1
-            return
     if undecided:
         report.summary += (
             f"; EXIF turns or mirrors {len(undecided):,} images without a trace in their size, "
@@ -288,8 +287,7 @@ def check_bird_folders(root: Path, deep: bool = False) -> list[Report]:
     for split, birds in (("train", cub.train), ("test", cub.test)):
         report = Report(f"{name} {split}", None)
         items = [(str(bird.path.relative_to(root)),) for bird in birds]
-        sizes = _file_sizes(root, sorted({str(PurePosixPath(file).parent) for (file,) in items}))
-        _look_for(report, root, items, sizes, partial(read_headers, decode=deep))
+        _look_for(report, root, items, partial(read_headers, decode=deep))
         counts = np.bincount([bird.label for bird in birds], minlength=len(cub.class_names)).tolist()
         classes = ", ".join(f"{name} {count:,}" for name, count in zip(cub.class_names, counts, strict=True))
         report.summary = f"{len(birds):,} images of {len(counts):,} classes ({classes})"
@@ -319,8 +317,7 @@ def check_cub(folder: Path, splits: dict[str, int], deep: bool = False) -> list[
         return reports
     for report, birds in zip(reports, (cub.train, cub.test), strict=True):
         items = [(str(bird.path.relative_to(folder)),) for bird in birds]
-        sizes = _file_sizes(folder, sorted({str(PurePosixPath(file).parent) for (file,) in items}))
-        _look_for(report, folder, items, sizes, partial(read_headers, decode=deep))
+        _look_for(report, folder, items, partial(read_headers, decode=deep))
     return reports
 
 
@@ -344,7 +341,6 @@ def _look_for(
     report: Report,
     folder: Path,
     items: Sequence[tuple[str, ...]],
-    sizes: dict[str, int],
     read: Callable[[list[str]], list[Header | str]],
 ) -> list[Header | str]:
     """Enters into the report what is there of the images' files; the first file of each is the picture.
@@ -352,6 +348,7 @@ def _look_for(
     Returns:
         What was read of each picture that is there.
     """
+    sizes = _file_sizes(folder, sorted({str(PurePosixPath(file).parent) for files in items for file in files}))
     missing = [file for files in items for file in files if file not in sizes]
     broken = {file: "empty" for files in items for file in files if sizes.get(file) == 0}
     pictures = [files[0] for files in items if sizes.get(files[0])]

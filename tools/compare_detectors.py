@@ -21,7 +21,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from tqdm import tqdm
 
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.files import write_figure, write_json, write_picture, write_table
 from common.images import find_images
 from common.prediction import parse_score
@@ -208,7 +208,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UserError: a value is out of its range, or contradicts another.
     """
-    parser = argparse.ArgumentParser(prog="tools.compare_detectors", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="tools.compare_detectors", description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", help="files, folders or patterns; default: an annotated test split")
     parser.add_argument("--frcnn", help="weights, or coco; default those of the newest run of Faster R-CNN")
     parser.add_argument("--yolov3", help="weights, or coco; default those of the newest run of YOLOv3")

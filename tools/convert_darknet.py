@@ -3,39 +3,17 @@
 A whole detector becomes a run folder: its configuration, with the names of its classes, is written beside the weights.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.modeling import build_model
-from torch import nn
 
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.files import write_text
-from common.weights import read_checkpoint, save_checkpoint, weights_of
+from common.weights import load_state, read_checkpoint, save_checkpoint, weights_of
 from detection.config import CONFIGS, get_cfg, merge_file, merge_options
 from detection.starts import foreign_cfg, identify
 from detection.yolov3.darknet_weights import is_darknet_file, read_darknet_weights, write_darknet_weights
-
-
-def load_part(path: Path, part: nn.Module, prefix: str) -> int:
-    """Loads the tensors of a checkpoint whose names begin with `prefix` into `part`.
-
-    Returns:
-        Number of images that the network was trained on, where the checkpoint knows it; otherwise 0.
-
-    Raises:
-        UserError: the file is no checkpoint, or not of this network.
-    """
-    checkpoint = read_checkpoint(path)
-    weights = weights_of(checkpoint)
-    state = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    try:
-        part.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise UserError(f"{path}: {reason[:200]} expected weights of the network that --config describes") from error
-    return checkpoint.get("images_seen", 0)
 
 
 @exits_on_user_error
@@ -49,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: source and target are not one file of each kind, the source does not fit the configuration, the
             target cannot be written, or its folder belongs to another run.
     """
-    parser = argparse.ArgumentParser(prog="tools.convert_darknet", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="tools.convert_darknet", description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="Darknet's .weights or our .pth")
     parser.add_argument("target", type=Path, help="file of the other kind, in .pth or .weights")
     parser.add_argument("--config", type=Path, help="of the network; default that of the weights")
@@ -85,7 +63,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             if is_whole:
                 write_text(beside, cfg.dump())
         else:
-            count = write_darknet_weights(args.target, part, load_part(args.source, part, prefix))
+            checkpoint = read_checkpoint(args.source)
+            weights = weights_of(checkpoint)
+            state = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+            load_state(part, state, args.source)
+            count = write_darknet_weights(args.target, part, checkpoint.get("images_seen", 0))
     except OSError as error:
         raise UserError(f"{args.target}: cannot be written ({error.strerror}); name another file") from error
     print(f"{args.source} -> {args.target}: {count:,} values" + f"; {left:,} beyond the backbone left out" * bool(left))

@@ -4,12 +4,11 @@ The engine of `tools.study` with a shorter list, into `output/demo`. Called agai
 where it was.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 from common.data_root import SAMPLE
-from common.errors import exits_on_user_error
+from common.errors import ArgumentParser, exits_on_user_error
 from common.sample import draw_sample
 from tools.study import STUDIES, read_plan, run_stages
 
@@ -43,7 +42,7 @@ def summary(output: Path) -> str:
 @exits_on_user_error
 def main() -> None:
     """Runs what is not finished yet, and the report."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/demo"), help="folder of the demo's runs")
     output = parser.parse_args().output
 

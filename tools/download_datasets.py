@@ -7,7 +7,6 @@ starts again, and its files appear only once it is done. `--mirror` names anothe
 a folder. An archive that is already in `<root>/archives` is not fetched: the way to go without a network.
 """
 
-import argparse
 import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
@@ -17,7 +16,7 @@ import pooch
 import requests
 from tqdm import tqdm
 
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from tools.check_datasets import OFFICIAL_SPLITS, check_official, data_set_name, is_downloadable
 
 CHUNK = 2**16  # bytes; the last one of a lost connection is lost with it
@@ -75,14 +74,13 @@ ARCHIVES: dict[str, list[Archive]] = {
 @exits_on_user_error
 def main() -> None:
     """Command line: fetches and unpacks the data sets named."""
-    parser = argparse.ArgumentParser(description="Fetches and unpacks the official data sets.")
+    parser = ArgumentParser(description="Fetches and unpacks the official data sets.")
     parser.add_argument("names", nargs="*", type=data_set_name, help=f"{', '.join(OFFICIAL_SPLITS)}; default: all")
     parser.add_argument("--data", type=Path, default=Path("datasets"), help="default: %(default)s")
     parser.add_argument("--mirror", default="", help="address or folder that holds the archives instead")
     arguments = parser.parse_args()
     try:
-        # Behind DATA= no shell but bash replaces a ~.
-        download(arguments.names or list(ARCHIVES), arguments.data.expanduser(), arguments.mirror)
+        download(arguments.names or list(ARCHIVES), arguments.data, arguments.mirror)
     except KeyboardInterrupt:
         raise UserError("interrupted; the same command goes on with it") from None
     except OSError as error:
@@ -255,7 +253,7 @@ def _move_into(source: Path, target: Path) -> None:
         for path in source.iterdir():
             _move_into(path, target / path.name)
     else:
-        source.replace(target)
+        shutil.move(source, target)  # which copies to another disk
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ DETECTIONS are COCO results, `[{"image_id": "000001", "category": "dog", "bbox":
 or a folder of VOC's or YOLO's text files; `detection.detection_files` says what each looks like.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,8 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from common.data_root import resolve_data_root
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
+from common.run_folder import ENVIRONMENT
 from detection.bootstrap import interval, resample_ap
 from detection.detection_files import read_detections, write_submission
 from detection.evaluation import WRITTEN, evaluate_voc
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: data, detections or the output folder are missing or wrong.
     """
-    parser = argparse.ArgumentParser(prog="tools.eval_detections", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="tools.eval_detections", description=__doc__.split("\n")[0])
     parser.add_argument("detections", type=Path, help="COCO results as JSON, or a folder of VOC's or YOLO's text files")
     parser.add_argument("--split", help="dataset they were made on (default: voc07_test, or the root's own test split)")
     parser.add_argument("--data", help="data root (default: datasets/, or else the sample)")
@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--submission", action="store_true", help="write VOC's submission form, for which no annotations are needed"
     )
-    parser.add_argument("--out", type=Path, help="folder for the results (default: that of the detections)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the results; default that of the detections, unless a run's"
+    )
     args = parser.parse_args(argv)
 
     needed = OFFICIAL_FOLDERS["voc12" if (args.split or "").startswith("voc12") else "voc07"]
@@ -61,7 +63,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     detections = read_detections(args.detections, records, class_names, args.annotations)
     print(f"{len(detections.score)} detections on {split}, {len(records)} images of {root}/", end="")
     print(" (the drawn sample)" if is_sample else "")
+    if args.submission and (wrong := next((name for name in class_names if "/" in name), None)):
+        raise UserError(f"{root}: class {wrong!r}, expected a name without /, since it names a file of the submission")
     out = args.out or (args.detections if args.detections.is_dir() else args.detections.parent)
+    if args.out is None and not args.submission and (out / ENVIRONMENT).exists():
+        raise UserError(f"{out}: holds results of a run, which stay as they are; name another folder with OUT=")
     written = {(out / name).resolve() for name in WRITTEN}
     for source in filter(None, (args.detections, args.annotations)):
         if source.resolve() in written:

@@ -4,13 +4,12 @@ Any model of the project is recognised by its checkpoint. The file has everythin
 the classes to the thresholds of the suppression, and is taken as WEIGHTS wherever a trained model is.
 """
 
-import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from classification.export import exportable_classifier
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.export import PRECISIONS, write_exported
 from common.exported import SUFFIXES, is_exported
 from common.prediction import best_weights
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: there is no such model, the runtime cannot have it so, or a package is not installed.
     """
-    parser = argparse.ArgumentParser(prog="tools.export", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="tools.export", description=__doc__.splitlines()[0])
     parser.add_argument("--start", "--weights", help="run folder of any model, a checkpoint in it, or coco")
     parser.add_argument("--model", choices=LEAF, default="faster_rcnn", help="which detector coco means")
     parser.add_argument("--format", choices=SUFFIXES, default="openvino")

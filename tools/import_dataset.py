@@ -11,7 +11,6 @@ folders. Without any of these all images go into one list, CVAT's `default.txt`,
 Pictures are hard-linked, or else copied; nothing is overwritten.
 """
 
-import argparse
 import contextlib
 import os
 import shlex
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.results import unique_names
 from detection.foreign_datasets import COCO_FORM, SPLIT_WORDS, Box, Picture, is_yolo, read_coco, read_yolo, split_of
 from detection.voc_annotations import annotation_xml
@@ -61,10 +60,21 @@ def write_voc(pictures: Sequence[Picture], names: Sequence[str], out: Path, rema
         raise UserError(f"class {wrong!r}: expected a name without control characters and blanks around it")
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
+    try:
+        _fill(part, pictures, names, remarks)
+        part.replace(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); give another OUT=, or make room") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _fill(part: Path, pictures: Sequence[Picture], names: Sequence[str], remarks: Counter[str]) -> None:
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (part / folder).mkdir(parents=True)
     lists: dict[str, list[str]] = {}
-    ids = unique_names([picture.path for picture in pictures])
+    # A list has an id a line, without blanks around it.
+    ids = unique_names([each.path.with_stem(" ".join(each.path.stem.split()) or "_") for each in pictures])
     for image_id, picture in zip(tqdm(ids, "writing", disable=None, leave=False), pictures, strict=True):
         target = part / "JPEGImages" / f"{image_id}{picture.path.suffix}"
         try:
@@ -78,7 +88,6 @@ def write_voc(pictures: Sequence[Picture], names: Sequence[str], out: Path, rema
         (part / "ImageSets/Main" / f"{split}.txt").write_text("\n".join(members) + "\n", encoding="utf-8")
     if not any(name.startswith("#") for name in names):  # a line of labels.txt would be a remark then
         (part / "labels.txt").write_text("\n".join(dict.fromkeys(names)) + "\n", encoding="utf-8")
-    part.replace(out)
 
 
 def _named(text: str) -> list[Path]:
@@ -112,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: see `read_coco`, `read_yolo` and `write_voc`.
     """
-    parser = argparse.ArgumentParser(prog="tools.import_dataset", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="tools.import_dataset", description=__doc__.splitlines()[0])
     parser.add_argument("sources", nargs="*", help="COCO's JSON files, or folders of COCO's or YOLO's form")
     parser.add_argument("--images", type=Path, help="folder of COCO's pictures")
     parser.add_argument("--out", type=Path, help="the folder to make")

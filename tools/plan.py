@@ -83,10 +83,9 @@ class Stage:
         name: what the progress display calls it.
         arguments: of `python -m`.
         seconds: what it may take: its share of the progress bar.
-        run: the folder that shows that it has begun.
+        run: the folder of a training, which shows that it has begun; None for what evaluates.
         resumes: whether it is then called with `--resume`.
         entry: the item of the list that it is of; stages that share it differ in their seed alone.
-        of: the items that it evaluates; empty for a training.
         needs: names of the trainings that it starts from or evaluates.
         images: test images that it looks at; None is all.
     """
@@ -97,7 +96,6 @@ class Stage:
     run: Path | None = None
     resumes: bool = True
     entry: str = ""
-    of: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     images: int | None = None
 
@@ -244,9 +242,8 @@ def list_stages(
             words += ["--data", entry.data] if entry.data else []
         words += [*shlex.split(entry.options), *(entry.images or (images if entry.images is not None else ()))]
         name = entry.name if command.images else f"{entry.name}-seed{seed}"
-        of = tuple(_parts(name)[0] for name in entry.of)
         needs = tuple(stage_of(name, seed) for name in entry.of)
-        return Stage(name, [*command.words, *words], entry=entry.name, of=of, needs=needs, images=command.images)
+        return Stage(name, [*command.words, *words], entry=entry.name, needs=needs, images=command.images)
 
     stages = []
     for entry in entries:

@@ -26,7 +26,7 @@ import classification
 import detection
 from classification.model import KIND
 from classification.predict import BirdClassifier
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.exported import is_exported, read_card
 from common.files import write_picture, write_text
 from common.images import SUFFIXES, find_images
@@ -161,7 +161,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UserError: something is missing, or out of its range.
     """
-    parser = argparse.ArgumentParser(prog="tools.predict", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="tools.predict", description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", help="photographs or videos: files, folders or patterns")
     parser.add_argument("--start", "--weights", help="run folder of any model, a checkpoint in it, or coco")
     parser.add_argument("--model", choices=LEAF, default="faster_rcnn", help="which detector coco means")

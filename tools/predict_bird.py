@@ -1,6 +1,5 @@
 """Names the bird on photographs: `python -m tools.predict_bird IMAGE ... --weights WEIGHTS [--saliency]`."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from classification import load
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.exported import is_exported
 from common.files import write_picture
 from common.images import find_images
@@ -24,7 +23,7 @@ def main() -> None:
     Raises:
         UserError: there is no model, or a file that could not be read.
     """
-    parser = argparse.ArgumentParser(description="The five likeliest species on each photograph.")
+    parser = ArgumentParser(description="The five likeliest species on each photograph.")
     parser.add_argument("images", nargs="+", help="photographs: files, folders or patterns")
     parser.add_argument("--weights", type=Path, required=True, help="run folder, a checkpoint in it, an exported file")
     parser.add_argument("--saliency", action="store_true", help="also draw what speaks for the likeliest species")

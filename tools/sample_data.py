@@ -1,16 +1,15 @@
 """Draws a small VOC2007, VOC2012 and CUB_200_2011 in the official layouts: `python -m tools.sample_data`."""
 
-import argparse
 from pathlib import Path
 
-from common.errors import exits_on_user_error
+from common.errors import ArgumentParser, exits_on_user_error
 from common.sample import draw_sample
 
 
 @exits_on_user_error
 def main() -> None:
     """Command line: draws the sample and tells what is there."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("datasets/sample"), help="folder to draw into (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another sample (%(default)s)")
     args = parser.parse_args()

@@ -23,7 +23,6 @@ if not (3, 11) <= sys.version_info[:2] <= (3, 13):  # the one module that such a
     print(f"error: {found}: {hint}", file=sys.stderr)
     sys.exit(2)
 
-import argparse
 import hashlib
 import json
 import os
@@ -39,7 +38,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 
 DETECTRON2 = "sal-detectron2==0.7.2"
 DETECTRON2_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
@@ -62,7 +61,7 @@ class Environment(NamedTuple):
 @exits_on_user_error
 def main() -> None:
     """Command line: sets up the environment named, or the active one."""
-    parser = argparse.ArgumentParser(description="Installs the pinned packages and Detectron2.")
+    parser = ArgumentParser(description="Installs the pinned packages and Detectron2.")
     parser.add_argument(
         "--venv", type=Path, help="virtual environment to create or use; default: the active environment"
     )

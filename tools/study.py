@@ -7,7 +7,6 @@ alone, and the one that was interrupted goes on from its last checkpoint. `STUDY
 `tools.demo` one on drawn data.
 """
 
-import argparse
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 from classification.cub import FOLDER, is_folder_tree
 from common.data_root import OFFICIAL
-from common.errors import Interrupted, UserError, exits_on_user_error
+from common.errors import ArgumentParser, Interrupted, UserError, exits_on_user_error
 from common.files import read_json, write_json
 from common.images import find_images
 from common.processes import ENDS_WITH_PARENT
@@ -124,7 +123,7 @@ def read_plan(path: Path, output: Path, data: Path, **given: Any) -> list[Stage]
     stages = list_stages(entries, output, data, **given)
     first: dict[str, list[str]] = {}
     for stage in stages:
-        if not stage.of:
+        if stage.run:
             first.setdefault(stage.entry, stage.arguments)
     known = _read_json(output / ESTIMATES)
     if any(estimate_key(arguments) not in known for arguments in first.values()):
@@ -135,11 +134,12 @@ def read_plan(path: Path, output: Path, data: Path, **given: Any) -> list[Stage]
             sys.exit(code)
         known = _read_json(output / ESTIMATES)
     estimates = {entry: known[estimate_key(arguments)] for entry, arguments in first.items()}
+    entry_of = {stage.name: stage.entry for stage in stages}
 
     def seconds(stage: Stage) -> float:
-        if not stage.of:
+        if stage.run:
             return STARTING + estimates[stage.entry]["seconds"]
-        of = [estimates[entry] for entry in stage.of]
+        of = [estimates[entry_of[name]] for name in stage.needs]
         return STARTING + sum(min(stage.images or math.inf, e["test_images"]) * e["test_seconds"] for e in of)
 
     stages = [replace(stage, seconds=seconds(stage)) for stage in stages]
@@ -148,7 +148,7 @@ def read_plan(path: Path, output: Path, data: Path, **given: Any) -> list[Stage]
         state = "finished" if stage not in left else "to go on" if stage.run and stage.run.exists() else "to do"
         print(f"[{number:2d}/{len(stages)}] {stage.name}: {state}, {duration(stage.seconds)}")
         print(f"        python -m {shlex.join(stage.arguments)}")
-    size = sum(estimates[stage.entry]["size"] for stage in stages if not stage.of)
+    size = sum(estimates[stage.entry]["size"] for stage in stages if stage.run)
     existing = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     seconds_left = sum(stage.seconds for stage in left)
@@ -308,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the command line without the program's name; None takes that of the process.
     """
-    parser = argparse.ArgumentParser(prog="tools.study", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="tools.study", description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", help="photographs from outside, to compare the detectors on")
     parser.add_argument("--study", type=Path, help="a list of runs of your own; default the experiments of the study")
     parser.add_argument("--data", type=Path, default=OFFICIAL, help="root of the data")
@@ -324,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     stages = read_plan(
         path,
         output,
-        args.data.expanduser(),  # behind DATA= no shell but bash does so
+        args.data,
         recipe=args.recipe,
         fallback=None if args.study else "study",
         start=args.start,

@@ -1,5 +1,6 @@
 """Videos, frame by frame, read and written by OpenCV."""
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -23,8 +24,10 @@ def is_video(path: Path) -> bool:
 
 
 def count_frames(path: Path) -> int:
-    """Number of frames, at least 1, as the header says, which need not be right."""
-    return max(int(_capture(path).get(cv2.CAP_PROP_FRAME_COUNT)), 1)
+    """Number of frames, at least 1, as the header says, which need not be right; 1 where `read_frames` would fail."""
+    with contextlib.suppress(UserError):
+        return max(int(_capture(path).get(cv2.CAP_PROP_FRAME_COUNT)), 1)
+    return 1
 
 
 def frame_rate(path: Path) -> float:
@@ -33,8 +36,20 @@ def frame_rate(path: Path) -> float:
 
 
 def _capture(path: Path) -> cv2.VideoCapture:
-    """A video, opened; with the whole path, since FFmpeg takes a name such as `12:30.mp4` for a protocol's."""
-    return cv2.VideoCapture(str(path.absolute()))
+    return cv2.VideoCapture(_whole_name(path))
+
+
+def _whole_name(path: Path) -> str:
+    """The whole path, since FFmpeg takes a name such as `12:30.mp4` for a protocol's.
+
+    Raises:
+        UserError: it is not in UTF-8, with which OpenCV would crash.
+    """
+    try:
+        path.absolute().as_posix().encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{os.fsencode(path)!r}: is no name in UTF-8, expected one for a video: rename it") from None
+    return str(path.absolute())
 
 
 def read_frames(path: Path, warn: Callable[[str], None]) -> Iterator[np.ndarray]:
@@ -45,7 +60,7 @@ def read_frames(path: Path, warn: Callable[[str], None]) -> Iterator[np.ndarray]
         warn: called if it has fewer frames than its header says.
 
     Raises:
-        UserError: it has no frame that can be read.
+        UserError: it has no frame that can be read, or a name that is not in UTF-8.
     """
     capture = _capture(path)
     try:
@@ -81,11 +96,11 @@ class VideoFile:
         """Appends a frame, uint8 (H, W, 3), RGB.
 
         Raises:
-            UserError: the file cannot be written.
+            UserError: the file cannot be written, or its name is not in UTF-8.
         """
         if self._writer is None:
             code = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self._unfinished.absolute()), code, self.rate, frame.shape[1::-1])
+            self._writer = cv2.VideoWriter(_whole_name(self._unfinished), code, self.rate, frame.shape[1::-1])
             if not self._writer.isOpened():
                 raise UserError(f"{self.path}: cannot be written; name another folder with OUT=")
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.structures import ImageList
 from PIL import Image
 
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.files import write_picture
 from detection.config import LEAF, RECIPES
 from detection.data_loader import build_training_stream
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: data or options are missing or wrong.
     """
-    parser = argparse.ArgumentParser(prog="tools.visualize_batches", description=__doc__)
+    parser = ArgumentParser(prog="tools.visualize_batches", description=__doc__)
     parser.add_argument("--model", choices=sorted(LEAF), default="yolov3")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--recipe", choices=RECIPES, default="best")

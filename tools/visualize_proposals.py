@@ -4,7 +4,6 @@ For each image one picture: left the proposals, coloured by objectness, right th
 `proposals.json`, and the recall of the proposals against the number kept where ground truth is known.
 """
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from common.data_root import resolve_data_root
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.files import write_figure, write_json, write_picture, write_table
 from common.images import find_images
 from common.prediction import Prediction, parse_score
@@ -88,8 +87,8 @@ def recall_figure(recall: pd.DataFrame, title: str) -> Figure:
 
 @exits_on_user_error
 def main() -> None:
-    """Draws the pictures into the run folder of the weights."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Draws the pictures into a folder, `proposals/` in that of the weights unless another is named."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", help="files, folders or patterns; default four test images")
     parser.add_argument("--start", "--weights", help="default: the best weights of the newest run; or coco")
     choice = parser.add_mutually_exclusive_group()
@@ -97,6 +96,7 @@ def main() -> None:
     choice.add_argument("--config", type=Path, help="configuration of one's own that the run was trained with")
     parser.add_argument("--data", help="data root; default that of the run")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: proposals/ beside the weights)")
     parser.add_argument("--topk", type=int, default=100, help="proposals drawn")
     parser.add_argument("--score", type=parse_score, default=0.5, help="detections drawn have at least this score")
     args = parser.parse_args()
@@ -124,7 +124,7 @@ def main() -> None:
         raise UserError(
             f"{weights}: shows no proposals, as YOLOv3 and exported files do not; expected a run of Faster R-CNN"
         )
-    folder = detector.folder / "proposals"
+    folder = args.out or detector.folder / "proposals"
 
     measured: list[dict] = []
     if not entries:

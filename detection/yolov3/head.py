@@ -9,6 +9,7 @@ from detectron2.modeling import build_anchor_generator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detection.meta_arch import Float32Conv2d
 from detection.timm_backbone import with_norm
 from detection.yolov3.darknet import conv_norm_act
 
@@ -35,16 +36,14 @@ class YOLOv3Level(nn.Module):
             in_channels = out_channels
         self.convs = nn.Sequential(*convs)
         self.expand = conv_norm_act(in_channels, 2 * dim, 3, norm_eps)
-        self.prediction = nn.Conv2d(2 * dim, num_outputs, 1)
+        self.prediction = Float32Conv2d(2 * dim, num_outputs, 1)
 
     def forward(self, feature: Tensor, coarser: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns the raw predictions in float32 and the features for the next finer level."""
         if coarser is not None:
             feature = torch.cat([F.interpolate(self.lateral(coarser), scale_factor=2, mode="nearest"), feature], dim=1)
         feature = self.convs(feature)
-        expanded = self.expand(feature)
-        with torch.autocast(expanded.device.type, enabled=False):
-            return self.prediction(expanded.float()), feature
+        return self.prediction(self.expand(feature)), feature
 
 
 class YOLOv3Head(nn.Module):

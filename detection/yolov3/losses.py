@@ -1,5 +1,7 @@
 """The losses of YOLOv3, from logits in float32."""
 
+from dataclasses import dataclass
+
 import torch
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
@@ -12,6 +14,7 @@ from detection.yolov3.targets import Grid, Targets
 BOX_IOU_LOSSES = {"giou": generalized_box_iou_loss, "ciou": complete_box_iou_loss}
 
 
+@dataclass(kw_only=True)
 class YOLOv3Loss:
     """Sums over predictions, divided by the number of images.
 
@@ -23,39 +26,29 @@ class YOLOv3Loss:
     - `loss_cls`: binary cross-entropy of each class, for the predictions that are an object's.
 
     Where images are mixed, all that an object adds is multiplied by its share of the mixture.
+
+    Attributes:
+        transform: encodes and decodes boxes.
+        box_reg_loss_type: "l1", "giou" or "ciou".
+        box_reg_loss_weight: factor of all box losses.
+        focal_loss_alpha: weight of objects against background in the objectness; below 0, none.
+        focal_loss_gamma: exponent of the focal loss (Lin et al., 2017); 0 is cross-entropy.
+        label_smoothing: e turns the class targets t into t (1 - e) + e / K (Szegedy et al., 2016).
+
+    Raises:
+        ValueError: there is no such box loss.
     """
 
-    def __init__(
-        self,
-        *,
-        transform: YOLOBox2BoxTransform,
-        box_reg_loss_type: str = "l1",
-        box_reg_loss_weight: float = 1.0,
-        focal_loss_alpha: float = -1.0,
-        focal_loss_gamma: float = 0.0,
-        label_smoothing: float = 0.0,
-    ):
-        """Chooses the losses.
+    transform: YOLOBox2BoxTransform
+    box_reg_loss_type: str = "l1"
+    box_reg_loss_weight: float = 1.0
+    focal_loss_alpha: float = -1.0
+    focal_loss_gamma: float = 0.0
+    label_smoothing: float = 0.0
 
-        Args:
-            transform: encodes and decodes boxes.
-            box_reg_loss_type: "l1", "giou" or "ciou".
-            box_reg_loss_weight: factor of all box losses.
-            focal_loss_alpha: weight of objects against background in the objectness; below 0, none.
-            focal_loss_gamma: exponent of the focal loss (Lin et al., 2017); 0 is cross-entropy.
-            label_smoothing: e turns the class targets t into t (1 - e) + e / K (Szegedy et al., 2016).
-
-        Raises:
-            ValueError: there is no such box loss.
-        """
-        if box_reg_loss_type not in {"l1", *BOX_IOU_LOSSES}:
-            raise ValueError(f"box regression loss {box_reg_loss_type!r}, expected l1, giou or ciou")
-        self.transform = transform
-        self.box_reg_loss_type = box_reg_loss_type
-        self.box_reg_loss_weight = box_reg_loss_weight
-        self.focal_loss_alpha = focal_loss_alpha
-        self.focal_loss_gamma = focal_loss_gamma
-        self.label_smoothing = label_smoothing
+    def __post_init__(self) -> None:
+        if self.box_reg_loss_type not in {"l1", *BOX_IOU_LOSSES}:
+            raise ValueError(f"box regression loss {self.box_reg_loss_type!r}, expected l1, giou or ciou")
 
     def __call__(self, predictions: Tensor, grid: Grid, targets: Targets) -> dict[str, Tensor]:
         """The losses by name, scalars.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.errors import Interrupted, UserError, exits_on_user_error
+from common.errors import ArgumentParser, Interrupted, UserError, exits_on_user_error
 
 PEBIBYTE = 1 << 50
 
@@ -27,6 +27,15 @@ def raising(error: BaseException) -> Callable[[], None]:
         raise error
 
     return main
+
+
+def test_a_wrong_command_line_is_one_line(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def main() -> None:
+        parser = ArgumentParser()
+        parser.add_argument("--topk", type=int)
+        parser.parse_args(["--topk", "many"])
+
+    assert ended(capsys, main) == (2, "error: argument --topk: invalid int value: 'many'\n")
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,6 @@ from torchvision.transforms import v2
 from common.errors import UserError
 from common.images import (
     find_images,
-    read_header,
     read_headers,
     read_image,
     read_shrunk_image,
@@ -97,7 +96,7 @@ def test_other_suffixes_may_count_in_a_folder(folder: Path) -> None:
 def test_a_name_that_no_table_could_hold_is_refused(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"caf\xe9.png")
     gradient().save(path)
-    for read in (read_image, read_header):
+    for read in (read_image, read_size):
         with pytest.raises(UserError, match="its name is not UTF-8"):
             read(path)
 
@@ -231,7 +230,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int, suffix: str) -> None
     gradient().save(path, exif=exif, **options)
     assert_reads_as(path, ImageOps.exif_transpose(Image.open(path)), tolerance=4)
     assert read_size(path) == tuple(read_image(path).shape[1:]) == ((40, 60) if orientation < 5 else (60, 40))
-    header = read_header(path)
+    (header,) = read_headers([path])
     assert (header.orientation, header.stored) == (orientation, (40, 60))
     stored = read_image(path, turned=False).permute(1, 2, 0).numpy().astype(int)
     assert np.abs(stored - np.asarray(gradient())).max() <= 4
@@ -252,7 +251,7 @@ def test_an_orientation_that_no_decoder_heeds_is_none(tmp_path: Path, suffix: st
     """Spoilt EXIF, which torchvision passes over and Pillow would end at; XMP, which Pillow alone would heed."""
     path = tmp_path / f"a.{suffix}"
     gradient().save(path, **options)
-    assert read_header(path) == (40, 60, 1)
+    assert read_headers([path]) == [(40, 60, 1)]
     assert read_shrunk_image(path, 2)[1] == tuple(read_image(path).shape[1:]) == (40, 60)
 
 
@@ -262,7 +261,7 @@ def test_a_header_is_read_without_the_pixels_behind_it(tmp_path: Path, suffix: s
     noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 5])
-    assert read_header(path) == (300, 400, 1)
+    assert read_size(path) == (300, 400)
 
 
 def test_headers_of_many_files_with_what_is_wrong_with_each(tmp_path: Path) -> None:

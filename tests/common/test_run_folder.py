@@ -185,9 +185,9 @@ def test_every_session_is_kept_and_a_killed_one_has_no_seconds(tmp_path: Path, m
     with pytest.raises(RuntimeError), record_session(tmp_path):
         raise RuntimeError
     first, second = read_sessions(tmp_path)
-    assert first == {**during, "seconds": first["seconds"]}
+    assert first == {**during, "seconds": first["seconds"], "finished": True}
     assert 0 <= first["seconds"] < 60
-    assert second["seconds"] is not None
+    assert second["seconds"] is not None and not second["finished"]
     assert first["data"] == "birds"
     assert "data" not in second
     assert first["processes"] == 3

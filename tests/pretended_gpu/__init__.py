@@ -82,12 +82,6 @@ class _Stream:
     def synchronize(self) -> None:
         ACTIVE[-1].wait("synchronize", type(self).__name__)
 
-    def elapsed_time(self, other: "_Stream") -> float:
-        return 0.0
-
-    def query(self) -> bool:
-        return True
-
 
 def _live_bytes(*_: object) -> int:
     """Memory that is taken at this moment (also where the largest is asked for)."""
@@ -116,15 +110,13 @@ def _answers(gpu: PretendedGpu) -> dict[str, Any]:
     return {
         **dict.fromkeys(["is_available", "is_initialized"], lambda: True),
         **dict.fromkeys(["_is_in_bad_fork", "is_current_stream_capturing"], lambda: False),
-        **dict.fromkeys(["init", "_lazy_init", "empty_cache", "ipc_collect", "reset_peak_memory_stats"], nothing),
-        **dict.fromkeys(["manual_seed", "manual_seed_all", "seed", "seed_all", "set_stream"], nothing),
+        **dict.fromkeys(["init", "_lazy_init", "empty_cache", "reset_peak_memory_stats"], nothing),
+        **dict.fromkeys(["manual_seed", "manual_seed_all", "set_stream"], nothing),
         **dict.fromkeys(["memory_allocated", "max_memory_allocated"], _live_bytes),
-        **dict.fromkeys(["memory_reserved", "max_memory_reserved"], _live_bytes),
         **dict.fromkeys(["Stream", "Event"], _Stream),
         **dict.fromkeys(["_exchange_device", "_maybe_exchange_device"], exchange_device),
         "stream": contextlib.nullcontext,
         "current_stream": _Stream,
-        "default_stream": _Stream,
         "device_count": lambda: gpu.count,
         "current_device": lambda: gpu.current,
         "set_device": set_device,
@@ -135,9 +127,7 @@ def _answers(gpu: PretendedGpu) -> dict[str, Any]:
         "mem_get_info": lambda device=None: (memory - _live_bytes(), memory),
         "synchronize": lambda device=None: gpu.wait("synchronize", "synchronize"),
         "get_rng_state": lambda device="cuda": torch.get_rng_state(),
-        "get_rng_state_all": lambda: [torch.get_rng_state()] * gpu.count,
         "set_rng_state": lambda state, device="cuda": torch.set_rng_state(state),
-        "set_rng_state_all": lambda states: torch.set_rng_state(states[gpu.current]),
     }
 
 

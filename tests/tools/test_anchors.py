@@ -45,6 +45,12 @@ def test_prints_anchors_that_fit_better_and_their_iou(voc, capsys):
     assert mean_best_iou(sizes, anchors.flatten(0, 1)) == pytest.approx(new, abs=1e-4)
 
 
+def test_no_anchor_has_a_side_of_nothing(voc, capsys):
+    main(["--data", str(voc), "--size", "2"])  # at which most objects are less than a pixel high
+    anchors = torch.tensor(json.loads(re.search(r"ANCHORS: (.*)", capsys.readouterr().out)[1]))
+    assert anchors.min() == 1
+
+
 def test_the_longer_side_of_an_image_becomes_the_size_whether_it_lies_or_stands():
     lying, upright = {"height": 100, "width": 200}, {"height": 200, "width": 100}
     records = [{**sides, "annotations": [{"bbox": [10, 20, 30, 70]}]} for sides in (lying, upright)]

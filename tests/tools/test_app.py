@@ -29,7 +29,8 @@ def serve() -> Iterator[Callable[..., str]]:
 
     def start(*options: str) -> str:
         words = [sys.executable, "-m", "tools.app", "--port", str(free_port()), *options]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        # Behind a proxy that does not answer, as in many companies.
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "http_proxy": "http://127.0.0.1:9"}
         app = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         started.append(app)
         said = ""

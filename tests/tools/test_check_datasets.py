@@ -176,6 +176,19 @@ def test_command_line(run, root):
     assert "0 of 11,540" in printed
 
 
+def test_a_folder_of_yolo_is_told_how_to_become_one_of_voc(run, tmp_path):
+    """Whose train/images and train/labels would be taken for two kinds of birds."""
+    for split in ("train", "valid"):
+        (tmp_path / split / "labels").mkdir(parents=True)
+        (tmp_path / split / "labels" / "a.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+        (tmp_path / split / "images").mkdir()
+        Image.new("RGB", (64, 48)).save(tmp_path / split / "images" / "a.jpg")
+    (tmp_path / "data.yaml").write_text("names: [cat]\n")
+    code, printed = run("--data", str(tmp_path))
+    assert code == 2 and printed.count("\n") == 1
+    assert f"make import-dataset FROM={tmp_path} OUT=folder" in printed
+
+
 OBJECT = (
     """<object><name>{}</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>{}</xmax><ymax>30</ymax></bndbox></object>"""
 )

@@ -145,7 +145,7 @@ def test_user_errors(tmp_path, capsys):
     base = ("--config", "detection/configs/Base-YOLOv3.yaml")  # which has PyTorch's epsilon
     assert "NORM_EPS 1e-06" in error_of(capsys, half, target, *base)
     torch.save({"model": {"backbone.other": torch.zeros(1)}}, target)
-    assert "expected weights of the network" in error_of(capsys, target, tmp_path / "out.weights", *CONFIG)
+    assert "does not fit the model" in error_of(capsys, target, tmp_path / "out.weights", *CONFIG)
 
 
 def test_as_a_command(fork_server, tmp_path):

@@ -202,6 +202,18 @@ def test_detections_are_not_overwritten_by_what_they_score(data: Path, tmp_path:
     main([*words, "--out", str(tmp_path / "results")])
 
 
+def test_results_of_a_run_are_not_overwritten_by_those_of_another_split(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "environment.json").write_text("[]")
+    (tmp_path / "detections.json").write_text("[]")
+    words = [str(tmp_path / "detections.json"), "--data", str(data), "--split", "voc07_test"]
+    with pytest.raises(SystemExit):
+        main(words)
+    assert f"error: {tmp_path}: holds results of a run" in capsys.readouterr().err
+    main([*words, "--out", str(tmp_path / "results")])
+
+
 FOUND = [  # image, class, score, x0, y0, x1, y1
     ("000001", "dog", 0.9, 10, 20, 40, 60),
     ("000002", "dog", 0.8, 60, 60, 80, 80),
@@ -273,6 +285,17 @@ def test_a_submission_is_written_as_voc_has_it_and_read_again(data: Path, tmp_pa
     assert len(list(folder.iterdir())) == 20 and not (tmp_path / "evaluation.json").exists()
     main([str(folder), "--split", "voc07_test", "--data", str(data), "--out", f"{tmp_path}/again"])
     assert_found(tmp_path / "again")
+
+
+def test_a_class_that_cannot_name_a_file_is_not_submitted(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/test.txt").write_text("a\n")
+    (tmp_path / "labels.txt").write_text("cup/mug\n")
+    (tmp_path / "d.json").write_text("[]")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "d.json"), "--split", "voc_test", "--data", str(tmp_path), "--submission"])
+    assert "class 'cup/mug', expected a name without /" in capsys.readouterr().err
+    assert not (tmp_path / "submission").exists()
 
 
 def test_detectron2_scores_the_submission_alike(data: Path, tmp_path: Path):

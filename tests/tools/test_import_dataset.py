@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -124,11 +125,13 @@ def test_the_form_of_a_folder_with_names_of_classes_and_a_json_file(tmp_path: Pa
     assert boxes(tmp_path / "out", "default" if has_labels else "train") == {"a": [("dog", [16, 12, 48, 36])]}
 
 
-def test_what_macos_puts_beside_pictures_is_none(yolo: Path, tmp_path: Path) -> None:
+def test_what_programs_put_beside_pictures_is_none(yolo: Path, tmp_path: Path) -> None:
     before = sorted(path.name for path in yolo.rglob("*.jpg"))
     write(yolo / "classes.txt", "cat\ndog\n")
     (yolo / "__MACOSX").mkdir()
     (yolo / "__MACOSX" / "._0.jpg").write_bytes(b"\0\5\26\7")
+    draw(yolo / "@eaDir" / "0.jpg" / "SYNOPHOTO_THUMB_XL.jpg")
+    draw(yolo / ".thumbnails" / "normal" / "thumb.jpg")
     main([str(yolo), "--out", str(tmp_path / "out")])
     assert sorted(path.name for path in (tmp_path / "out" / "JPEGImages").iterdir()) == before
 
@@ -279,6 +282,33 @@ def test_nothing_is_overwritten_and_pictures_stay(tmp_path: Path, capsys: pytest
     assert "is there, and nothing is overwritten" in refused(capsys, source, "--out", tmp_path / "out")
     assert (tmp_path / "out/JPEGImages/a.jpg").read_bytes() == (tmp_path / "a.jpg").read_bytes() == photo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "coco.json", "mine", "out"]
+
+
+def test_a_full_disk_leaves_nothing_and_names_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(tmp_path / "a.jpg")
+    source = write(tmp_path / "coco.json", coco(["a.jpg"], []))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a.jpg"))
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(shutil, "copyfile", refuse)
+    assert f"error: {tmp_path}/out: cannot be written (No space left" in refused(
+        capsys, source, "--out", tmp_path / "out"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "coco.json"]
+
+
+def test_a_picture_with_blanks_around_its_name_is_read_again(tmp_path: Path) -> None:
+    names = ["photo .jpg", "a\u2028b.jpg", " .jpg"]
+    for name in names:
+        draw(tmp_path / name)
+    cat = {"category_id": 3, "bbox": [16, 12, 32, 24]}
+    source = write(tmp_path / "train.json", coco(names, [{"image_id": 10 + n, **cat} for n in range(3)]))
+    main([str(source), "--out", str(tmp_path / "out")])
+    assert boxes(tmp_path / "out", "train") == {name: [("cat", [16, 12, 48, 36])] for name in ("photo", "a b", "_")}
 
 
 def test_pictures_are_hard_linked_or_on_another_disk_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

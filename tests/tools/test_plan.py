@@ -164,7 +164,7 @@ def test_the_lists_that_are_here_name_recipes_and_options_that_exist(path: Path,
     draw_birds(tmp_path)
     for stage in list_stages(read_entries(path), Path("output"), tmp_path):
         module, *words = stage.arguments[stage.arguments[0] == "tools.launch" :]
-        if stage.of:
+        if stage.run is None:
             continue
         if module == "detection.train_net":
             experiment = new_experiment(parse_args(words))

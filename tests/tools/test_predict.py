@@ -1,6 +1,7 @@
 """The command on very small untrained models, against what the models say when asked directly."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -362,6 +363,16 @@ def test_unreadable_files_are_named_and_left_out(output, photographs, broken, tm
         assert name in warning
     assert "2 files" in said.out
     assert "error: 4 of 6 files could not be read" in said.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names of files that are not in UTF-8")
+def test_a_video_whose_name_opencv_would_crash_at_is_left_out(output, photographs, tmp_path, capsys):
+    video = Path(os.fsdecode(os.fsencode(tmp_path / "holiday ") + b"\xff.mp4"))
+    video.touch()
+    ends_with_error(photographs / "0.png", video, "--weights", output / BIRD, "--out", tmp_path / "out")
+    assert "\\xff.mp4': is no name in UTF-8" in capsys.readouterr().err
+    entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {entry["image_id"] for entry in entries} == {"0"}
 
 
 @pytest.mark.parametrize("name", [FRCNN, YOLOV3, BIRD])

@@ -101,7 +101,7 @@ def test_finished_stages_are_left_alone_and_the_others_go_on_after_one_that_fail
         for stage in (first, second, fails, third)
     }
     log = output / "logs" / "fails.txt"
-    reason = log.read_text().strip().splitlines()[-1]
+    reason = log.read_text().strip().splitlines()[-1].removeprefix("error: ")
     printed = capsys.readouterr().out
     assert f"[ 3/5] {log}: fails failed: {reason}" in printed
     assert "[ 4/5] told is left out, since it needs fails\n" in printed
@@ -214,7 +214,7 @@ def test_the_plan_says_what_is_finished_and_what_has_begun_how_long_the_rest_tak
         (tmp_path / name).mkdir()
     stages = list_stages(read_entries(study.STUDIES / "study.yaml"), output, tmp_path, fallback="study")
     timed = {"seconds": 3600, "size": 2e9, "test_images": 500, "test_seconds": 0.1}
-    estimates = {" ".join(stage.arguments): timed for stage in stages if not stage.of}
+    estimates = {" ".join(stage.arguments): timed for stage in stages if stage.run}
     (output / study.ESTIMATES).write_text(json.dumps(estimates))
     keep(output, {stages[0].name: stages[0].arguments})
     for name in ("sweep-seed0", "faster_rcnn-seed0"):

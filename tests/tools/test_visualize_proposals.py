@@ -35,7 +35,9 @@ def test_equal_names_stay_apart_and_an_odd_file_is_left_out(output, tmp_path, mo
         path.parent.mkdir(exist_ok=True)
         draw_scene(480, 640, number)[0].save(path)
     files[-1].write_bytes(files[-1].read_bytes()[:300])
+    folder = tmp_path / "seen"
     words = [*map(str, files), "--weights", str(output / RUN / "model_best.pth"), "--topk", "5", "--score", "0.15"]
+    words += ["--out", str(folder)]
     monkeypatch.setattr(sys, "argv", ["program", *words])
     with pytest.raises(SystemExit) as exit:
         main()
@@ -44,7 +46,6 @@ def test_equal_names_stay_apart_and_an_odd_file_is_left_out(output, tmp_path, mo
     assert "warning: " in said.err and "d2/cut.png: cannot be read as an image" in said.err
     assert "2 pictures and proposals.json" in said.out
 
-    folder = output / RUN / "proposals"
     records = json.loads((folder / "proposals.json").read_text())
     assert [(record["file_name"], record["picture"]) for record in records] == [
         (str(files[0]), "a.png"),

@@ -1,6 +1,5 @@
 """Measures this project against what people use otherwise: `python -m tools.bench [names]`, one table a name."""
 
-import argparse
 import multiprocessing
 import platform
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import torch
 import torchvision
 
 from common.data_root import resolve_data_root
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.run_folder import machine
 from common.runtime import PRECISIONS
 from detection.voc import OFFICIAL_FOLDERS
@@ -61,7 +60,7 @@ def matmul_rate(precision: str, size: int = 2048, rounds: int = 3) -> float:
 @exits_on_user_error
 def main() -> None:
     """Reads the command line and prints the table of each benchmark as soon as it is measured."""
-    parser = argparse.ArgumentParser(description="Benchmarks; times are medians, the contenders taking turns.")
+    parser = ArgumentParser(description="Benchmarks; times are medians, the contenders taking turns.")
     # argparse also checks the empty list, which means all, against the choices.
     parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], metavar="name", help=", ".join(BENCHMARKS))
     parser.add_argument("--data", help="data root (default: datasets/, else the drawn sample)")

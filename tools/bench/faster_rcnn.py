@@ -24,7 +24,7 @@ from detection.experiment import newest_detector
 from detection.modeling import build_model, load_detector
 from detection.trainer import Evaluator
 from detection.voc import default_test, default_train, register_voc
-from tools.bench.timing import ROUNDS, Contender, at_precision, compare, our_precision, rival_precisions
+from tools.bench.timing import ROUNDS, Contender, at_precision, compare, on_devices, our_precision, rival_precisions
 
 
 class Detector:
@@ -66,12 +66,7 @@ def speed(root: Path, size: tuple[int, int] = (600, 800), rounds: int = ROUNDS) 
         rounds: timed ones, after one of warm-up.
     """
     samples = read_samples(root, 4, size)
-    rows = _speed_on("cpu", samples, rounds)
-    if torch.cuda.is_available():
-        rows += _speed_on("cuda", samples, rounds)
-    else:
-        rows.append({"what": "the same on an NVIDIA GPU", "by": "not measured: none here"})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(on_devices(lambda device: _speed_on(device, samples, rounds)))
 
 
 def _speed_on(device: str, samples: Sequence[dict], rounds: int) -> list[dict]:

@@ -123,3 +123,10 @@ def rows(what: str, contenders: Sequence[Contender], seconds: Sequence[Sequence[
             row |= {"times as fast": ratio, "ours is": "noise" if is_noise else "faster" if ratio > 1 else "slower"}
         table.append(row)
     return table
+
+
+def on_devices(measure: Callable[[str], list[dict]]) -> list[dict]:
+    """Rows of what is measured on the CPU and, where there is one, on a GPU."""
+    if torch.cuda.is_available():
+        return measure("cpu") + measure("cuda")
+    return [*measure("cpu"), {"what": "the same on an NVIDIA GPU", "by": "not measured: none here"}]

@@ -43,12 +43,11 @@ def loader(root: Path, images: int = 16551, rounds: int = ROUNDS) -> pd.DataFram
 
         read = partial(load_voc_instances, tree, "trainval", VOC_CLASSES)
         stock = partial(load_voc_instances_of_stock, str(tree), "trainval", VOC_CLASSES)
-        contenders = [
-            Contender("ours, for the first time", first, threads=1),
-            Contender("ours, from the cache", read, threads=1),
-            Contender(STOCK, stock, threads=1),
-        ]
-        return pd.DataFrame(compare(f"reading {images} annotations", contenders, rounds))
+        contenders = [Contender("ours", first, threads=1), Contender(STOCK, stock, threads=1)]
+        table = compare(f"reading {images} annotations", contenders, rounds)
+        return pd.DataFrame(
+            table + compare("the same again, from the cache", [Contender("ours", read, threads=1)], rounds)
+        )
 
 
 def evaluator(root: Path, images: int = 4952, detections: int = 100, rounds: int = ROUNDS) -> pd.DataFrame:

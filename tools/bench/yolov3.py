@@ -22,7 +22,7 @@ from detection.yolov3.head import YOLOv3Level
 from detection.yolov3.targets import Grid, assign_targets, match_anchors
 from tools.bench.faster_rcnn import calibrate, read_samples
 from tools.bench.rivals import MISSING, has_ultralytics
-from tools.bench.timing import ROUNDS, Contender, at_precision, compare, our_precision, rival_precisions
+from tools.bench.timing import ROUNDS, Contender, at_precision, compare, on_devices, our_precision, rival_precisions
 
 SCORE_THRESH, NMS_THRESH = 0.25, 0.45
 # Images that are detected on at once, and images of a training step.
@@ -50,12 +50,7 @@ def speed(root: Path, size: int = 416, rounds: int = ROUNDS) -> pd.DataFrame:
         size: height and width of the images, a multiple of 32.
         rounds: timed ones, after one of warm-up.
     """
-    rows = _speed_on("cpu", root, size, rounds)
-    if torch.cuda.is_available():
-        rows += _speed_on("cuda", root, size, rounds)
-    else:
-        rows.append({"what": "the same on an NVIDIA GPU", "by": "not measured: none here"})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(on_devices(lambda device: _speed_on(device, root, size, rounds)))
 
 
 def _speed_on(device: str, root: Path, size: int, rounds: int) -> list[dict]:

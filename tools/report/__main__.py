@@ -1,11 +1,10 @@
 """Makes the report of all runs: `python -m tools.report --runs output --out report`."""
 
-import argparse
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import UserError, exits_on_user_error
+from common.errors import ArgumentParser, UserError, exits_on_user_error
 from tools.report.document import DATE, Document, print_pdf, write_document
 from tools.report.runs import Runs
 from tools.report.sections import compose
@@ -18,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the command line without the program's name; None takes that of the process.
     """
-    parser = argparse.ArgumentParser(prog="tools.report", description=__doc__)
+    parser = ArgumentParser(prog="tools.report", description=__doc__)
     parser.add_argument("--runs", type=Path, default=Path("output"), help="folder of all runs")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder of the report")
     parser.add_argument("--pdf", action="store_true", help="print the page as report.pdf, where a browser is installed")

@@ -5,6 +5,7 @@ A file that is not what it should be becomes one line of `Runs.problems`; it nev
 
 import json
 import math
+import os
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +22,6 @@ from common.run_folder import ENVIRONMENT, METRICS, read_metrics, read_sessions
 from detection.config import NAMES as DETECTORS
 from tools.report.document import NONE, mean, spread
 
-FIRST_WORDS, LAST_WORDS = "Training into", "Everything is in"  # of a detector's log, as it begins and ends
 GROUPS = ("MODEL", "DATASETS", "SOLVER")  # of settings, in a detector's config.yaml
 
 T = TypeVar("T")
@@ -57,10 +57,10 @@ class Run:
         self.result = attempt(_read_result, folder / "result.json") or {}
         evaluations = [folder / name for name in ("evaluation/evaluation.json", "evaluation.json")]
         self.evaluation = next(filter(None, (attempt(_read_evaluation, path) for path in evaluations)), None)
-        self.is_finished = bool(self.result or attempt(_has_ended, folder / "log.txt"))
+        self.is_detector = network in DETECTORS.values()
+        self.is_finished = bool((self.sessions or [{}])[-1].get("finished") if self.is_detector else self.result)
         last_step = folder / METRICS
         self.written = (last_step if last_step.exists() else folder / "config.yaml").stat().st_mtime
-        self.is_detector = network in DETECTORS.values()
         solver, last = config.get("SOLVER", {}), self.rows[-1] if self.rows else {}
         if self.is_detector:
             self.start = str(config["MODEL"].get("WEIGHTS") or "random")
@@ -153,7 +153,10 @@ class Runs:
             raise UserError(f"{root}: no such folder; {expected}")
         self.root = root
         self.problems: set[str] = set()
-        self.folders = sorted([root, *(path for path in root.rglob("*") if path.is_dir())])
+        folders = {root, *(path for path in root.rglob("*") if path.is_dir())}
+        closed = {folder for folder in folders if not os.access(folder, os.R_OK | os.X_OK)}
+        self.problems |= {f"{folder}: may not be read; left out" for folder in closed}
+        self.folders = sorted(folders - closed)
         runs = {folder: run for folder in self.folders if (run := self._read_run(folder))}
         sweeps: dict[Path, list[Run]] = {}
         for folder in self.folders:
@@ -299,10 +302,6 @@ def _read_result(path: Path) -> dict:
     numbers = ("top1", "top5", "validation_top1", "validation_top5", "lr", "epochs", "epoch", "seed")
     words = ("chosen", "validated_on")
     return {**result, **{key: result[key] + 0 for key in numbers}, **{key: str(result[key]) for key in words}}
-
-
-def _has_ended(log: Path) -> bool:
-    return LAST_WORDS in log.read_text(errors="replace").rpartition(FIRST_WORDS)[2]
 
 
 def _read_evaluation(path: Path) -> Evaluation:
