@@ -78,7 +78,7 @@ help: ## Lists the targets
 ##@ Everything at once
 
 .PHONY: demo
-demo: setup ## Every experiment on drawn data, and the report of them: a quarter of an hour or more; called again, it goes on [NGPU]
+demo: setup ## Every experiment but AlexNet on drawn data, and the report of them: a quarter of an hour or more; called again, it goes on [NGPU]
 	@$(PY) -m tools.demo
 
 .PHONY: study

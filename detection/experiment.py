@@ -172,7 +172,7 @@ def _use_data(cfg: CfgNode, root: Path, given: Collection[str]) -> None:
         cfg.DATASETS.TEST = default_test(root)
     if cfg.DATASETS.TRAIN == ("voc_train",) and cfg.DATASETS.TEST == ("voc_test",) and "val" in present_splits(root):
         logger.info(
-            "%s: has val beside train and test; nothing is trained on it, and DATASETS.TEST ('voc_val',) in OPTS would "
+            "%s: has val beside train and test; nothing is trained on it, and DATASETS.TEST '[voc_val]' in OPTS would "
             "choose on it",
             root,
         )
