@@ -66,7 +66,7 @@ def picture(
     captions = [
         f"first stage: {len(shown)} best of {len(proposals)} proposals",
         "",
-        f"second stage: {len(found)} detections with score {score:g} or more",
+        f"second stage: {len(found)} detection{'s' * (len(found) != 1)} with score {score:g} or more",
     ]
     return beside([left.pixels, color_scale(len(left.pixels), COLORMAP, "objectness"), right.pixels], captions)
 
