@@ -223,11 +223,13 @@ def bars(values: Mapping[str, float], size: tuple[int, int]) -> np.ndarray:
     """
     height, width = size
     step = height / max(len(values), 1)
+    texts = [f"{100 * value:.1f} %  {name}" for name, value in values.items()]
     font_size = int(np.clip(step / 4, 11, 2 * CAPTION))
+    widest = max((_font(text, font_size).getlength(text) for text in texts), default=0)
+    font_size = max(int(font_size * min((width - 2 * GAP) / max(widest, 1), 1)), 8)
     panel = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(panel)
-    for place, (name, value) in enumerate(values.items()):
-        text = f"{100 * value:.1f} %  {name}"
+    for place, (text, value) in enumerate(zip(texts, values.values(), strict=True)):
         draw.rectangle(
             (0, (place + 0.1) * step, max(value * (width - 1), 1), (place + 0.9) * step), fill=(187, 214, 233)
         )

@@ -141,6 +141,12 @@ def test_bars_are_as_long_as_their_values():
     assert [row.sum() for row in rows] == [201, 101]
 
 
+def test_a_long_name_beside_a_bar_is_not_cut_off():
+    panel = bars({"American Three toed Woodpecker": 0.06, "Crow": 0.04}, (640, 400))
+    columns = np.flatnonzero((panel < 128).all(axis=2).any(axis=0))  # with ink
+    assert 360 < columns.max() < 395
+
+
 def test_a_colour_scale_goes_from_1_to_0():
     panel = color_scale(400, lambda values: np.stack([values, values, values, values], axis=1), "objectness")
     assert panel[0, 0].tolist() == [255] * 3
