@@ -23,7 +23,7 @@ from common.cgroups import memory_left
 from common.images import read_image, read_size
 from common.processes import rank, world_size
 from common.runtime import compute_alone, default_device
-from common.stream import TrainingStream, build_loader, build_train_loader
+from common.stream import TrainingStream, build_loader, build_train_loader, worker_count
 from common.threads import available_cores
 
 logger = logging.getLogger(__name__)
@@ -156,8 +156,7 @@ class ImageCache:
         Raises:
             UserError: an image cannot be read.
         """
-        rank, ranks = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        with ThreadPoolExecutor(max(1, available_cores() // ranks), initializer=compute_alone) as pool:
+        with ThreadPoolExecutor(worker_count(available_cores()), initializer=compute_alone) as pool:
             sizes = list(pool.map(partial(_resized_bytes, side), [bird.path for bird in birds]))
             offsets = np.cumsum([8 * len(birds), *sizes]).tolist()
             memory = _shared_memory(offsets[-1])
@@ -170,6 +169,7 @@ class ImageCache:
                 cache._shapes[index] = torch.tensor(image.shape[1:], dtype=torch.int32)
                 cache[index].copy_(image)
 
+            rank, ranks = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
             mine = range(rank, len(birds), ranks)
             is_hidden = rank > 0 or None  # None shows it on a terminal alone
             for _ in tqdm(pool.map(fill, mine), "decoding images", len(mine), leave=False, disable=is_hidden):

@@ -19,15 +19,15 @@ CORES = (("cpu.max", "cpu.max"), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
 
 def memory_left() -> float:
     """Bytes that this process may still take; infinite without a limit."""
-    return min((_memory_left(folder, *names) for folder in _folders("memory") for names in MEMORY), default=math.inf)
+    return min(_memory_left(folder, *names) for folder in _folders("memory") for names in MEMORY)
 
 
 def cores() -> float:
     """Cores that this process may keep busy, which need not be a whole number; infinite without a limit."""
-    return min((_cores(folder, *names) for folder in _folders("cpu") for names in CORES), default=math.inf)
+    return min(_cores(folder, *names) for folder in _folders("cpu") for names in CORES)
 
 
-def _folders(controller: str) -> list[Path]:
+def _folders(controller: str) -> set[Path]:
     """The folders that may limit this process: those of its groups and all above, as cgroups(7) has it.
 
     A container takes its own group for the root.
@@ -39,7 +39,7 @@ def _folders(controller: str) -> list[Path]:
         if controller in controllers.split(",") or not controllers:
             folder = root / group.lstrip("/")
             folders |= {each for each in (folder, *folder.parents) if each.is_relative_to(root)}
-    return sorted(folders)
+    return folders
 
 
 def _memory_left(folder: Path, limit: str, used: str, droppable: str) -> float:

@@ -150,5 +150,5 @@ def _collate_for_sending(collate_fn: Callable, samples: Sequence) -> Any:
 
 
 def worker_count(wanted: int) -> int:
-    """Loading processes of each training process: as many as wanted, at most its share of the cores here."""
+    """Loading processes or threads of each training process: as many as wanted, at most its share of the cores here."""
     return min(wanted, max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
