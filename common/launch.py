@@ -136,8 +136,9 @@ def launch(module: str, arguments: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import get_args_parser, run
 
-    # After Ctrl-C the first process ends its evaluation and saves. Signals that nohup has switched off stay so.
-    handled = [each.name for each in HANDLED if signal.getsignal(each) != signal.SIG_IGN]
+    # After Ctrl-C the first process ends its evaluation and saves. What nohup has switched off stays so; Ctrl-C, which
+    # a shell script switches off in what it runs in the background, is heeded, as it is where one process trains.
+    handled = [each.name for each in HANDLED if each == signal.SIGINT or signal.getsignal(each) != signal.SIG_IGN]
     options = [f"--nproc-per-node={processes}", f"--signals-to-handle={','.join(handled)}", "--shutdown-timeout=3600"]
     if nodes == 1:
         options += ["--standalone", "--local-addr=127.0.0.1"]  # on a free port

@@ -3,10 +3,12 @@
 import ctypes
 import fcntl
 import gc
+import logging
 import os
 import resource
 import runpy
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
@@ -134,6 +136,18 @@ def freed_memory_goes_back() -> Iterator[None]:
         libc.mallopt(-4, 65536)
         gc.collect()
         libc.malloc_trim(0)
+
+
+@pytest.fixture(autouse=True)
+def logging_at_its_defaults() -> None:
+    """Undoes `RunLog` and what else the command lines that earlier tests called here have done to logging."""
+    for name in ("classification", "common", "detection", "detectron2", "fvcore"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.NOTSET)
+        logger.propagate, logger.handlers = True, []
+    logging.disable(logging.NOTSET)
+    logging.raiseExceptions = True
+    threading.excepthook = threading.__excepthook__
 
 
 @pytest.fixture(scope="session")

@@ -176,7 +176,7 @@ def test_a_process_of_ones_own_is_no_other_one():
         during = threads._work_of_children() - before
         child.kill()
     assert during > 0.2  # beside other tests it may get less than a core
-    assert threads._work_of_children() - before >= during  # also when it has ended
+    assert threads._work_of_children() - before > during - 0.005  # also when it has ended; half a tick of rounding
 
 
 @LINUX

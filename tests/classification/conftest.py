@@ -1,8 +1,6 @@
 """A tiny data set in CUB's layout, and command lines called in this process."""
 
-import logging
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,11 +24,6 @@ def kept_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run_main(monkeypatch, capsys):
     """Calls a command line's main and returns its exit code, output and errors."""
-    logger = logging.getLogger("classification")  # as it was before, for the next test
-    for name, value in (("handlers", []), ("level", logger.level), ("propagate", True)):
-        monkeypatch.setattr(logger, name, value)
-    monkeypatch.setattr(logging, "raiseExceptions", True)
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
 
     def run(main: Callable, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["program", *arguments])

@@ -87,9 +87,9 @@ def environment(tmp_path: Path, **variables: str) -> dict[str, str]:
     return {**inherited, **paths, "CUDA_VISIBLE_DEVICES": "", **variables}
 
 
-def launch(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+def launch(tmp_path: Path, *arguments: str, outer: tuple = (), **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command(*arguments),
+        [*outer, *command(*arguments)],
         cwd=ROOT,
         env=environment(tmp_path, **variables),
         capture_output=True,
@@ -128,15 +128,16 @@ def test_processes_that_are_done_cannot_abort(tmp_path: Path, module: str, end: 
         assert all((tmp_path / f"atexit{rank}").exists() for rank in range(2))
 
 
-def test_ctrl_c_ends_those_that_wait_for_the_first(tmp_path: Path, module: str) -> None:
-    done = launch(tmp_path, module, str(tmp_path), "Ctrl-C", NGPU="2")
+# A script runs what it starts with & without the signal of Ctrl-C.
+@pytest.mark.parametrize("outer", [(), ("sh", "-c", 'trap "" INT; exec "$@"', "sh")], ids=["terminal", "background"])
+def test_ctrl_c_ends_those_that_wait_for_the_first(tmp_path: Path, module: str, outer: tuple) -> None:
+    done = launch(tmp_path, module, str(tmp_path), "Ctrl-C", outer=outer, NGPU="2")
     assert done.returncode == 130, done.stderr
     assert "interrupted: saved" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_what_nohup_started_outlives_the_session(tmp_path: Path, module: str) -> None:
-    words = ["nohup", *command(module, str(tmp_path), "hang up")]
-    done = subprocess.run(words, cwd=ROOT, env=environment(tmp_path, NGPU="2"), capture_output=True, timeout=120)
+    done = launch(tmp_path, module, str(tmp_path), "hang up", outer=("nohup",), NGPU="2")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "gone on").exists()
 
