@@ -140,11 +140,13 @@ def freed_memory_goes_back() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def logging_at_its_defaults() -> None:
-    """Undoes `RunLog` and what else the command lines that earlier tests called here have done to logging."""
+    """Undoes what earlier tests called here have done to logging: `RunLog`, and OpenVINO where a conversion fails."""
     for name in ("classification", "common", "detection", "detectron2", "fvcore"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.NOTSET)
         logger.propagate, logger.handlers = True, []
+    logging.root.setLevel(logging.WARNING)
+    logging.root.filters = []
     logging.disable(logging.NOTSET)
     logging.raiseExceptions = True
     threading.excepthook = threading.__excepthook__
