@@ -13,14 +13,18 @@ from common.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-    from PIL import Image
 
 MAX_PIXELS = 178_956_970  # of a picture, three bytes each; of an animation the first frame alone is decoded
 MAX_JSON_BYTES = 2**30  # becomes some ten times as much in memory
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Calls `write` with a file beside `path` and renames it to `path` once it is whole and on disk.
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object], outlasts_power_cut: bool = True) -> None:
+    """Calls `write` with a file beside `path` and renames it to `path` once it is whole.
+
+    Args:
+        path: the file.
+        write: writes its contents.
+        outlasts_power_cut: waits until it is on disk, which takes milliseconds.
 
     Raises:
         OSError: it cannot be written; `path` is as it was.
@@ -29,8 +33,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     try:
         with _named(path), temporary.open("xb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
+            if outlasts_power_cut:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -55,11 +60,6 @@ def write_table(path: Path, table: "pd.DataFrame", **options: Any) -> None:
 def write_figure(path: Path, figure: "Figure", dpi: int = 110) -> None:
     """Writes a figure of matplotlib as PNG, as `write_atomically` does."""
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
-
-
-def write_picture(path: Path, picture: "Image.Image", format: str = "png", **options: Any) -> None:
-    """Writes a picture, as `write_atomically` does; `options` are those of `Image.save`."""
-    write_atomically(path, lambda file: picture.save(file, format=format, **options))
 
 
 def append_line(path: Path, line: str) -> None:

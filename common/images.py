@@ -1,4 +1,4 @@
-"""Finding the images that a command line names, and decoding them."""
+"""Finding the images that a command line names, decoding them, and writing pictures."""
 
 import contextlib
 import errno
@@ -22,7 +22,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from tqdm import tqdm
 
 from common.errors import UserError, first_line
-from common.files import MAX_PIXELS, wrong_download
+from common.files import MAX_PIXELS, write_atomically, wrong_download
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of pictures below MAX_PIXELS, which are taken
 SHRUNK = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
@@ -257,6 +257,18 @@ def read_shrunk_image(path: str | Path, shrink: int, turned: bool = True) -> tup
     image = read_image(path, turned=turned)
     height, width = image.shape[1:]
     return image, (height, width)
+
+
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+    """Writes a picture as PNG or JPEG, whichever `path` ends with, whole or not at all.
+
+    Args:
+        path: the file.
+        pixels: uint8 (H, W, 3), RGB.
+    """
+    # Pillow would keep Python's other threads from working meanwhile. There may be thousands of pictures.
+    encoded = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+    write_atomically(path, lambda file: file.write(encoded.data), outlasts_power_cut=False)
 
 
 def is_of_a_program(name: str) -> bool:

@@ -169,10 +169,11 @@ class Predictor(ABC):
 
         numbered = enumerate(images)
         loading: deque[tuple[int, Future]] = deque()
+        cores = available_cores()
         # A thread of the pool computes alone, or each would want all cores beside the network.
-        with ThreadPoolExecutor(available_cores(), initializer=compute_alone) as pool:
+        with ThreadPoolExecutor(cores, initializer=compute_alone) as pool:
             while True:
-                ahead = self.batch_size + available_cores() - len(loading)
+                ahead = self.batch_size + cores - len(loading)
                 loading.extend((index, pool.submit(load, image)) for index, image in islice(numbered, ahead))
                 if not loading:
                     return

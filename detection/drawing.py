@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 
 import cv2
@@ -93,19 +94,13 @@ class Picture:
 
     def _write_labels(self, boxes: np.ndarray, colors: np.ndarray, labels: Sequence[str], font_size: int) -> None:
         pad = max(font_size // 6, 2)
-        fonts = [_font(text, font_size) for text in labels]
-        sizes = np.array(
-            [(font.getlength(text) + 2 * pad, font_size + 3 * pad) for font, text in zip(fonts, labels, strict=True)]
-        )
+        sizes = np.array([(_width(text, font_size) + 2 * pad, font_size + 3 * pad) for text in labels])
         height, width = self.pixels.shape[:2]
-        places = place_labels(boxes, np.ceil(sizes), (width, height))
-        canvas = Image.fromarray(self.pixels)
-        draw = ImageDraw.Draw(canvas)
-        for (x0, y0, x1, y1), color, text, font in zip(places.tolist(), colors.tolist(), labels, fonts, strict=True):
-            ink = "white" if np.dot(color, (0.299, 0.587, 0.114)) < 0.6 * 255 else "black"
-            draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=tuple(color))
-            draw.text((x0 + pad, (y0 + y1) / 2), text, fill=ink, font=font, anchor="lm")
-        self.pixels = np.array(canvas)
+        places = place_labels(boxes, sizes, (width, height))
+        for (x0, y0, x1, y1), color, text in zip(places.tolist(), colors.tolist(), labels, strict=True):
+            self.pixels[y0:y1, x0:x1] = color
+            ink = 255 if np.dot(color, (0.299, 0.587, 0.114)) < 0.6 * 255 else 0
+            _write(self.pixels, text, (x0 + pad, (y0 + y1) // 2), font_size, ink)
 
 
 def class_colors(names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -167,51 +162,37 @@ def beside(panels: Sequence[np.ndarray], captions: Sequence[str], columns: int =
     """
     columns = columns or len(panels)
     line = 2 * CAPTION
-    font = _font("".join([title, *captions]), CAPTION)
     captions = captions or [""] * len(panels)
-    needed = [max(panel.shape[1], int(font.getlength(text))) for panel, text in zip(panels, captions, strict=True)]
+    needed = [max(panel.shape[1], _width(text, CAPTION)) for panel, text in zip(panels, captions, strict=True)]
     widths = [max(needed[column::columns]) for column in range(columns)]
     heights = [
         max(panel.shape[0] for panel in panels[start : start + columns]) for start in range(0, len(panels), columns)
     ]
     above = line if any(captions) else 0
     top = line if title else GAP
-    width = max(sum(widths) + GAP * (columns + 1), int(font.getlength(title)) + 2 * GAP)
+    width = max(sum(widths) + GAP * (columns + 1), _width(title, CAPTION) + 2 * GAP)
     sheet = np.full((sum(heights) + len(heights) * (above + GAP) + top, width, 3), 255, dtype=np.uint8)
-    if title:
-        sheet[:line] = _caption(title, font, (line, width))
+    _write(sheet, title, ((width - _width(title, CAPTION)) // 2, CAPTION), CAPTION)
     for index, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
         row, column = divmod(index, columns)
         x = GAP + sum(widths[:column]) + GAP * column
         y = top + sum(heights[:row]) + row * (above + GAP) + above
-        if caption:
-            sheet[y - line : y, x : x + widths[column]] = _caption(caption, font, (line, widths[column]))
+        _write(sheet, caption, (x + (widths[column] - _width(caption, CAPTION)) // 2, y - CAPTION), CAPTION)
         left = x + (widths[column] - panel.shape[1]) // 2
         sheet[y : y + panel.shape[0], left : left + panel.shape[1]] = panel
     return sheet
 
 
-def _caption(text: str, font: ImageFont.FreeTypeFont, size: tuple[int, int]) -> np.ndarray:
-    height, width = size
-    image = Image.new("RGB", (width, height), "white")
-    ImageDraw.Draw(image).text((width / 2, height / 2), text, fill="black", font=font, anchor="mm")
-    return np.asarray(image)
-
-
 def color_scale(height: int, colormap: Colormap, label: str) -> np.ndarray:
     """A panel that tells what the colours of values from 0 to 1 are, uint8 (height, W, 3), RGB."""
-    font = _font(label, CAPTION)
-    ramp = np.rint(255 * colormap(np.linspace(1, 0, height))[:, None, :3]).astype(np.uint8)
-    panel = Image.new("RGB", (20 + 3 * CAPTION, height), "white")
-    panel.paste(Image.fromarray(ramp.repeat(16, axis=1)), (0, 0))
-    draw = ImageDraw.Draw(panel)
-    for value, anchor in ((0, "ld"), (0.5, "lm"), (1, "la")):
-        draw.text((20, (1 - value) * height), f"{value:g}", fill="black", font=font, anchor=anchor)
-    upright = Image.new("RGB", (int(font.getlength(label)) + 1, CAPTION + 5), "white")
-    ImageDraw.Draw(upright).text((0, 0), label, fill="black", font=font)
-    upright = upright.rotate(90, expand=True)
-    panel.paste(upright, (20 + CAPTION, max(height // 4 - upright.height // 2, CAPTION)))
-    return np.asarray(panel)
+    panel = np.full((height, 20 + 3 * CAPTION, 3), 255, np.uint8)
+    panel[:, :16] = np.rint(255 * colormap(np.linspace(1, 0, height))[:, None, :3])
+    for value, y in ((0, height - CAPTION // 2), (0.5, height // 2), (1, CAPTION // 2)):
+        _write(panel, f"{value:g}", (20, y), CAPTION)
+    # It reads from below: on the panel turned to the right, x goes from the lower end of it upwards.
+    middle = min(3 * height // 4, height - CAPTION - _width(label, CAPTION) // 2)
+    _write(np.rot90(panel, -1), label, (middle - _width(label, CAPTION) // 2, 20 + 3 * CAPTION // 2), CAPTION)
+    return panel
 
 
 def bars(values: Mapping[str, float], size: tuple[int, int]) -> np.ndarray:
@@ -223,28 +204,44 @@ def bars(values: Mapping[str, float], size: tuple[int, int]) -> np.ndarray:
     """
     height, width = size
     step = height / max(len(values), 1)
-    texts = [f"{100 * value:.1f} %  {name}" for name, value in values.items()]
+    figures = [f"{100 * value:.1f} %" for value in values.values()]
     font_size = int(np.clip(step / 4, 11, 2 * CAPTION))
-    widest = max((_font(text, font_size).getlength(text) for text in texts), default=0)
-    font_size = max(int(font_size * min((width - 2 * GAP) / max(widest, 1), 1)), 8)
-    panel = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(panel)
-    for place, (text, value) in enumerate(zip(texts, values.values(), strict=True)):
-        draw.rectangle(
-            (0, (place + 0.1) * step, max(value * (width - 1), 1), (place + 0.9) * step), fill=(187, 214, 233)
-        )
-        draw.text((GAP, (place + 0.5) * step), text, fill="black", font=_font(text, font_size), anchor="lm")
-    return np.asarray(panel)
+    widest = max((_width(text, font_size) for text in figures), default=0)
+    widest += max((_width(name, font_size) for name in values), default=0)
+    font_size = max(int(font_size * min((width - 3 * GAP) / max(widest, 1), 1)), 8)
+    before_names = max((_width(text, font_size) for text in figures), default=0) + 2 * GAP
+    panel = np.full((height, width, 3), 255, np.uint8)
+    for place, ((name, value), figure) in enumerate(zip(values.items(), figures, strict=True)):
+        top, middle, bottom = (round((place + part) * step) for part in (0.1, 0.5, 0.9))
+        panel[top:bottom, : max(round(value * width), 1)] = (187, 214, 233)
+        _write(panel, figure, (before_names - GAP - _width(figure, font_size), middle), font_size)
+        _write(panel, name, (before_names, middle), font_size)
+    return panel
 
 
-def _font(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """A font of this height in pixels that has the characters of a text."""
-    return _load_font(_font_file("".join(sorted({*text} - {*"0123456789. "}))), size)
+def _write(pixels: np.ndarray, text: str, place: tuple[int, int], size: int, ink: int = 0) -> None:
+    """Writes a text into uint8 (H, W, 3), from the middle of its left edge on; what does not fit is cut off."""
+    letters = _letters(text, size)
+    x, y = place[0], place[1] - len(letters) // 2
+    height, width = pixels.shape[:2]
+    letters = letters[max(-y, 0) : max(height - y, 0), max(-x, 0) : max(width - x, 0), None].astype(np.uint16)
+    x, y = max(x, 0), max(y, 0)
+    below = pixels[y : y + letters.shape[0], x : x + letters.shape[1]]
+    below[:] = (below * (255 - letters) + ink * letters + 127) // 255
 
 
-@functools.lru_cache(maxsize=64)
-def _load_font(file: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(file, size)
+def _width(text: str, size: int) -> int:
+    return _letters(text, size).shape[1]
+
+
+# The same names and figures come again and again, and Python's threads render letters one after another.
+@functools.lru_cache(maxsize=4096)
+def _letters(text: str, size: int) -> np.ndarray:
+    """How much of each pixel a text in letters of this height covers, uint8 (H, W), 0 to 255."""
+    font = ImageFont.truetype(_font_file("".join(sorted({*text} - {*"0123456789. "}))), size)
+    canvas = Image.new("L", (math.ceil(font.getlength(text)), sum(font.getmetrics())))
+    ImageDraw.Draw(canvas).text((0, 0), text, fill=255, font=font)
+    return np.asarray(canvas)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -21,7 +21,7 @@ from common.data_root import SAMPLE
 from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.images import read_image
 from common.prediction import Prediction, parse_score
-from detection.drawing import Picture
+from detection.drawing import Picture, class_colors
 from detection.experiment import newest_detector
 from detection.exported import ExportedDetector
 from detection.modeling import start_by_model
@@ -180,7 +180,7 @@ def _part(name: str, model: Detector | BirdClassifier | None, make: Callable[...
 
 
 def _show_objects(detector: Detector, image: torch.Tensor, found: Prediction) -> gr.Image:
-    drawn = draw(detector, Picture(image), found)
+    drawn = draw(Picture(image), found, class_colors(detector.class_names))
     return gr.Image(drawn, label=f"{detector.name}: {len(found)} object{'s' * (len(found) != 1)}")
 
 

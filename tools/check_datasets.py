@@ -19,13 +19,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 from tabulate import tabulate
 
 from classification.cub import INDICES, is_folder_tree, read_cub, read_indices
 from common.errors import ArgumentParser, UserError, exits_on_user_error
-from common.files import write_picture
-from common.images import Header, read_headers
+from common.images import Header, read_headers, write_picture
 from detection.config import get_cfg
 from detection.data_checks import check_datasets
 from detection.dataset_mapper import DatasetMapper
@@ -126,7 +124,7 @@ def main() -> None:
         if report.picture is not None:
             path = arguments.output / "check" / f"{report.name.replace(' ', '-')}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_picture(path, Image.fromarray(report.picture))
+            write_picture(path, report.picture)
             print(f"some of them with their boxes: {path}")
     if any(report.state != "complete" for reports in data_sets for report in reports):
         sys.exit(2)

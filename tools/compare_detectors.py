@@ -18,12 +18,11 @@ import pandas as pd
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
-from PIL import Image
 from tqdm import tqdm
 
 from common.errors import ArgumentParser, UserError, exits_on_user_error
-from common.files import write_figure, write_json, write_picture, write_table
-from common.images import find_images
+from common.files import write_figure, write_json, write_table
+from common.images import find_images, write_picture
 from common.prediction import parse_score
 from common.results import LeftOut, reserve_results, unique_names
 from common.run_folder import machine
@@ -298,7 +297,7 @@ def compare_photographs(
                 continue
         drawn += 1
         photograph["picture"] = pictures[number]
-        write_picture(folder / pictures[number], Image.fromarray(picture(image, shown, milliseconds, colors)))
+        write_picture(folder / pictures[number], picture(image, shown, milliseconds, colors))
     left_out.raise_if_all()
     return photographs, found_by
 

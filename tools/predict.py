@@ -10,7 +10,7 @@ no box.
 import argparse
 import json
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
-from PIL import Image
 from tqdm import tqdm
 
 import classification
@@ -28,8 +27,8 @@ from classification.model import KIND
 from classification.predict import BirdClassifier
 from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.exported import is_exported, read_card
-from common.files import write_picture, write_text
-from common.images import SUFFIXES, find_images
+from common.files import write_text
+from common.images import SUFFIXES, find_images, write_picture
 from common.prediction import Prediction, best_weights, parse_score
 from common.results import LeftOut, reserve_results, unique_names
 from common.runtime import keep_freed_memory
@@ -70,13 +69,13 @@ def is_classifier(path: Path) -> bool:
     return path.is_file() and not is_foreign_file(path) and "model_name" in read_checkpoint(path)
 
 
-def draw(model: Detector | BirdClassifier, picture: Picture, prediction: Prediction) -> np.ndarray:
+def draw(picture: Picture, prediction: Prediction, colors: Mapping[str, np.ndarray]) -> np.ndarray:
     """The annotated picture: objects in the image, or the image beside the bars of its likeliest species.
 
     Args:
-        model: that has predicted.
         picture: of the image; it is drawn on.
         prediction: what is drawn.
+        colors: of the classes, see `class_colors`.
 
     Returns:
         uint8 (H, W, 3), RGB.
@@ -84,8 +83,8 @@ def draw(model: Detector | BirdClassifier, picture: Picture, prediction: Predict
     if prediction.boxes is None:
         likeliest = dict(zip(prediction.names, prediction.scores.tolist(), strict=True))
         height, width = picture.pixels.shape[:2]
-        return beside([picture.pixels, bars(likeliest, (height, max(width, 400)))], [])
-    picture.draw_objects(prediction.names, prediction.boxes, class_colors(model.class_names), prediction.scores)
+        return beside([picture.pixels, bars(likeliest, (height, max(width // 2, 400)))], [])
+    picture.draw_objects(prediction.names, prediction.boxes, colors, prediction.scores)
     return picture.pixels
 
 
@@ -114,12 +113,13 @@ class Writers:
     """Threads that draw and write while the network runs; no more than a few pictures wait for them."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(available_cores())
+        cores = available_cores()
+        self._pool, self._most_pending = ThreadPoolExecutor(cores), 4 * cores
         self._pending: deque[tuple[Future, Callable[[Any], object]]] = deque()
 
     def submit(self, work: Callable[[], Any], then: Callable[[Any], object] = lambda result: None) -> None:
         """Has work done by a thread; then this one does something with the result, in the order of the calls."""
-        if len(self._pending) > 4 * available_cores():
+        if len(self._pending) > self._most_pending:
             self._finish_first()
         self._pending.append((self._pool.submit(work), then))
 
@@ -143,9 +143,8 @@ class Writers:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _draw_jpeg(model: Detector | BirdClassifier, picture: Picture, prediction: Prediction, path: Path) -> None:
-    drawn = Image.fromarray(draw(model, picture, prediction))
-    write_picture(path, drawn, format="jpeg", quality=92)
+def _draw_into(path: Path, picture: Picture, prediction: Prediction, colors: Mapping[str, np.ndarray]) -> None:
+    write_picture(path, draw(picture, prediction, colors))
 
 
 def _write_voc(path: Path, file_name: str, size: tuple[int, int], prediction: Prediction) -> None:
@@ -222,6 +221,7 @@ def predict_files(
     keep = Picture if has_voc_xml or has_pictures else lambda pixels: None
     photographs = [place for place, path in enumerate(paths) if path not in videos]
     total = sum(count_frames(path) if path in videos else 1 for path in paths)
+    colors = class_colors(model.class_names)
     annotated_videos = 0
     with tqdm(total=total, unit="image", disable=None, smoothing=0.05) as progress, Writers() as writers:
         left_out = LeftOut(len(paths), progress)
@@ -229,7 +229,7 @@ def predict_files(
             place, prediction = photographs[index], prediction.above(score)
             entries[place] = to_entries(names[place], paths[place], prediction, model.class_names)
             if has_pictures:
-                writers.submit(partial(_draw_jpeg, model, picture, prediction, results[place]))
+                writers.submit(partial(_draw_into, results[place], picture, prediction, colors))
             if has_voc_xml:
                 path, size = annotations / f"{names[place]}.xml", (picture.height, picture.width)
                 writers.submit(partial(_write_voc, path, paths[place].name, size, prediction))
@@ -245,7 +245,7 @@ def predict_files(
                         image_id = f"{names[place]}_{number:06d}"
                         entries[place] += to_entries(image_id, path, prediction, model.class_names)
                         if has_pictures:
-                            writers.submit(partial(draw, model, picture, prediction), then=video.write)
+                            writers.submit(partial(draw, picture, prediction, colors), then=video.write)
                         progress.update()
                     writers.finish()
                 annotated_videos += has_pictures

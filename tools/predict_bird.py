@@ -5,14 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib import colormaps
-from PIL import Image
 from tqdm import tqdm
 
 from classification import load
 from common.errors import ArgumentParser, UserError, exits_on_user_error
 from common.exported import is_exported
-from common.files import write_picture
-from common.images import find_images
+from common.images import find_images, write_picture
 from common.results import LeftOut, reserve_results, unique_names
 
 
@@ -56,10 +54,10 @@ def main() -> None:
     left_out.raise_if_any()
 
 
-def _beside(image: torch.Tensor, heat: torch.Tensor) -> Image.Image:
+def _beside(image: torch.Tensor, heat: torch.Tensor) -> np.ndarray:
     photograph = image.permute(1, 2, 0).numpy()
     colours = 255 * colormaps["inferno"](heat.numpy())[..., :3]
-    return Image.fromarray(np.hstack([photograph, (0.4 * photograph + 0.6 * colours).astype(np.uint8)]))
+    return np.hstack([photograph, (0.4 * photograph + 0.6 * colours).astype(np.uint8)])
 
 
 if __name__ == "__main__":

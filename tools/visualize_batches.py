@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.structures import ImageList
-from PIL import Image
 
 from common.errors import ArgumentParser, UserError, exits_on_user_error
-from common.files import write_picture
+from common.images import write_picture
 from detection.config import LEAF, RECIPES
 from detection.data_loader import build_training_stream
 from detection.drawing import Picture, beside, class_colors
@@ -75,9 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(args.batches):
         batch = [stream[number * size + place] for place in range(min(size, MAX_IMAGES))]
-        drawn = Image.fromarray(draw_batch(batch, cfg.MODEL.CLASSES, f"{name}, batch {number}"))
         path = folder / f"{number:03d}.png"
-        write_picture(path, drawn)
+        write_picture(path, draw_batch(batch, cfg.MODEL.CLASSES, f"{name}, batch {number}"))
         print(path)
 
 

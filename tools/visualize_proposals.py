@@ -15,13 +15,12 @@ import torch
 from detectron2.structures import Boxes, Instances
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from PIL import Image
 from tqdm import tqdm
 
 from common.data_root import resolve_data_root
 from common.errors import ArgumentParser, UserError, exits_on_user_error
-from common.files import write_figure, write_json, write_picture, write_table
-from common.images import find_images
+from common.files import write_figure, write_json, write_table
+from common.images import find_images, write_picture
 from common.prediction import Prediction, parse_score
 from common.results import LeftOut, reserve_results, unique_names
 from detection.config import RECIPES
@@ -149,8 +148,7 @@ def main() -> None:
             left_out(error)
             continue
         proposals, prediction = propose_and_detect(detector, image)
-        drawn = Image.fromarray(picture(image, proposals, prediction, colors, args.topk, args.score))
-        write_picture(folder / name, drawn)
+        write_picture(folder / name, picture(image, proposals, prediction, colors, args.topk, args.score))
         boxes = proposals.proposal_boxes.tensor
         records.append(
             {

@@ -261,7 +261,7 @@ def test_pipeline(root: Path, make_detector, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(pipeline, "NETWORKS", {"ResNet-18": (save_resnet18, 256), "YOLOv3": (save_tiny, 64)})
     drawn = []
-    monkeypatch.setattr(predict, "draw", lambda model, picture, prediction: drawn.append(prediction) or picture.pixels)
+    monkeypatch.setattr(predict, "draw", lambda picture, prediction, colors: drawn.append(prediction) or picture.pixels)
     table = pipeline.pipeline(root, most=3, rounds=1).rename(columns={"times the network": "times as fast"})
     ways = ["the network alone", "make predict", "make predict DRAW=0", "make eval"]
     assert_compares(table[:4], ways)
