@@ -16,6 +16,7 @@ itself: then a fifth of each class is drawn as the test split.
 Source: C. Wah, S. Branson, P. Welinder, P. Perona, S. Belongie. The Caltech-UCSD Birds-200-2011 Dataset. 2011.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ def read_indices(folder: Path) -> Cub:
             raise UserError(
                 f"{folder / 'train_test_split.txt'}: no {part} images; expected some lines ending in {flag}"
             )
-    names = [classes[str(number)].partition(".")[2] or classes[str(number)] for number in range(1, len(classes) + 1)]
+    names = [re.sub(r"^\d+\.(?=.)", "", classes[str(number)]) for number in range(1, len(classes) + 1)]
     return Cub([name.replace("_", " ") for name in names], birds["1"], birds["0"])
 
 

@@ -83,13 +83,13 @@ def _check_name(name: str) -> None:
 
 
 def check_image_size(name: str, model: nn.Module, image_size: int) -> None:
-    """Refuses an image size that a network cannot take: a transformer has a fixed one, others have a smallest one.
+    """Refuses an image size that a network cannot take: some have a fixed one, a smallest one, or whole windows.
 
     Raises:
         UserError: the network does not take this size.
     """
     config = getattr(model, "pretrained_cfg", None) or {}
-    expected = config.get("input_size", (3, image_size, image_size))[-1]
+    expected = config.get("input_size", (3, 224, 224))[-1]
     if config.get("fixed_input_size") and expected != image_size:
         raise UserError(
             f"image_size={image_size}: {name} takes images of {expected} pixels only: image_size={expected}"
@@ -99,9 +99,11 @@ def check_image_size(name: str, model: nn.Module, image_size: int) -> None:
     try:
         with torch.no_grad():
             model.eval()(parameter.new_zeros(1, 3, image_size, image_size))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, AssertionError) as error:
         reason = first_line(error)
-        raise UserError(f"image_size={image_size}: {name} takes none so small ({reason}); expected more") from error
+        raise UserError(
+            f"image_size={image_size}: {name} takes none of this size ({reason}); expected another, such as {expected}"
+        ) from error
     finally:
         model.train(was_training)
 

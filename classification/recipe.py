@@ -179,7 +179,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         recipe = OmegaConf.to_object(OmegaConf.merge(settings, changes))
         written = OmegaConf.to_object(settings)
         assert isinstance(recipe, Recipe) and isinstance(written, Recipe), "both are merged into a Recipe"
-    except (OmegaConfBaseException, YAMLError, TypeError, UnicodeDecodeError, RecursionError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, TypeError, UnicodeDecodeError, RecursionError) as error:
         key = getattr(error, "full_key", None)
         line = first_line(error)
         known = [setting.name for setting in dataclasses.fields(Recipe)]

@@ -117,6 +117,8 @@ class Run:
         writer = None
         if is_main_process():
             truncate_metrics(run, self.trainer.iteration)
+            if not self.is_finished():  # a run that goes on beyond its former end
+                (run / "result.json").unlink(missing_ok=True)
             writer = SummaryWriter(str(run), purge_step=self.trainer.iteration)
         batches = iter(self.loader)
         with deferred_interrupt() as interrupt:

@@ -15,6 +15,7 @@ import os
 import queue
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -69,12 +70,19 @@ def run_trials(
     for gpu in gpus:
         devices.put(gpu)
 
+    interrupted = threading.Event()
+
     def run(trial: Trial) -> dict:
         result = folder / trial.name / "result.json"
         if not result.is_file():
             device = devices.get()
             try:
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
                 _run_trial(trial, recipe, folder, {"CUDA_VISIBLE_DEVICES": device} if device else {})
+            except KeyboardInterrupt:
+                interrupted.set()
+                raise
             finally:
                 devices.put(device)
         return json.loads(result.read_text())
@@ -112,6 +120,8 @@ def _run_trial(trial: Trial, recipe: list[str], folder: Path, environment: dict[
         check=False,
         **ENDS_WITH_PARENT,
     )
+    if finished.returncode == 130:  # of Ctrl-C this process does not hear where a script has put both in the background
+        raise KeyboardInterrupt
     if finished.returncode:
         where = f"{folder / trial.name}: "
         reason = (finished.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")

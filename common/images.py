@@ -264,10 +264,11 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
 
     Args:
         path: the file.
-        pixels: uint8 (H, W, 3), RGB.
+        pixels: uint8 (H, W, 3), RGB; of a JPEG at most 65,500 a side.
     """
+    options = [] if path.suffix == ".png" else [cv2.IMWRITE_JPEG_QUALITY, 92]
     # Pillow would keep Python's other threads from working meanwhile. There may be thousands of pictures.
-    encoded = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+    encoded = cv2.imencode(path.suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)[1]
     write_atomically(path, lambda file: file.write(encoded.data), outlasts_power_cut=False)
 
 

@@ -76,8 +76,11 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _take_from_slurm() -> None:
+def _take_from_slurm(gpus: int) -> None:
     """Sets what is not set yet from the variables of SLURM, if this is one of its jobs.
+
+    Args:
+        gpus: how many can be used here; without one, those that SLURM gives do not count.
 
     Raises:
         UserError: SLURM has started several tasks a machine.
@@ -90,13 +93,12 @@ def _take_from_slurm() -> None:
     if int(tasks) > int(nodes):
         raise UserError(f"SLURM: {tasks} tasks on {nodes} machines; expected one a machine: srun --ntasks-per-node=1")
     hosts = slurm.get("SLURM_STEP_NODELIST") or slurm.get("SLURM_JOB_NODELIST") or "localhost"
-    # Such as node[03-05,7], node[1-2]-ib, or node03,node07.
-    first = re.match(r"([^,\[]+)(?:\[(\d+)[^]]*\])?([^,]*)", hosts)
-    host = "".join(part or "" for part in first.groups()) if first else hosts
+    # Such as node[03-05,7], rack[1-2]node[3-4]-ib, or node03,node07.
+    host = re.sub(r"\[(\d+)[^]]*\]", r"\1", re.split(r",(?![^\[]*\])", hosts)[0])
     port = PORT + int(slurm.get("SLURM_JOB_ID", 0)) % 10_000
     found = {"NNODES": nodes, "NODE_RANK": slurm.get("SLURM_NODEID", "0"), "DIST_URL": f"tcp://{host}:{port}"}
-    if gpus := slurm.get("SLURM_GPUS_ON_NODE"):
-        found["NGPU"] = gpus
+    if gpus and "SLURM_GPUS_ON_NODE" in slurm:
+        found["NGPU"] = slurm["SLURM_GPUS_ON_NODE"]
     for name, value in found.items():
         if not os.environ.get(name):
             os.environ[name] = value
@@ -110,16 +112,20 @@ def launch(module: str, arguments: list[str]) -> None:
         SystemExit: one of several processes failed.
     """
     if "RANK" in os.environ:
-        end_with_parent()
-        if os.getppid() != int(os.environ.get("LAUNCHER_PID", os.getppid())):
-            sys.exit("the launcher was killed meanwhile")
+        if missing := [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+            rank = f"RANK={os.environ['RANK']}"
+            raise UserError(f"{rank}: is set without {', '.join(missing)}; expected all of them or none: unset RANK")
+        if "LAUNCHER_PID" in os.environ:  # another launcher may start processes from a thread that ends before them
+            end_with_parent()
+            if os.getppid() != int(os.environ["LAUNCHER_PID"]):
+                sys.exit("the launcher was killed meanwhile")
         _run_without_teardown(module, arguments)
         return
 
     from common.runtime import gpu_count  # here, since it imports torch
 
-    _take_from_slurm()
     gpus = gpu_count()
+    _take_from_slurm(gpus)
     processes = whole_number("NGPU", max(gpus, 1), 1)
     nodes = whole_number("NNODES", 1, 1)
     node_rank = whole_number("NODE_RANK", 0, 0)

@@ -216,7 +216,10 @@ def as_pixels(image: Source) -> Tensor:
             raise UserError(f"image: {error}; expected a whole one of 8 or 16 bits") from error
     if isinstance(image, np.ndarray) and (not image.flags.writeable or min(image.strides, default=0) < 0):
         image = image.copy()  # torch would warn of a tensor that could write to it, and takes no mirrored one
-    pixels = torch.as_tensor(image)
+    try:
+        pixels = torch.as_tensor(image)
+    except (TypeError, ValueError) as error:  # of Python's objects, say
+        raise UserError(f"image: {first_line(error)}; expected an array of uint8, (H, W, 3), in RGB") from error
     if isinstance(image, np.ndarray) and image.ndim == 2:
         pixels = pixels.expand(3, -1, -1)
     elif isinstance(image, np.ndarray) and image.ndim == 3:

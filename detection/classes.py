@@ -3,6 +3,7 @@
 A detector that was trained on other classes has already learned those that both lists name.
 """
 
+import functools
 from collections.abc import Sequence
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -15,6 +16,7 @@ SYNONYMS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch",
 """VOC's words, without blanks, and COCO's for the same things."""
 
 
+@functools.cache
 def canonical(name: str) -> str:
     """What a class is known by: without case, blanks, hyphens and underscores, a synonym as COCO's word."""
     word = "".join(character for character in name.lower() if character not in " -_")
@@ -23,14 +25,22 @@ def canonical(name: str) -> str:
 
 def pair_classes(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
     """Pairs of indices (in `old`, in `new`) of the classes that both lists name, in the order of `new`."""
-    places = {canonical(name): index for index, name in enumerate(old)}
-    return [(places[canonical(name)], index) for index, name in enumerate(new) if canonical(name) in places]
+    places = ((_place_of(name, old), index) for index, name in enumerate(new))
+    return [(place, index) for place, index in places if place is not None]
 
 
 def in_words_of(words: Sequence[str], names: Sequence[str]) -> list[str]:
     """The names, spelled as in `words` where that list has the same class."""
-    known = {canonical(word): word for word in words}
-    return [known.get(canonical(name), name) for name in names]
+    places = ((_place_of(name, words), name) for name in names)
+    return [name if place is None else words[place] for place, name in places]
+
+
+def _place_of(name: str, names: Sequence[str]) -> int | None:
+    """Where a list has a class: under the same name, or else under the only one that means the same."""
+    if name in names:
+        return names.index(name)
+    alike = [place for place, other in enumerate(names) if canonical(other) == canonical(name)]
+    return alike[0] if len(alike) == 1 else None
 
 
 def is_class_layer(name: str) -> bool:

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from detection.matching import Detections, Matches, Objects, first_claims, nearest_objects
 
 IOU = 0.5
-BACKGROUND = "background"
-ALL = "all classes"
+# In brackets, since a class may have any name.
+BACKGROUND = "(background)"
+ALL = "(all classes)"
 STEPS = 101  # scores of the tables and pictures
 MAX_NAMED = 60  # classes that have their names at the picture of the confusion matrix
 MAX_COUNTED = 30  # and their numbers in it

@@ -185,13 +185,13 @@ def beside(panels: Sequence[np.ndarray], captions: Sequence[str], columns: int =
 
 def color_scale(height: int, colormap: Colormap, label: str) -> np.ndarray:
     """A panel that tells what the colours of values from 0 to 1 are, uint8 (height, W, 3), RGB."""
-    panel = np.full((height, 20 + 3 * CAPTION, 3), 255, np.uint8)
+    panel = np.full((height, 20 + 7 * CAPTION // 2, 3), 255, np.uint8)
     panel[:, :16] = np.rint(255 * colormap(np.linspace(1, 0, height))[:, None, :3])
     for value, y in ((0, height - CAPTION // 2), (0.5, height // 2), (1, CAPTION // 2)):
         _write(panel, f"{value:g}", (20, y), CAPTION)
     # It reads from below: on the panel turned to the right, x goes from the lower end of it upwards.
     middle = min(3 * height // 4, height - CAPTION - _width(label, CAPTION) // 2)
-    _write(np.rot90(panel, -1), label, (middle - _width(label, CAPTION) // 2, 20 + 3 * CAPTION // 2), CAPTION)
+    _write(np.rot90(panel, -1), label, (middle - _width(label, CAPTION) // 2, 20 + 5 * CAPTION // 2), CAPTION)
     return panel
 
 
@@ -258,5 +258,8 @@ def _font_file(characters: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _characters(file: str) -> frozenset[int]:
-    font = FT2Font(file)
+    try:
+        font = FT2Font(file)
+    except (OSError, RuntimeError):  # matplotlib remembers fonts that may be gone or broken now
+        return frozenset()
     return frozenset(font.get_charmap()) if font.scalable else frozenset()

@@ -240,22 +240,29 @@ def evaluate_voc(ground_truth: Sequence[dict], detections: Detections, class_nam
     return Evaluation(metrics, per_class, curves, confidence, sizes, aspects, confusion)
 
 
-def read_threshold(weights: Path) -> float:
-    """The threshold with the best F1 of all classes: in an exported file, or in an evaluation of the weights.
+def read_threshold(weights: str) -> float:
+    """The threshold with the best F1 of all classes, in an exported file or an evaluation.
 
-    The evaluation during training, in the file or beside the weights, takes precedence over that of `make eval-*`, in
-    `evaluation/` of their results folder.
+    For `model_best.pth` the evaluation during training, beside it, takes precedence over that of `make eval-*`, in
+    `evaluation/` of the results folder.
+
+    Args:
+        weights: `MODEL.WEIGHTS` of a whole detector.
 
     Raises:
         UserError: there is none that has a threshold.
     """
-    first = weights if is_exported(weights) else weights.parent / "evaluation.json"
-    places = [path for path in (first, folder_of(str(weights)) / "evaluation" / "evaluation.json") if path.is_file()]
+    places = [folder_of(weights) / "evaluation" / "evaluation.json"]
+    if is_exported(weights):
+        places.insert(0, Path(weights))
+    elif Path(weights).name == "model_best.pth":
+        places.insert(0, Path(weights).with_name("evaluation.json"))
     for path in places:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             content = read_card(path) if is_exported(path) else json.loads(path.read_text())
             return float(content["threshold"])
-    found = f"{places[-1]}: holds no threshold" if places else f"{first}: no such file"
+    there = [path for path in places if path.is_file()]
+    found = f"{there[-1]}: holds no threshold" if there else f"{places[0]}: no such file"
     raise UserError(
         f"{found}; expected that of the evaluation of these weights, which training and make eval-* write: give a "
         "number as the score"

@@ -89,7 +89,7 @@ def exportable_detector(weights: str, model: str = "faster_rcnn", size: int | No
     cfg, detector = load_detector(weights, options, model)
     threshold = None
     with suppress(UserError):  # not evaluated yet
-        threshold = read_threshold(Path(resolve_detector(weights, model)))
+        threshold = read_threshold(resolve_detector(weights, model))
     card = {
         "kind": KIND,
         "architecture": cfg.MODEL.META_ARCHITECTURE,

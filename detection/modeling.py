@@ -58,13 +58,15 @@ def load_detector(
             set_classes(cfg, classes)
         return cfg, ExportedDetector(exported, cfg, pairs)
     cfg = RecordingCfg(read_detector_cfg(source, options))
-    is_of_others = run_of(source) is None or tuple(cfg.MODEL.CLASSES) == COCO_CLASSES
-    if classes and is_of_others:
+    has_new_classes = bool(classes) and tuple(cfg.MODEL.CLASSES) == COCO_CLASSES
+    is_start = run_of(source) is None or has_new_classes
+    if is_start:
         cfg.MODEL.WEIGHTS = source
+    if is_start and classes:
         set_classes(cfg, classes)
     with blamed_on(options[::2]):
         detector = build_model(cfg)
-    if is_of_others:
+    if is_start:
         load_initial_weights(detector, cfg)
     else:
         load_weights(detector, source)

@@ -14,7 +14,7 @@ from detection.dataset_mapper import DatasetMapper
 from detection.exported import ExportedDetector
 from detection.meta_arch import padded_size
 from detection.modeling import load_detector
-from detection.starts import folder_of, resolve_detector
+from detection.starts import resolve_detector
 
 
 class Detector(Predictor):
@@ -31,7 +31,6 @@ class Detector(Predictor):
     Attributes:
         name: a short name.
         weights: the file of its weights, or their name in a hub.
-        folder: where what is found out about it goes, below `output/` for a third-party detector.
         cfg: its configuration.
         model: the model in inference mode.
     """
@@ -41,7 +40,6 @@ class Detector(Predictor):
     def __init__(self, weights: str | Path, model: str = "faster_rcnn") -> None:
         self.cfg, self.model = load_detector(weights, model=model)
         self.weights = resolve_detector(str(weights), model)
-        self.folder = folder_of(self.weights)
         self.name: str = NAMES[self.cfg.MODEL.META_ARCHITECTURE]
         self.class_names: list[str] = list(self.cfg.MODEL.CLASSES)
         self.batch_size: int = self.cfg.TEST.IMS_PER_BATCH

@@ -197,6 +197,19 @@ for _ in range(3):  # the last is loaded while there is one thread
     assert printed(program) == ["3", "1", "3"]
 
 
+@pytest.mark.parametrize(("of_user", "expected"), [(None, ["8", "2"]), ("5", ["5", "5"])])
+def test_a_launcher_below_another_command_shares_out_what_that_has_taken(monkeypatch, of_user, expected):
+    """As one of a study in a container, whose cores are fewer than the process sees."""
+    inside = {"OMP_NUM_THREADS": of_user} if of_user else {}
+    monkeypatch.setattr(os, "environ", inside)
+    monkeypatch.setattr(threads, "available_cores", lambda: 8)
+    found = []
+    for processes in (1, 4):
+        threads.share_cores(processes)
+        found.append(inside["OMP_NUM_THREADS"])
+    assert found == expected
+
+
 @LINUX
 def test_what_the_user_has_set_stays():
     assert settled(GOMP_SPINCOUNT="7") == ["7", "None", "False"]

@@ -108,8 +108,14 @@ def read_split(
                 "...); expected weights trained on such data"
             )
     records = records_of(cfg.DATASETS.TEST)
-    chosen = np.random.default_rng(CHOICE_SEED).permutation(len(records))[:limit]
-    return ", ".join(cfg.DATASETS.TEST), [records[i] for i in np.sort(chosen)], classes
+    chosen = np.sort(np.random.default_rng(CHOICE_SEED).permutation(len(records))[:limit])
+    objects = [annotation for number in chosen for annotation in records[number]["annotations"]]
+    if all(annotation["difficult"] for annotation in objects):
+        raise UserError(
+            f"LIMIT={limit}: those of the {len(records)} photographs of {', '.join(cfg.DATASETS.TEST)} show no object "
+            "that is not difficult; expected one at least: give a higher LIMIT"
+        )
+    return ", ".join(cfg.DATASETS.TEST), [records[number] for number in chosen], classes
 
 
 def detect(detector: Detector, image: torch.Tensor) -> tuple[list[dict], float]:

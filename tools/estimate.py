@@ -120,10 +120,11 @@ def _of_birds(words: list[str], lengths_of: Callable[[Recipe], list[int]], is_al
     trained = (len(cub.train) - held_out) // recipe.batch_size * recipe.batch_size
     if trained == 0:
         raise UserError(f"batch_size={recipe.batch_size}: expected at most the {len(cub.train)} training images")
+    batch = 2 * max(1, min(batch, len(cub.train)) // 2)  # mixup wants pairs, and BatchNorm more than one image
     # Of few photographs, since those of a run are decoded once.
     few = dataclasses.replace(cub, train=cub.train[: 4 * batch], test=cub.test[: 4 * batch])
     short = dataclasses.replace(recipe, pretrained=False, weights=None, holdout=0.0, epochs=1000, accumulate=1)
-    short = dataclasses.replace(short, batch_size=min(batch, len(few.train)), lr=1e-9)  # at which nothing diverges
+    short = dataclasses.replace(short, batch_size=batch, lr=1e-9)  # at which nothing diverges
     model = build_model(recipe.model, len(cub.class_names), drop_rate=recipe.drop_rate)
     run = Run(short, few, model, device)
     batches = iter(run.loader)

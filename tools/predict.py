@@ -283,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{args.start}: is a classifier, which names five species; expected a detector for SCORE=")
     score = model.min_score if args.score is None else args.score
     if isinstance(model, Detector) and score == "best":
-        score = read_threshold(Path(model.weights))
+        score = read_threshold(model.weights)
     predict_files(model, args.images, args.out, score, not args.no_pictures, args.voc_xml)
 
 

@@ -31,8 +31,9 @@ def count_frames(path: Path) -> int:
 
 
 def frame_rate(path: Path) -> float:
-    """Frames a second; 25 where the header does not say."""
-    return _capture(path).get(cv2.CAP_PROP_FPS) or 25.0
+    """Frames a second; 25 where the header does not say, or nothing that can be."""
+    rate = _capture(path).get(cv2.CAP_PROP_FPS)
+    return min(rate, FINEST_RATE) if math.isfinite(rate) and rate > 0 else 25.0
 
 
 def _capture(path: Path) -> cv2.VideoCapture:
@@ -83,11 +84,11 @@ class VideoFile:
 
     Args:
         path: of the video.
-        rate: frames a second, kept to as many digits as MPEG-4 has room for.
+        rate: frames a second, at most `FINEST_RATE`, kept to as many digits as MPEG-4 has room for.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
-        self.path, self.rate = path, round(min(rate, FINEST_RATE), int(math.log10(FINEST_RATE / rate)))
+        self.path, self.rate = path, round(rate, int(math.log10(FINEST_RATE / rate)))
         self._frames = 0
         self._unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
         self._writer: cv2.VideoWriter | None = None

@@ -28,6 +28,7 @@ from detection.drawing import Picture, beside, class_colors, color_scale
 from detection.experiment import newest_detector, use_test_data
 from detection.predict import Detector
 from detection.proposals import proposal_recall, record_proposals, to_original
+from detection.starts import folder_of
 from detection.voc import OFFICIAL_FOLDERS, records_of
 
 CHOICE_SEED = 0
@@ -123,7 +124,7 @@ def main() -> None:
         raise UserError(
             f"{weights}: shows no proposals, as YOLOv3 and exported files do not; expected a run of Faster R-CNN"
         )
-    folder = args.out or detector.folder / "proposals"
+    folder = args.out or folder_of(detector.weights, args.output) / "proposals"
 
     measured: list[dict] = []
     if not entries:

@@ -5,6 +5,7 @@ import pytest
 
 from classification.cub import Bird, hold_out, read_cub
 from common.errors import UserError
+from tests.birds import COLOURS
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -48,6 +49,16 @@ def test_index_files_that_disagree_are_refused(tiny_root, file, old, new, compla
         read_cub(tiny_root)
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_dot_in_a_name_is_no_end_of_a_number(tiny_root):
+    folder = tiny_root / "CUB_200_2011"
+    names = ["P._major", "001.C._major", "St._Helena_Plover", "4.", "005.Black_Bird"]
+    for old, new in zip(COLOURS, names, strict=True):
+        (folder / "images" / old).rename(folder / "images" / new)
+        for index in ("classes.txt", "images.txt"):
+            (folder / index).write_text((folder / index).read_text().replace(f" {old}", f" {new}"))
+    assert read_cub(tiny_root).class_names == ["P. major", "C. major", "St. Helena Plover", "4.", "Black Bird"]
 
 
 @pytest.mark.parametrize(("flag", "part"), [("1", "test"), ("0", "training")])

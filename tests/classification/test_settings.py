@@ -14,7 +14,8 @@ from classification import evaluate, sweep, train
 from classification.model import build_model
 from classification.predict import data_of_run
 from classification.recipe import Recipe, load_recipe
-from classification.run import build_trainer
+from classification.run import Run, build_trainer
+from common.errors import Interrupted
 from common.run_folder import read_metrics
 from tests.birds import draw_birds
 from tests.classification.runs import assert_same_runs, ended, goes_on, start, words
@@ -91,6 +92,18 @@ def test_patience_of_a_resumed_run(resume, tmp_path):
     rises = [new > max(top1[:epoch], default=-1) for epoch, new in enumerate(top1)]
     assert not rises[-1]
     assert all(rises[2:-1])
+
+
+def test_a_run_that_goes_on_has_no_result_until_its_new_end(resume, finished, tmp_path, monkeypatch):
+    def interrupted(self, *arguments):
+        raise Interrupted
+
+    assert (finished / "result.json").exists()
+    monkeypatch.setattr(Run, "_train_epoch", interrupted)
+    assert resume("epochs=2")[0] == 0  # there is nothing left to train
+    assert (tmp_path / "run" / "result.json").exists()
+    assert resume("epochs=4")[0] == 130
+    assert not (tmp_path / "run" / "result.json").exists()
 
 
 def test_a_longer_run_is_the_one_that_was_longer_from_the_beginning(resume, kept_root, tmp_path, run_main):
@@ -305,7 +318,12 @@ COMMANDS = {
         ("train", "optimizer=adamx", "did you mean adamax"),
         ("train", "optimizer=fusedsgd", "no such optimizer here"),
         ("train", "model=vit_tiny_patch16_224 image_size=448", "takes images of 224 pixels only"),
-        ("train", "model=alexnet", "image_size=32: alexnet takes none so small"),
+        ("train", "model=alexnet", "image_size=32: alexnet takes none of this size"),
+        (
+            "train",
+            "model=halonet26t image_size=224",
+            "takes none of this size (AssertionError); expected another, such as 256",
+        ),
         ("train", "weights=none.pth pretrained=true", "none.pth: no such weights file"),
         ("train", "--resume", "no run to resume"),
         ("train", "best", "study best: expected one recipe"),

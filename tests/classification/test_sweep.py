@@ -34,6 +34,18 @@ def trials_are_forked(fork_server, monkeypatch):
     monkeypatch.setattr("classification.sweep.subprocess.run", run)
 
 
+def test_a_trial_that_was_interrupted_ends_the_sweep(sweep, tmp_path, monkeypatch):
+    """As Ctrl-C does where a shell script has put the sweep in the background, which then does not hear of it."""
+    started = []
+    monkeypatch.setattr(
+        "classification.sweep.subprocess.run",
+        lambda command, **_: started.append(command) or subprocess.CompletedProcess(command, 130),
+    )
+    code, said, complaint = sweep("grid", *SETTINGS, "pretrained=0", "--lrs", "0.1 0.2 0.3", "--epochs", "1")
+    assert code == 130
+    assert len(started) == 1 and "Compared" not in said and "failed" not in complaint
+
+
 @pytest.mark.usefixtures("trials_are_forked")
 def test_the_grid_is_a_line_a_trial_a_table_and_a_map_and_goes_on_where_it_was(sweep, tmp_path):
     grid = ["grid", *SETTINGS, "pretrained=0"]

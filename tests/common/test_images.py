@@ -19,6 +19,7 @@ from common.images import (
     read_shrunk_image,
     read_size,
     refuse_unreadable,
+    write_picture,
 )
 
 
@@ -376,3 +377,13 @@ def test_a_suffix_does_not_decide_and_brackets_of_a_folder_are_letters(tmp_path:
     gradient().save(folder / "x*.jpg", format="BMP")
     assert_reads_as(folder / "x*.jpg", gradient(), tolerance=0)
     assert find_images([f"{folder}/*.jpg"]) == find_images([f"{folder}/x*.jpg"]) == [folder / "x*.jpg"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_pictures_are_written_without_a_word(tmp_path, capfd, suffix):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, 30:] = (200, 100, 50)
+    write_picture(tmp_path / f"a{suffix}", pixels)
+    assert capfd.readouterr() == ("", "")
+    with Image.open(tmp_path / f"a{suffix}") as written:
+        assert np.abs(np.asarray(written).astype(int) - pixels)[:, [10, 50]].max() <= (0 if suffix == ".png" else 3)

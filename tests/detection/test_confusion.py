@@ -172,14 +172,16 @@ def test_curves_go_on_to_scores_above_1():
 def test_files_hold_the_matrix_and_the_curves(tmp_path: Path):
     evaluation = evaluate_voc(*scene(seed=3), CLASSES)
     evaluation.write(tmp_path)
-    names = [*CLASSES, "background"]
+    names = [*CLASSES, "(background)"]
     matrix = pd.read_csv(tmp_path / "confusion.csv", index_col="object")
     assert matrix.columns.tolist() == matrix.index.tolist() == names
     assert matrix.to_numpy().tolist() == evaluation.confusion.counts.tolist()
 
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert {key: content[key] for key in ("F1", "threshold")} == evaluation.best
-    assert content["confusion"]["score"] == evaluation.confusion.score == read_threshold(tmp_path / "model_best.pth")
+    assert (
+        content["confusion"]["score"] == evaluation.confusion.score == read_threshold(str(tmp_path / "model_best.pth"))
+    )
     counts = content["confusion"]["counts"]
     assert [[counts[row].get(column, 0) for column in names] for row in names] == matrix.to_numpy().tolist()
 
@@ -193,14 +195,25 @@ def test_files_hold_the_matrix_and_the_curves(tmp_path: Path):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", ["background", "all classes"])
+def test_a_class_may_have_the_name_of_a_row(tmp_path: Path, name: str):
+    classes = [name, *CLASSES[1:]]
+    evaluation = evaluate_voc(*scene(seed=3), classes)
+    evaluation.write(tmp_path)
+    counts = json.loads((tmp_path / "evaluation.json").read_text())["confusion"]["counts"]
+    assert list(counts)[:-1] == classes
+    assert counts[name][name] == evaluation.confusion.counts[0, 0] > 0
+
+
 def test_the_threshold_of_the_training_comes_before_that_of_a_later_evaluation(tmp_path: Path):
     weights, later = tmp_path / "model_best.pth", tmp_path / "evaluation" / "evaluation.json"
     (tmp_path / "config.yaml").touch()  # a run folder
     later.parent.mkdir()
     later.write_text('{"threshold": 0.25}')
-    assert read_threshold(weights) == 0.25
+    assert read_threshold(str(weights)) == 0.25
     (tmp_path / "evaluation.json").write_text('{"threshold": 0.75}')
-    assert read_threshold(weights) == 0.75
+    assert read_threshold(str(weights)) == 0.75
+    assert read_threshold(str(tmp_path / "model_last.pth")) == 0.25  # which the training has not measured
 
 
 def test_nothing_found_has_no_threshold_and_is_drawn_all_the_same(tmp_path: Path):
@@ -208,6 +221,8 @@ def test_nothing_found_has_no_threshold_and_is_drawn_all_the_same(tmp_path: Path
     assert evaluation.best == {"F1": 0, "threshold": approx(math.nan, nan_ok=True)}
     evaluation.write(tmp_path)
     with pytest.raises(UserError, match=r"evaluation.json: holds no threshold"):
-        read_threshold(tmp_path / "model_best.pth")
+        read_threshold(str(tmp_path / "model_best.pth"))
     with pytest.raises(UserError, match=r"evaluation.json: no such file"):
-        read_threshold(tmp_path / "elsewhere" / "model_best.pth")
+        read_threshold(str(tmp_path / "elsewhere" / "model_best.pth"))
+    with pytest.raises(UserError, match=r"output/starts/FasterRCNN.V1/evaluation/evaluation.json: no such file"):
+        read_threshold("torchvision://FasterRCNN.V1.COCO")

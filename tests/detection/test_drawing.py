@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps, font_manager
 from torchvision.ops import box_iou
 
 from detection.drawing import Picture, bars, beside, class_colors, color_scale, place_labels
@@ -113,6 +114,17 @@ def test_names_of_other_scripts_and_with_signs_are_written(name, caplog):
     assert (picture.pixels[80:98] == 255).all(axis=2).any()
 
 
+def test_fonts_that_are_gone_or_broken_are_passed_over(tmp_path, monkeypatch):
+    """Matplotlib remembers those that it once found."""
+    (tmp_path / "broken.ttf").write_text("no font")
+    fonts = [font_manager.FontEntry(fname=str(tmp_path / name)) for name in ("broken.ttf", "gone.ttf")]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
+    picture = Picture(torch.zeros(3, 480, 640, dtype=torch.uint8))
+    name = "\U00012001 of stars"
+    picture.draw_objects([name], np.array([[100, 100, 300, 300]]), class_colors([name]))
+    assert (picture.pixels[80:98] == 255).all(axis=2).any()
+
+
 def test_a_script_that_no_font_has_is_told_of(caplog):
     picture = Picture(torch.zeros(3, 480, 640, dtype=torch.uint8))
     name = "\U0001f9ff\U00012000"  # no font has both an amulet and cuneiform
@@ -145,6 +157,12 @@ def test_a_long_name_beside_a_bar_is_not_cut_off():
     panel = bars({"American Three toed Woodpecker": 0.06, "Crow": 0.04}, (640, 400))
     columns = np.flatnonzero((panel < 128).all(axis=2).any(axis=0))  # with ink
     assert 360 < columns.max() < 395
+
+
+def test_the_label_of_a_low_colour_scale_is_beside_its_figures():
+    bare, labelled = (color_scale(100, colormaps["gray"], label) for label in ("", "objectness"))
+    has_label, has_figures = (bare != labelled).any(axis=(0, 2)), (bare[:, 20:] != 255).any(axis=(0, 2))
+    assert has_label.any() and not (has_label[20:] & has_figures).any()
 
 
 def test_a_colour_scale_goes_from_1_to_0():

@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.weights import read_checkpoint, save_checkpoint
 from detection import starts
 from detection.checkpoint import load_initial_weights
-from detection.classes import COCO_CLASSES, pair_classes
+from detection.classes import COCO_CLASSES, in_words_of, pair_classes
 from detection.config import CONFIGS, get_cfg, merge_file
 from detection.data_checks import check_classes, check_datasets
 from detection.dataset_mapper import DatasetMapper
@@ -105,6 +105,14 @@ def test_cocos_names_and_vocs_are_paired() -> None:
     }
     assert pairs == {**{name: name for name in VOC_CLASSES}, **others}
     assert pair_classes(["Dining_Table", "hot-dog"], ["dog", "diningtable", "hot dog", "zebra"]) == [(0, 1), (1, 2)]
+    assert in_words_of(["Dining_Table", "dog"], ["diningtable", "zebra"]) == ["Dining_Table", "zebra"]
+
+
+def test_classes_that_differ_in_case_or_a_hyphen_alone_stay_apart() -> None:
+    names = ["a", "A", "t-1", "t1"]
+    assert pair_classes(names, names) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert in_words_of(names, names) == names
+    assert pair_classes(names, ["T1"]) == []  # which of the two?
 
 
 def test_yolov3_detects_the_classes_it_knows_before_its_first_step(
@@ -325,6 +333,22 @@ def voc07(tmp_path: Path, voc_folder: Path) -> Path:
     for path in (root / "VOC2007/Annotations").iterdir():
         path.write_text(path.read_text().replace("red", "dog").replace("blue", "sofa"))
     return root
+
+
+def test_a_run_on_cocos_classes_is_used_with_its_own_weights(coco_file: Path, tmp_path: Path) -> None:
+    """Not with those that it started from, random ones or a file."""
+    cfg = foreign_cfg(str(coco_file), ["MODEL.DEVICE", "cpu"])
+    model = build_model(cfg)
+    for name, value in model.named_parameters():
+        if name.endswith("prediction.bias"):
+            torch.nn.init.constant_(value, 0.123)
+    torch.save({"model": model.state_dict()}, tmp_path / "model_best.pth")
+    for start in ("", str(coco_file)):
+        cfg.MODEL.WEIGHTS = start
+        (tmp_path / "config.yaml").write_text(cfg.dump())
+        _, loaded = load_detector(tmp_path)
+        biases = [value for name, value in loaded.named_parameters() if name.endswith("prediction.bias")]
+        assert biases and all((value == torch.tensor(0.123)).all() for value in biases)
 
 
 def test_a_run_folder_of_cocos_classes_is_evaluated_by_their_names(

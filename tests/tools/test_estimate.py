@@ -57,6 +57,13 @@ def test_birds_are_counted(
     assert (found.test_images, found.test_seconds) == (10, TESTED)
 
 
+def test_parts_of_a_batch_with_an_odd_number_of_images_are_timed_too(tmp_path: Path, clock) -> None:
+    """Mixup takes pairs: the 20 images of a batch in four parts of five train, since the pairs are of the batch."""
+    settings = [*BIRD, f"data={draw_birds(tmp_path)}", "batch_size=20", "accumulate=4", "cutmix=1", "epochs=1"]
+    found = estimate.estimate(["classification.train", *settings, "--name", "x", "--output", "o"])
+    assert found.seconds == pytest.approx(20 * TRAINED + 20 * TESTED)
+
+
 def test_an_image_takes_what_it_takes_in_the_fastest_step_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 4 images each: 9 s to warm up; 0.8, 0.4 and 0.8 s, which are together more than the 1.5 s that are timed."""
     seconds, now = [9.0, 0.8, 0.4, 0.8, 0.04], 0.0

@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -61,6 +62,8 @@ def main():
                 pressed.wait()
                 raise Interrupted("saved")
             time.sleep(600)  # as NCCL waits for the first
+    if what == "outlives a thread":
+        time.sleep(1)
     if what in ("wait", "import", "mistake"):
         (folder / f"pid{rank}").write_text(str(os.getpid()))
         time.sleep(600)
@@ -198,6 +201,7 @@ def is_running(pid: int) -> bool:
         ({"NNODES": "1.5"}, "NNODES=1.5"),
         ({"NNODES": "2", "NODE_RANK": "2", "DIST_URL": "tcp://a:1"}, "NODE_RANK=2: expected 0 to 1"),
         ({"NODE_RANK": "1"}, "NODE_RANK=1: expected 0 to 0"),
+        ({"RANK": "0"}, "RANK=0: is set without WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
         ({"NNODES": "2"}, "DIST_URL=: expected tcp://HOST:PORT"),
         ({"NNODES": "2", "DIST_URL": "host:29500"}, "DIST_URL=host:29500"),
         ({"NNODES": "2", "DIST_URL": "tcp://host"}, "DIST_URL=tcp://host"),
@@ -293,6 +297,7 @@ def test_what_the_user_sets_wins_over_slurm(tmp_path: Path, module: str) -> None
         ({"SLURM_JOB_NODELIST": "node[03-05,7]"}, {"DIST_URL": "tcp://node03:29507"}),
         ({"SLURM_JOB_NODELIST": "node[03,05-07]-ib,other"}, {"DIST_URL": "tcp://node03-ib:29507"}),
         ({"SLURM_JOB_NODELIST": "a1,b2"}, {"DIST_URL": "tcp://a1:29507"}),
+        ({"SLURM_JOB_NODELIST": "rack[1-2]node[3-4],other"}, {"DIST_URL": "tcp://rack1node3:29507"}),
         ({"SLURM_JOB_NODELIST": "gpu-[01]"}, {"DIST_URL": "tcp://gpu-01:29507"}),
         ({"SLURM_JOB_NODELIST": "a1,b[2-3]"}, {"DIST_URL": "tcp://a1:29507"}),
         ({"SLURM_JOB_NODELIST": "lonely.example.org"}, {"DIST_URL": "tcp://lonely.example.org:29507"}),
@@ -313,8 +318,31 @@ def test_what_is_taken_from_slurm(
         monkeypatch.delenv(name)
     inside = {**os.environ, "SLURM_NNODES": "2", "SLURM_JOB_ID": "20007", **slurm}
     monkeypatch.setattr(os, "environ", inside)
-    _take_from_slurm()
+    _take_from_slurm(gpus=4)
     assert {name: inside.get(name) for name in taken} == taken
+
+
+def test_gpus_of_slurm_that_cannot_be_used_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = {"SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "8"}
+    monkeypatch.setattr(os, "environ", inside)
+    _take_from_slurm(gpus=0)
+    assert "NGPU" not in inside
+
+
+def test_a_process_whose_outer_launcher_goes_on_without_the_thread_that_started_it(tmp_path: Path, module: str) -> None:
+    """To Linux that thread is its parent."""
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    started: list[subprocess.Popen] = []
+
+    def start() -> None:
+        words = command(module, str(tmp_path), "outlives a thread")
+        started.append(subprocess.Popen(words, cwd=ROOT, env=environment(tmp_path, **place)))
+        wait_until((tmp_path / "begun0").exists)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    assert started[0].wait(timeout=120) == 0
 
 
 def test_a_process_of_an_outer_launcher_runs_as_it_is(tmp_path: Path, module: str) -> None:

@@ -135,7 +135,7 @@ class Run:
 
 
 class Runs:
-    """All runs below a folder, the newest first; one that is still going only after those that came to an end.
+    """All runs and sweeps below a folder, the newest first; what is still going only after what came to an end.
 
     Attributes:
         single: the runs that are of no sweep.
@@ -167,6 +167,7 @@ class Runs:
         find_twins(runs.values(), lambda run: run.kind)
         find_twins(chain(*sweeps.values()), lambda trial: trial.path.name + trial.kind)
         newest = sorted(filter(None, sweeps.values()), key=lambda trials: -max(trial.written for trial in trials))
+        newest.sort(key=lambda trials: not all(trial.is_finished for trial in trials))
         grids = [trials for trials in newest if trials[0].path.name.startswith("lr")]
         pairs = [trials for trials in newest if trials not in grids]
         self.sweeps = grids + pairs
