@@ -180,6 +180,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         written = OmegaConf.to_object(settings)
         assert isinstance(recipe, Recipe) and isinstance(written, Recipe), "both are merged into a Recipe"
     except (OmegaConfBaseException, YAMLError, OSError, TypeError, UnicodeDecodeError, RecursionError) as error:
+        if isinstance(error, OSError) and error.filename:
+            raise  # not what is in the file
         key = getattr(error, "full_key", None)
         line = first_line(error)
         known = [setting.name for setting in dataclasses.fields(Recipe)]

@@ -23,7 +23,7 @@ INTERVAL = 0.5  # seconds between two looks at them; a tick is a hundredth
 TRAINING_INTERVAL = 5.0  # the same while a network trains, so that passing work changes nothing
 ENOUGH = 0.4  # of a core: what others take of it, above which they have it
 STAT = Path("/proc/stat")
-SHARED_OUT = "OMP_NUM_THREADS_SHARED_OUT"  # of the environment: what of it is no wish of the user's
+SHARED_OUT = "OMP_NUM_THREADS_SHARED_OUT"  # in the environment: to what we have set the other, without a user's wish
 
 
 def available_cores() -> int:
@@ -38,7 +38,7 @@ def settle_threads() -> None:
     if "torch" in sys.modules or not hasattr(os, "sched_getaffinity"):
         return
     cores = os.sched_getaffinity(0)
-    if available_cores() < len(cores) and "OMP_NUM_THREADS" not in os.environ:
+    if available_cores() < len(cores) and not os.environ.get("OMP_NUM_THREADS"):
         share_cores(1)
     if os.environ.get("OMP_NUM_THREADS") == "1" or {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         return
@@ -49,7 +49,7 @@ def settle_threads() -> None:
 
 def share_cores(processes: int) -> None:
     """Gives each of so many processes its part of the cores, unless the user has said how many threads to take."""
-    if os.environ.get("OMP_NUM_THREADS") == os.environ.get(SHARED_OUT):
+    if os.environ.get("OMP_NUM_THREADS") in (None, "", os.environ.get(SHARED_OUT)):
         os.environ["OMP_NUM_THREADS"] = os.environ[SHARED_OUT] = str(max(1, available_cores() // processes))
 
 

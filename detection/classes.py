@@ -3,7 +3,7 @@
 A detector that was trained on other classes has already learned those that both lists name.
 """
 
-import functools
+from collections import Counter
 from collections.abc import Sequence
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
@@ -16,7 +16,6 @@ SYNONYMS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch",
 """VOC's words, without blanks, and COCO's for the same things."""
 
 
-@functools.cache
 def canonical(name: str) -> str:
     """What a class is known by: without case, blanks, hyphens and underscores, a synonym as COCO's word."""
     word = "".join(character for character in name.lower() if character not in " -_")
@@ -24,23 +23,28 @@ def canonical(name: str) -> str:
 
 
 def pair_classes(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs of indices (in `old`, in `new`) of the classes that both lists name, in the order of `new`."""
-    places = ((_place_of(name, old), index) for index, name in enumerate(new))
-    return [(place, index) for place, index in places if place is not None]
+    """Pairs of indices (in `old`, in `new`) of the classes that both lists name, in the order of `new`.
+
+    They have the same name, or else are the only further ones of their lists that mean the same.
+    """
+    places = {name: place for place, name in enumerate(old)}
+    pairs = [(places[name], index) for index, name in enumerate(new) if name in places]
+    others, wanted = _others(old, new), _others(new, old)
+    pairs += [(others[word], wanted[word]) for word in others.keys() & wanted.keys()]
+    return sorted(pairs, key=lambda pair: pair[1])
 
 
 def in_words_of(words: Sequence[str], names: Sequence[str]) -> list[str]:
     """The names, spelled as in `words` where that list has the same class."""
-    places = ((_place_of(name, words), name) for name in names)
-    return [name if place is None else words[place] for place, name in places]
+    known = {index: words[place] for place, index in pair_classes(words, names)}
+    return [known.get(index, name) for index, name in enumerate(names)]
 
 
-def _place_of(name: str, names: Sequence[str]) -> int | None:
-    """Where a list has a class: under the same name, or else under the only one that means the same."""
-    if name in names:
-        return names.index(name)
-    alike = [place for place, other in enumerate(names) if canonical(other) == canonical(name)]
-    return alike[0] if len(alike) == 1 else None
+def _others(names: Sequence[str], known: Sequence[str]) -> dict[str, int]:
+    """By meaning, where the classes are that `known` does not name as they are; none that share a meaning."""
+    words = {place: canonical(name) for place, name in enumerate(names) if name not in known}
+    count = Counter(words.values())
+    return {word: place for place, word in words.items() if count[word] == 1}
 
 
 def is_class_layer(name: str) -> bool:

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from common.errors import UserError
 from common.exported import is_exported, read_card
 from common.files import write_figure, write_json, write_table, write_text
-from common.run_folder import failures_as_warnings
+from common.run_folder import failures_as_warnings, read_sessions
 from detection.average_precision import (
     ASPECTS,
     IOU_THRESHOLDS,
@@ -252,7 +252,9 @@ def read_threshold(weights: str) -> float:
     Raises:
         UserError: there is none that has a threshold.
     """
-    places = [folder_of(weights) / "evaluation" / "evaluation.json"]
+    results = folder_of(weights) / "evaluation"
+    evaluated = (read_sessions(results) or [{}])[-1].get("weights", weights)  # it may be another one of the run
+    places = [results / "evaluation.json"] if Path(evaluated).name == Path(weights).name else []
     if is_exported(weights):
         places.insert(0, Path(weights))
     elif Path(weights).name == "model_best.pth":
@@ -262,7 +264,8 @@ def read_threshold(weights: str) -> float:
             content = read_card(path) if is_exported(path) else json.loads(path.read_text())
             return float(content["threshold"])
     there = [path for path in places if path.is_file()]
-    found = f"{there[-1]}: holds no threshold" if there else f"{places[0]}: no such file"
+    missing = f"{places[0]}: no such file" if places else f"{results}: is of {evaluated}"
+    found = f"{there[-1]}: holds no threshold" if there else missing
     raise UserError(
         f"{found}; expected that of the evaluation of these weights, which training and make eval-* write: give a "
         "number as the score"

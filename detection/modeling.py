@@ -58,12 +58,10 @@ def load_detector(
             set_classes(cfg, classes)
         return cfg, ExportedDetector(exported, cfg, pairs)
     cfg = RecordingCfg(read_detector_cfg(source, options))
-    has_new_classes = bool(classes) and tuple(cfg.MODEL.CLASSES) == COCO_CLASSES
-    is_start = run_of(source) is None or has_new_classes
+    is_start = run_of(source) is None or bool(classes and tuple(cfg.MODEL.CLASSES) == COCO_CLASSES)
     if is_start:
         cfg.MODEL.WEIGHTS = source
-    if is_start and classes:
-        set_classes(cfg, classes)
+        set_classes(cfg, classes or cfg.MODEL.CLASSES)
     with blamed_on(options[::2]):
         detector = build_model(cfg)
     if is_start:

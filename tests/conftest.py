@@ -9,7 +9,7 @@ import resource
 import runpy
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -138,8 +138,14 @@ def freed_memory_goes_back() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def excepthook_of_pytest() -> Callable:
+    """It warns of errors in threads."""
+    return threading.excepthook
+
+
 @pytest.fixture(autouse=True)
-def logging_at_its_defaults() -> None:
+def logging_at_its_defaults(excepthook_of_pytest: Callable) -> None:
     """Undoes what earlier tests called here have done to logging: `RunLog`, and OpenVINO where a conversion fails."""
     for name in ("classification", "common", "detection", "detectron2", "fvcore"):
         logger = logging.getLogger(name)
@@ -149,7 +155,7 @@ def logging_at_its_defaults() -> None:
     logging.root.filters = []
     logging.disable(logging.NOTSET)
     logging.raiseExceptions = True
-    threading.excepthook = threading.__excepthook__
+    threading.excepthook = excepthook_of_pytest
 
 
 @pytest.fixture(scope="session")

@@ -197,10 +197,10 @@ for _ in range(3):  # the last is loaded while there is one thread
     assert printed(program) == ["3", "1", "3"]
 
 
-@pytest.mark.parametrize(("of_user", "expected"), [(None, ["8", "2"]), ("5", ["5", "5"])])
+@pytest.mark.parametrize(("of_user", "expected"), [(None, ["8", "2"]), ("", ["8", "2"]), ("5", ["5", "5"])])
 def test_a_launcher_below_another_command_shares_out_what_that_has_taken(monkeypatch, of_user, expected):
     """As one of a study in a container, whose cores are fewer than the process sees."""
-    inside = {"OMP_NUM_THREADS": of_user} if of_user else {}
+    inside = {} if of_user is None else {"OMP_NUM_THREADS": of_user}
     monkeypatch.setattr(os, "environ", inside)
     monkeypatch.setattr(threads, "available_cores", lambda: 8)
     found = []

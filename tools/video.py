@@ -31,7 +31,7 @@ def count_frames(path: Path) -> int:
 
 
 def frame_rate(path: Path) -> float:
-    """Frames a second; 25 where the header does not say, or nothing that can be."""
+    """Frames a second, at most `FINEST_RATE`; 25 where the header says none, or one that is no rate."""
     rate = _capture(path).get(cv2.CAP_PROP_FPS)
     return min(rate, FINEST_RATE) if math.isfinite(rate) and rate > 0 else 25.0
 

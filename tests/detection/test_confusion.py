@@ -213,7 +213,11 @@ def test_the_threshold_of_the_training_comes_before_that_of_a_later_evaluation(t
     assert read_threshold(str(weights)) == 0.25
     (tmp_path / "evaluation.json").write_text('{"threshold": 0.75}')
     assert read_threshold(str(weights)) == 0.75
-    assert read_threshold(str(tmp_path / "model_last.pth")) == 0.25  # which the training has not measured
+    last = str(tmp_path / "model_last.pth")  # which the training has not measured
+    assert read_threshold(last) == 0.25
+    (later.parent / "environment.json").write_text(json.dumps([{"weights": last}, {"weights": str(weights)}]))
+    with pytest.raises(UserError, match=r"/evaluation: is of .*model_best.pth; expected that of .* these weights"):
+        read_threshold(last)
 
 
 def test_nothing_found_has_no_threshold_and_is_drawn_all_the_same(tmp_path: Path):

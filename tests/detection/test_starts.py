@@ -113,6 +113,7 @@ def test_classes_that_differ_in_case_or_a_hyphen_alone_stay_apart() -> None:
     assert pair_classes(names, names) == [(0, 0), (1, 1), (2, 2), (3, 3)]
     assert in_words_of(names, names) == names
     assert pair_classes(names, ["T1"]) == []  # which of the two?
+    assert pair_classes(["dog"], ["Dog", "dog"]) == [(0, 1)]
 
 
 def test_yolov3_detects_the_classes_it_knows_before_its_first_step(

@@ -297,6 +297,7 @@ CASES = {
         "OPTS: 'SOLVER.MAX_ITER' has 1 words; expected pairs of KEY VALUE"),
     "a recipe that is no YAML": Case(RECIPE, put("own.yaml", "lr: ["), "own.yaml data=birds: …; the settings are: …"),
     "a recipe that calls": Case(RECIPE, put("own.yaml", f"lr: {TAG}"), "own.yaml data=birds: …; the settings are: …"),
+    "a recipe that is a number": Case(RECIPE, put("own.yaml", "7"), "own.yaml data=birds: …; the settings are: …"),
     "a recipe without end": Case(RECIPE, put("own.yaml", f"lr: {'[' * 1500}"),
         "own.yaml data=birds: …; the settings are: …"),
     "a setting that is none": Case(RECIPE, put("own.yaml", "rate: 3"),

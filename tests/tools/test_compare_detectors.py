@@ -231,10 +231,9 @@ def test_what_is_missing_or_does_not_fit_is_told_in_one_line(runs, tmp_path, cap
     assert error_of(capsys, "--score", 50, *both) == "error: SCORE=50: expected a number from 0 to 1"
     assert "LIMIT=0" in error_of(capsys, "--limit", 0, *both)
     shutil.copytree(data, tmp_path / "empty")
-    for number in "2345":
+    for number in "234":  # all of the split but one, which is not the one that is chosen
         path = tmp_path / "empty" / "Annotations" / f"{number}.xml"
-        if number != "5":
-            path.write_text(re.sub("<object>.*</object>", "", path.read_text(), flags=re.DOTALL))
+        path.write_text(re.sub("<object>.*</object>", "", path.read_text(), flags=re.DOTALL))
     assert "show no object" in error_of(capsys, "--data", tmp_path / "empty", "--limit", 1, *both)
     assert "('voc_dev',)" in error_of(capsys, "--split", "voc_dev", *both)
     assert "no such file" in error_of(capsys, tmp_path / "none.jpg", *both)

@@ -397,6 +397,17 @@ def test_an_older_file_stands_in_for_a_broken_one_and_a_sweep_tells_how_far_it_i
     assert "pair-pretraining" not in states
 
 
+def test_a_sweep_still_going_comes_after_one_that_has_ended(copy: Path, tmp_path: Path) -> None:
+    newer = copy / "few-grid-2"
+    shutil.copytree(copy / "few-grid", newer)
+    (newer / "lr0.05-epochs2" / "result.json").unlink()  # this trial has failed
+    for metrics in newer.glob("*/metrics.json"):
+        os.utime(metrics, (2e9, 2e9))
+    assert "Every run of few-grid-2, the best first" in make(copy, tmp_path / "report").text
+    (newer / "sweep.csv").unlink()
+    assert "Every run of few-grid, the best first" in make(copy, tmp_path / "report").text
+
+
 def test_a_run_still_going_says_so(copy: Path, tmp_path: Path) -> None:
     """As it is after an epoch: no result, a row of metrics half written, neither seconds nor an end known yet."""
     for name in ("yolov3_darknet53", "finetuned"):

@@ -140,7 +140,8 @@ class Runs:
     Attributes:
         single: the runs that are of no sweep.
         sweeps: the runs of each sweep.
-        grid, pair: of the newest sweep over rates and epochs, and of that from pretrained and random weights.
+        grid, pair: of the newest sweep over rates and epochs, and of that from pretrained and random weights; of those
+            that came to an end if there is one.
         problems: what could not be read.
 
     Raises:
@@ -166,8 +167,10 @@ class Runs:
                 trials += [runs.pop(folder)] if folder in runs else []
         find_twins(runs.values(), lambda run: run.kind)
         find_twins(chain(*sweeps.values()), lambda trial: trial.path.name + trial.kind)
-        newest = sorted(filter(None, sweeps.values()), key=lambda trials: -max(trial.written for trial in trials))
-        newest.sort(key=lambda trials: not all(trial.is_finished for trial in trials))
+        newest = sorted(
+            filter(None, sweeps.values()),
+            key=lambda trials: (not _has_ended(trials), -max(trial.written for trial in trials)),
+        )
         grids = [trials for trials in newest if trials[0].path.name.startswith("lr")]
         pairs = [trials for trials in newest if trials not in grids]
         self.sweeps = grids + pairs
@@ -251,6 +254,11 @@ class Runs:
 
         paths = [folder / name for folder in self.folders if (folder / name).exists() and is_of_run(folder)]
         return sorted(paths, key=lambda path: -path.stat().st_mtime)
+
+
+def _has_ended(trials: Sequence[Run]) -> bool:
+    """Whether a sweep has written its table, as it does where a trial of a grid has failed too."""
+    return any((trials[0].path.parent / name).exists() for name in ("sweep.csv", "comparison.csv"))
 
 
 def find_twins(runs: Iterable[Run], key: Callable[[Run], str]) -> None:
