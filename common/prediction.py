@@ -216,19 +216,18 @@ def as_pixels(image: Source) -> Tensor:
             raise UserError(f"image: {error}; expected a whole one of 8 or 16 bits") from error
     if isinstance(image, np.ndarray) and (not image.flags.writeable or min(image.strides, default=0) < 0):
         image = image.copy()  # torch would warn of a tensor that could write to it, and takes no mirrored one
+    wanted = "expected uint8, an array (H, W, 3) or (H, W) or a tensor (3, H, W), in RGB"
     try:
         pixels = torch.as_tensor(image)
     except (TypeError, ValueError) as error:  # of Python's objects, say
-        raise UserError(f"image: {first_line(error)}; expected an array of uint8, (H, W, 3), in RGB") from error
+        raise UserError(f"image: {first_line(error)}; {wanted}") from error
     if isinstance(image, np.ndarray) and image.ndim == 2:
         pixels = pixels.expand(3, -1, -1)
     elif isinstance(image, np.ndarray) and image.ndim == 3:
         pixels = pixels.permute(2, 0, 1)
     if pixels.dtype != torch.uint8 or pixels.dim() != 3 or len(pixels) != 3 or not pixels.numel():
-        raise UserError(
-            f"image: is {type(image).__name__} of {pixels.dtype} and shape {tuple(image.shape)}; expected uint8, "
-            "an array (H, W, 3) or (H, W) or a tensor (3, H, W), in RGB"
-        )
+        found = f"{type(image).__name__} of {pixels.dtype} and shape {tuple(image.shape)}"
+        raise UserError(f"image: is {found}; {wanted}")
     return pixels.cpu()
 
 

@@ -23,7 +23,7 @@ INTERVAL = 0.5  # seconds between two looks at them; a tick is a hundredth
 TRAINING_INTERVAL = 5.0  # the same while a network trains, so that passing work changes nothing
 ENOUGH = 0.4  # of a core: what others take of it, above which they have it
 STAT = Path("/proc/stat")
-SHARED_OUT = "OMP_NUM_THREADS_SHARED_OUT"  # in the environment: to what we have set the other, without a user's wish
+SHARED_OUT = "OMP_NUM_THREADS_SHARED_OUT"  # holds what we set OMP_NUM_THREADS to: any other value is the user's
 
 
 def available_cores() -> int:

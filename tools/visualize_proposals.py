@@ -96,7 +96,7 @@ def main() -> None:
     choice.add_argument("--config", type=Path, help="configuration of one's own that the run was trained with")
     parser.add_argument("--data", help="data root; default that of the run")
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder of all runs")
-    parser.add_argument("--out", type=Path, help="folder for the results (default: proposals/ in the run's)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: proposals/ in that of the run)")
     parser.add_argument("--topk", type=int, default=100, help="proposals drawn")
     parser.add_argument("--score", type=parse_score, default=0.5, help="detections drawn have at least this score")
     args = parser.parse_args()

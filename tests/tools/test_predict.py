@@ -1,11 +1,13 @@
 """The command on very small untrained models, against what the models say when asked directly."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -20,6 +22,7 @@ from detection.modeling import load_detector
 from detection.voc import load_voc_instances
 from detection.voc_annotations import annotation_xml
 from tests.tools.scenes import draw_scene
+from tools import video
 from tools.eval_detections import read_detections
 from tools.predict import main
 
@@ -273,6 +276,15 @@ def test_video_is_annotated_frame_by_frame(name, output, tmp_path):
             found, expected = (np.array([entry[key] for entry in each]) for each in (frame, alone))
             assert found == pytest.approx(expected, rel=1e-5, abs=1e-3)
     assert results(tmp_path / "out") == ["clip.mp4", "predictions.json"]
+
+
+@pytest.mark.parametrize(
+    ("header", "rate"), [(29.97, 29.97), (0, 25), (-1, 25), (math.inf, 25), (math.nan, 25), (1e6, 65_535)]
+)
+def test_a_rate_that_no_video_can_have_is_not_taken(monkeypatch, header, rate):
+    monkeypatch.setattr(video, "_capture", lambda path: Mock(get=lambda key: header))
+    taken = video.frame_rate(Path("a.mp4"))
+    assert video.VideoFile(Path("b.mp4"), taken).rate == taken == rate
 
 
 def test_a_video_that_ends_early_is_told_of(output, tmp_path, capsys):
